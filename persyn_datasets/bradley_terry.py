@@ -1,0 +1,97 @@
+"""Bradley–Terry over pairs of teachers: P(B preferred to A) = σ(Zᵀ π(x)), Z = −1 at A and +1 at B (paper §3)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+
+from persyn_datasets.teacher import Message
+
+RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
+FOLDS = 5
+
+
+def bradley_terry_loss(o: torch.Tensor, prefer: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of P(C = 1) = σ(Zᵀ π(x)), summed over all pairs of all prompts.
+
+    Args:
+        o: π(x), (prompts, teachers).
+        prefer: (prompts, teachers, teachers), 1 at [x, i, j] where i was preferred to j on prompt x, else 0.
+    """
+    z_o = o[:, :, None] - o[:, None, :]
+    return -(prefer * F.logsigmoid(z_o)).sum()
+
+
+def preferences(pairs: Dataset, names: Sequence[str]) -> tuple[list[list[Message]], torch.Tensor]:
+    """The prompts of `Pairify`'s rows, and `prefer` as in `bradley_terry_loss`; teachers in the order of `names`."""
+    index = {name: i for i, name in enumerate(names)}
+    columns = pairs.select_columns(["prompt_id", "teacher_a", "teacher_b", "label"]).to_dict()
+    first_row: dict[str, int] = {}
+    places = []
+    order: dict[str, int] = {}
+    for row, (key, a, b, label) in enumerate(zip(*columns.values(), strict=True)):
+        first_row.setdefault(key, row)
+        winner, loser = (b, a) if label == 1 else (a, b)
+        places.append((order.setdefault(key, len(order)), index[winner], index[loser]))
+    prefer = torch.zeros(len(order), len(names), len(names))
+    prefer[tuple(torch.tensor(places).T)] = 1
+    return list(pairs.select(first_row.values())["messages"]), prefer
+
+
+def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The linear head o = W x + b of least Bradley–Terry loss, with a ridge penalty chosen by cross-validation.
+
+    Features are standardised inside; b is not penalised, so that much ridge gives the teachers' overall order.
+
+    Args:
+        x: features, (prompts, features).
+        prefer: see `bradley_terry_loss`.
+        with_bias: False for a head without b; then the direction of the features that comes nearest to a
+            constant stands in for it.
+
+    Returns:
+        W (teachers, features), b (teachers,) and the ridge.
+    """
+    x, n = x.double(), prefer.shape[-1]
+    if with_bias:
+        v, constant = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(len(x), 1, dtype=x.dtype)
+    else:
+        gram = x.T @ x
+        gram += 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=x.dtype)
+        v = torch.linalg.solve(gram, x.sum(0))
+        constant = (x @ v)[:, None]
+    mean = x.mean(0)
+    scale = (x - constant * mean).std(0).clamp(min=1e-6)
+    z = torch.cat([constant, (x - constant * mean) / scale], dim=1)
+
+    fold = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)) % min(FOLDS, len(z))
+    losses = torch.zeros(len(RIDGES))
+    for k in fold.unique():
+        for r, w in enumerate(_ridge_path(z[fold != k], prefer[fold != k])):
+            losses[r] += bradley_terry_loss(z[fold == k] @ w, prefer[fold == k])
+    best = int(losses.argmin())
+    w = _ridge_path(z, prefer)[best]
+    weight = (w[1:] / scale[:, None]).T
+    bias = w[0] - weight @ mean
+    if not with_bias:
+        weight, bias = weight + bias[:, None] * v, torch.zeros(n)
+    return weight.float(), bias.float(), RIDGES[best]
+
+
+def _ridge_path(z: torch.Tensor, prefer: torch.Tensor) -> list[torch.Tensor]:
+    """Weights (1 + features, teachers) for each of `RIDGES`, each fit starting from the one before."""
+    w = torch.zeros(z.shape[1], prefer.shape[-1], dtype=z.dtype, requires_grad=True)
+    pairs, path = prefer.sum().clamp(min=1), []
+    for ridge in RIDGES:
+        optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
+
+        def objective() -> torch.Tensor:
+            optimizer.zero_grad()  # noqa: B023
+            loss = bradley_terry_loss(z @ w, prefer) / pairs + ridge * w[1:].square().sum()  # noqa: B023
+            loss.backward()
+            return loss
+
+        optimizer.step(objective)
+        path.append(w.detach().clone())
+    return path

@@ -1,0 +1,188 @@
+"""The builder: the stages in their order, as a `datasets.ArrowBasedBuilder` whose config is a recipe.
+
+<output>/recipe.yaml
+<output>/dataset/       README.md, stats.json, data/ (train, failed), calibration/, pairs/, routing/
+<output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import yaml
+from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
+from huggingface_hub.constants import HF_HOME
+
+from persyn_datasets import __version__, plan, report, schema
+from persyn_datasets.errors import BuildError, InputError
+from persyn_datasets.generate import Generate
+from persyn_datasets.journal import digest
+from persyn_datasets.pairify import Pairify
+from persyn_datasets.prompts import load_prompts
+from persyn_datasets.rank import Rank
+from persyn_datasets.recipe import Recipe
+from persyn_datasets.route import Route
+from persyn_datasets.router import train_router
+from persyn_datasets.score import Score
+from persyn_datasets.synthesize import Synthesize
+
+
+@dataclass
+class PersynConfig(datasets.BuilderConfig):
+    """A `BuilderConfig` that is a recipe."""
+
+    recipe: Recipe | None = None
+
+
+class PersynBuilder(datasets.ArrowBasedBuilder):
+    """Builds the dataset and the router of a recipe.
+
+        builder = PersynBuilder("quickstart", output="outputs/quickstart")
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split="train")
+
+    Args:
+        recipe: a `Recipe`, or what `Recipe.load` takes.
+        output: the folder described above. Default: one in the Hugging Face cache, named by the recipe.
+
+    Raises:
+        InputError: the output folder holds something else.
+    """
+
+    BUILDER_CONFIG_CLASS = PersynConfig
+
+    def __init__(self, recipe: Recipe | str, output: str | Path | None = None):
+        self.recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+        self.output = Path(output or Path(HF_HOME) / "persyn" / "builds" / self.recipe.name)
+        self.folder = self.output / "dataset"
+        owner = self.output / "recipe.yaml"
+        name = yaml.safe_load(owner.read_text())["name"] if owner.exists() else None
+        if name not in (None, self.recipe.name) or (name is None and self.folder.exists()):
+            holds = f"a build of the recipe {name!r}" if name else "a dataset that no recipe made"
+            raise InputError(
+                f"{self.output} holds {holds}, and this recipe is {self.recipe.name!r}; "
+                "give another --output, or remove that folder."
+            )
+        super().__init__(str(self.output), "persyn", config_name=self.recipe.name, recipe=self.recipe)
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo()
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Build, or go on where an interrupted build stopped, or do nothing if it is done.
+
+        Raises:
+            InputError: before anything is spent.
+            BuildError: the calibration gave nothing to learn from.
+        """
+        prompts = load_prompts(**asdict(self.recipe.prompts))
+        build = digest([self.recipe.to_dict(), prompts._fingerprint, __version__])
+        if self.stats and self.stats["build"] == build:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        (self.output / "recipe.yaml").write_text(_yaml(self.recipe.to_dict()))
+        self._stats: dict[str, Any] = {"build": build, "version": __version__}
+        kwargs = {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS} | kwargs
+        super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
+        Path(f"{self.folder / 'data'}_builder.lock").unlink(missing_ok=True)
+        self._write_card()
+        # Last: its presence says that the build is whole.
+        (self.folder / "stats.json").write_text(json.dumps(self._stats, indent=2))
+
+    @property
+    def stats(self) -> dict[str, Any] | None:
+        """The numbers of the finished build in the output folder; None if there is none."""
+        path = self.folder / "stats.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def as_dataset(self, split: Any = None, **kwargs: Any) -> Any:
+        """The finished dataset: `load_dataset` on the output folder."""
+        return load_dataset(str(self.folder), split=split, **kwargs)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        recipe = self.recipe
+        prompts = plan.check(recipe)
+
+        ranked = plan.calibration(recipe, prompts)
+        ranked = _map(ranked, Generate(recipe.teachers), schema.GENERATED, batch_size=None)
+        ranked = _map(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
+        ranked = _map(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
+        calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
+        pairs = calibration["train"].map(
+            Pairify(), batched=True, remove_columns=ranked.column_names, features=Features(schema.PAIRS),
+            load_from_cache_file=False,
+        )  # fmt: skip
+        if len(pairs) == 0:
+            raise BuildError(f"No prompt has two responses of different reward: {report.errors(ranked)}.")
+
+        options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
+        router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
+        metrics = router.evaluate(calibration["test"], calibration["train"])
+        router = router.record(
+            student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics
+        )
+
+        routed = _map(prompts, Route(router), schema.ROUTED, batch_size=1000, load_from_cache_file=True)
+        answered = _map(routed, Synthesize(recipe.teachers), schema.SYNTHESIZED, batch_size=None)
+        self._stats |= plan.plan(recipe, len(prompts)) | report.measure(ranked, answered) | {"router": metrics}
+        _write(self.folder / "calibration", calibration)
+        _write(self.folder / "pairs", DatasetDict(train=pairs))
+        routing = routed.select_columns(["prompt_id", "teacher", "router_scores"])
+        _write(self.folder / "routing", DatasetDict(train=routing))
+        answered = answered.remove_columns(["messages", "router_scores"])
+        splits = {
+            "train": answered.filter(lambda error: error == "", input_columns="error"),
+            "failed": answered.filter(lambda error: error != "", input_columns="error"),
+        }
+        return [
+            datasets.SplitGenerator(name=name, gen_kwargs={"rows": rows})
+            for name, rows in splits.items()
+            if len(rows) or name == "train"
+        ]
+
+    def _generate_tables(self, rows: Dataset) -> Iterator[tuple[int, pa.Table]]:
+        yield from enumerate(rows.with_format("arrow").iter(batch_size=1000))
+
+    def _write_card(self) -> None:
+        splits = {"default": ("data/persyn-", list(self.info.splits or []))}
+        splits |= {"calibration": ("calibration/", ["train", "test"])}
+        splits |= {"pairs": ("pairs/", ["train"]), "routing": ("routing/", ["train"])}
+        configs = [
+            {"config_name": name, "data_files": [{"split": s, "path": f"{prefix}{s}*.parquet"} for s in names]}
+            | ({"default": True} if name == "default" else {})
+            for name, (prefix, names) in splits.items()
+        ]
+        text = report.describe(self.recipe, self._stats)
+        (self.folder / "README.md").write_text(f"---\n{_yaml({'configs': configs})}---\n\n{text}\n")
+
+
+def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:
+    """`train` and `test`, by a hash of the prompt: the same prompt is always on one side."""
+    order = {key: hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in ranked.unique("prompt_id")}
+    test = set(sorted(order, key=order.__getitem__)[: round(share * len(order))])
+    sides: dict[bool, list[int]] = {True: [], False: []}
+    for row, key in enumerate(ranked["prompt_id"]):
+        sides[key in test].append(row)
+    return DatasetDict(train=ranked.select(sides[False]), test=ranked.select(sides[True]))
+
+
+def _map(rows: Dataset, stage: Any, adds: dict[str, Any], **options: Any) -> Dataset:
+    """One stage. The journal remembers better than map's cache, which would keep failed rows for ever."""
+    features = Features({**rows.features, **adds})
+    options = {"load_from_cache_file": False, "desc": type(stage).__name__} | options
+    return rows.map(stage, batched=True, features=features, **options)
+
+
+def _write(folder: Path, splits: DatasetDict) -> None:
+    for name, rows in splits.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,148 @@
+"""Local teachers by `transformers`: one model in memory at a time, full batches of prompts of like length."""
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from persyn_datasets.engines import Request, Response, failed
+from persyn_datasets.errors import InputError
+from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
+from persyn_datasets.teacher import Sampling, Teacher
+
+ROWS_PER_BATCH = 64
+TOKENS_PER_BATCH = 131_072
+
+
+class SampleEachRow(LogitsProcessor):
+    """Inverse-transform sampling with one random stream per row: a row's sample does not depend on its batch.
+
+    Leaves only the sampled token, so that greedy decoding takes it. Scores are (rows, vocabulary).
+    """
+
+    def __init__(self, seeds: Sequence[str]):
+        self.streams = [random.Random(hashlib.sha256(seed.encode()).digest()) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # Below 1 in float32 too, or the last token would be drawn whatever its probability.
+        u = torch.tensor([[min(stream.random(), 1 - 2**-24)] for stream in self.streams], device=scores.device)
+        cdf = scores.float().softmax(-1).cumsum(-1)
+        token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+    """See `persyn_datasets.engines`."""
+    groups: dict[tuple[tuple[str, str | None, bool], Sampling], list[int]] = defaultdict(list)
+    for i, request in enumerate(requests):
+        groups[_weights(request.teacher), request.teacher.sampling or Sampling()].append(i)
+    for (weights, sampling), indices in sorted(groups.items(), key=lambda group: str(group[0][0])):
+        tokenizer = load_tokenizer(*weights)
+        ids = {}
+        for i in indices:
+            try:
+                ids[i] = prompt_ids(tokenizer, requests[i].messages)
+            except TemplateError as error:
+                yield i, failed(requests[i].teacher, f"the model's chat template refuses the prompt: {error}")
+        for batch in _batches(ids, sampling.max_tokens):
+            yield from _answer([(i, requests[i], ids[i]) for i in batch], weights, sampling)
+
+
+def _weights(teacher: Teacher) -> tuple[str, str | None, bool]:
+    return teacher.model, teacher.revision, teacher.trust_remote_code
+
+
+def _batches(ids: dict[int, list[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Indices, longest prompts first, so that the largest batch is the first and padding is least."""
+    batch: list[int] = []
+    for i in sorted(ids, key=lambda i: -len(ids[i])):
+        longest = len(ids[batch[0]]) if batch else 0
+        if len(batch) == ROWS_PER_BATCH or ((len(batch) + 1) * (longest + max_tokens) > TOKENS_PER_BATCH and batch):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _answer(
+    rows: list[tuple[int, Request, list[int]]], weights: tuple[str, str | None, bool], sampling: Sampling
+) -> Iterator[tuple[int, Response]]:
+    model, tokenizer = load_causal_lm(*weights), load_tokenizer(*weights)
+    eos = model.generation_config.eos_token_id
+    ends = {eos} if isinstance(eos, int) else set(eos or [tokenizer.eos_token_id])
+    pad = next(iter(ends)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    width = max(len(ids) for _, _, ids in rows)
+    input_ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(input_ids)
+    for r, (_, _, ids) in enumerate(rows):
+        input_ids[r, width - len(ids) :] = torch.tensor(ids)
+        mask[r, width - len(ids) :] = 1
+
+    steps = LogitsProcessorList()
+    if sampling.temperature > 0:
+        steps.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_p < 1:
+            steps.append(TopPLogitsWarper(sampling.top_p))
+        steps.append(SampleEachRow([f"{sampling.seed}:{q.prompt_id}" for _, q, _ in rows]))
+    generate: Any = model.generate
+    output = generate(
+        input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        logits_processor=steps,
+        # Spelled out, so that sampling defaults that a model ships do not mix with the teacher's own.
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+            repetition_penalty=1.0,
+            stop_strings=list(sampling.stop) or None,
+        ),
+        tokenizer=tokenizer,
+    )[:, width:].tolist()
+
+    for (i, request, ids), tokens in zip(rows, output, strict=True):
+        end = next((t for t, token in enumerate(tokens) if token in ends), None)
+        text = str(tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        cut = min((text.index(s) for s in sampling.stop if s in text), default=None)
+        text = text[:cut].strip()
+        # Rows that end early are filled up with padding.
+        used = len(tokens) if end is None else end + 1
+        if cut is not None:
+            used = max((t for t, token in enumerate(tokens, start=1) if token != pad), default=0)
+        yield (
+            i,
+            Response(
+                teacher=request.teacher.name,
+                text=text,
+                finish_reason="length" if end is None and cut is None else "stop",
+                prompt_tokens=len(ids),
+                completion_tokens=used,
+                error="" if text else "empty response",
+            ),
+        )
+
+
+def check(teacher: Teacher) -> None:
+    """Raises `InputError` if the model cannot be found or its chat template refuses the teacher's messages."""
+    try:
+        AutoConfig.from_pretrained(
+            *_weights(teacher)[:1], revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"Teacher {teacher.name!r}: model {teacher.model!r} not found: {error}") from error
+    try:
+        prompt_ids(load_tokenizer(*_weights(teacher)), teacher.conversation([{"role": "user", "content": "?"}]))
+    except TemplateError as error:
+        raise InputError(
+            f"Teacher {teacher.name!r}: the chat template of {teacher.model!r} refuses its system prompt or examples "
+            f"({error}); put them into the first user message of `examples` instead."
+        ) from error

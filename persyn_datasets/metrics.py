@@ -1,0 +1,71 @@
+"""How good is a router? Hit@k and regret on held-out prompts, beside a random router and the best single teacher."""
+
+from math import comb
+from typing import Any
+
+import numpy as np
+
+BOOTSTRAP_SAMPLES = 10_000
+
+
+def router_metrics(
+    scores: np.ndarray, rewards: np.ndarray, rewards_before: np.ndarray, teachers: list[str], seed: int = 0
+) -> dict[str, Any]:
+    """Compare a router's choices with what was measured on the same prompts.
+
+    Hit@k: how often one of the prompt's best teachers (several, where they tie) is among the k that the router
+    scores highest. Regret: the oracle's mean reward minus the strategy's. A failed response counts as the
+    prompt's lowest reward.
+
+    Args:
+        scores: o = π(x), (prompts, teachers).
+        rewards: r(y, θ), (prompts, teachers), NaN where the response failed.
+        rewards_before: the same on the prompts that the router was trained on: they name the best single teacher.
+        teachers: names, in the order of the columns.
+        seed: for the bootstrap over prompts.
+
+    Returns:
+        JSON values; `advantage` is the mean reward of the router minus the best single teacher's, with its 95%
+        bootstrap interval over the prompts.
+    """
+    scores = scores[~np.isnan(rewards).all(-1)]
+    rewards = _fill_failed(rewards)
+    prompts, n = rewards.shape
+    single = np.broadcast_to(_fill_failed(rewards_before).mean(0), rewards.shape)
+    oracle, best = rewards.max(-1), rewards == rewards.max(-1, keepdims=True)
+
+    def hit(order_by: np.ndarray, k: int) -> float:
+        top = np.argsort(-order_by, axis=-1, kind="stable")[:, :k]
+        return float(np.take_along_axis(best, top, -1).any(-1).mean())
+
+    def chance(k: int) -> float:
+        return float(np.mean([1 - comb(n - int(b), k) / comb(n, k) for b in best.sum(-1)]))
+
+    def reward(order_by: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(rewards, order_by.argmax(-1)[:, None], -1)[:, 0]
+
+    routed, of_single = reward(scores), reward(single)
+    difference = routed - of_single
+    draws = np.random.default_rng(seed).integers(0, prompts, (BOOTSTRAP_SAMPLES, prompts))
+    low, high = np.percentile(difference[draws].mean(-1), [2.5, 97.5])
+    strategies = {"router": routed, "best single": of_single, "random": rewards.mean(-1), "oracle": oracle}
+    return {
+        "prompts": prompts,
+        "best_single_teacher": teachers[int(single[0].argmax())],
+        "reward": {name: float(r.mean()) for name, r in strategies.items()},
+        "regret": {name: float((oracle - r).mean()) for name, r in strategies.items()},
+        "hit@1": {"router": hit(scores, 1), "best single": hit(single, 1), "random": chance(1), "oracle": 1.0},
+        "hit@3": {
+            "router": hit(scores, min(3, n)),
+            "best single": hit(single, min(3, n)),
+            "random": chance(min(3, n)),
+            "oracle": 1.0,
+        },
+        "advantage": {"mean": float(difference.mean()), "low": float(low), "high": float(high)},
+    }
+
+
+def _fill_failed(rewards: np.ndarray) -> np.ndarray:
+    """Failed responses get their prompt's lowest reward; prompts of which all failed are left out."""
+    rewards = rewards[~np.isnan(rewards).all(-1)]
+    return np.where(np.isnan(rewards), np.nanmin(rewards, axis=-1, keepdims=True), rewards)

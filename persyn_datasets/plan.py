@@ -1,0 +1,104 @@
+"""The plan of a build: every check that costs nothing, and what the build will cost."""
+
+import importlib
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoConfig
+
+from persyn_datasets import quality
+from persyn_datasets.engines import engine_of
+from persyn_datasets.errors import InputError
+from persyn_datasets.prompts import load_prompts
+from persyn_datasets.recipe import Recipe
+from persyn_datasets.tables import table
+
+
+def check(recipe: Recipe) -> Dataset:
+    """Check everything that can be checked before anything is spent; returns the prompts.
+
+    Raises:
+        InputError: at the first thing that would not work, with its place and mend.
+    """
+    prompts = load_prompts(**vars(recipe.prompts))
+    size = recipe.calibration.size
+    if not 2 <= size <= len(prompts):
+        raise InputError(
+            f"calibration.size is {size}, and there are {len(prompts)} prompts; expected 2 to {len(prompts)}. "
+            "Lower it, e.g. with --set calibration.size=…"
+        )
+    if not 1 <= round(recipe.router.holdout * size) < size:
+        raise InputError(
+            f"router.holdout {recipe.router.holdout} of {size} calibration prompts leaves none; change it."
+        )
+    _check_quality(recipe, calibration(recipe, prompts))
+    for key, spec in (("student.model", recipe.student.model), ("router.backbone", recipe.router.backbone)):
+        _check_model(key, spec, recipe.student.revision if key == "student.model" else recipe.router.revision)
+    for teacher in recipe.teachers:
+        engine_of(teacher).check(teacher)
+    return prompts
+
+
+def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:
+    """The prompts that every teacher answers."""
+    return prompts.shuffle(seed=recipe.calibration.seed).select(range(recipe.calibration.size)).flatten_indices()
+
+
+def _check_model(key: str, model: str, revision: str | None) -> None:
+    try:
+        AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: model {model!r} not found: {str(error).splitlines()[0]}") from error
+
+
+def _check_quality(recipe: Recipe, rows: Dataset) -> None:
+    if isinstance(recipe.quality, dict):
+        if "reward_model" not in recipe.quality:
+            raise InputError(f"quality: found {recipe.quality}; expected the key 'reward_model'.")
+        _check_model("quality.reward_model", recipe.quality["reward_model"], recipe.quality.get("revision"))
+    elif recipe.quality != quality.MATH_VERIFY:
+        quality.resolve(recipe.quality)
+    elif "answer" not in rows.column_names:
+        raise InputError(
+            "quality: math-verify compares with reference answers; name their column with prompts.answer_column."
+        )
+    else:
+        importlib.import_module("math_verify")
+        for row, answer in enumerate(rows["answer"]):
+            if not answer or not quality.parse_answer(answer):
+                raise InputError(
+                    f"The answer {answer!r} to the prompt {rows[row]['messages'][-1]['content'][:60]!r} is not "
+                    "understood by math-verify; expected a number or LaTeX. Mend or remove the row."
+                )
+
+
+def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
+    """Generations: c·|M| + (N − c), against N·|M| of generate-then-select (paper §2)."""
+    n, m, c = prompts, len(recipe.teachers), recipe.calibration.size
+    return {"prompts": n, "teachers": m, "calibration": c, "generations": c * m + n - c, "generate_then_select": n * m}
+
+
+def describe(recipe: Recipe, prompts: Dataset) -> str:
+    """The plan in words and a table. Tokens are bounds: 4 characters a prompt token, `max_tokens` a response."""
+    p = plan(recipe, len(prompts))
+    c, rest = p["calibration"], p["prompts"] - p["calibration"]
+    characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
+    rows = []
+    dearest = 0.0
+    for t in recipe.teachers:
+        own = sum(len(m["content"]) for m in t.examples) + len(t.system_prompt or "")
+        input_tokens, output_tokens = (characters + own) / 4, (t.sampling or recipe.sampling).max_tokens
+        usd = (input_tokens * t.price.input + output_tokens * t.price.output) / 1e6 if t.price else 0.0
+        dearest = max(dearest, usd)
+        cost = f"${c * usd:,.2f}" if t.price else "not priced"
+        rows.append([t.name, t.engine, f"{c:,}", f"{c * input_tokens:,.0f}", f"{c * output_tokens:,.0f}", cost])
+    head = ["teacher", "engine", "calibration responses", "prompt tokens", "response tokens, at most", "cost, at most"]
+    saved = p["generate_then_select"] / p["generations"]
+    return (
+        f"{recipe.name}: {p['prompts']:,} prompts, {p['teachers']} teachers, student {recipe.student.model}\n\n"
+        f"{table(head, rows)}\n\n"
+        f"then {rest:,} responses, each from the teacher that the router picks"
+        + (f" (at most ${rest * dearest:,.2f})" if dearest else "")
+        + f"\n{p['generations']:,} generations in all; generate-then-select needs {p['generate_then_select']:,} "
+        f"({saved:.1f} times as many)"
+    )

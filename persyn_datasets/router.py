@@ -1,0 +1,287 @@
+"""The router π: a plain `transformers` sequence classifier whose labels are the teachers.
+
+Trained on pairs of teachers by Bradley–Terry: for teachers A and B on prompt x, with Z −1 at A and +1 at B,
+P(B preferred) = σ(Zᵀ π(x)) (paper §3). All pairs of a prompt share one encoding of the prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from huggingface_hub.constants import HF_HOME
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from persyn_datasets.bradley_terry import bradley_terry_loss, fit_head, preferences
+from persyn_datasets.errors import InputError
+from persyn_datasets.journal import digest, folder_hash
+from persyn_datasets.metrics import router_metrics
+from persyn_datasets.models import device, dtype
+from persyn_datasets.teacher import Message, Teacher
+
+TOKENS_PER_BATCH = 16_384
+
+
+def router_text(messages: Sequence[Message]) -> str:
+    """What the router reads: a single user message as it is, so that plain pipelines work on plain prompts."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+@dataclass(frozen=True)
+class Router:
+    """A trained router, by where it is stored: cheap to copy and to pickle; the model is loaded when first used.
+
+    Any `AutoModelForSequenceClassification` or `pipeline("text-classification")` opens it too.
+
+    Attributes:
+        path: Hub id or local folder.
+        revision: branch, tag or commit on the Hub.
+        content: hash of its files or commit, so that caches notice another router at the same place.
+    """
+
+    path: str
+    revision: str | None = None
+    content: str | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: str, revision: str | None = None) -> "Router":
+        """Open a router.
+
+        Raises:
+            InputError: nothing is there, or it is not a router of ours.
+        """
+        router = cls(str(path), revision)
+        return cls(str(path), revision, folder_hash(str(path)) or router.config._commit_hash)
+
+    @property
+    def config(self) -> Any:
+        return _config(self.path, self.revision)
+
+    @property
+    def names(self) -> list[str]:
+        """The teachers' names, in the order of the scores."""
+        return [self.config.id2label[i] for i in range(self.config.num_labels)]
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The teachers as they were asked; empty if the router was trained without their specifications."""
+        return [Teacher.from_dict(t) for t in self.config.persyn["teachers"]]
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """See `metrics.router_metrics`; None if it was not evaluated."""
+        return self.config.persyn.get("metrics")
+
+    def scores(self, prompts: Sequence[list[Message]]) -> np.ndarray:
+        """o = π(x) for each prompt: float32 (prompts, teachers)."""
+        model, tokenizer = _load(self.path, self.revision, self.content)
+        return _forward(model, tokenizer, [router_text(m) for m in prompts]).numpy()
+
+    def evaluate(self, held_out: Dataset, trained_on: Dataset) -> dict[str, Any]:
+        """`metrics.router_metrics` on rows of `Rank`; `trained_on` names the best single teacher."""
+        rewards, before = (rewards_of(ranked, self.names) for ranked in (held_out, trained_on))
+        return router_metrics(self.scores(held_out["messages"]), rewards, before, self.names)
+
+    def record(self, **facts: Any) -> "Router":
+        """Write facts (JSON values) into the stored config of a local router."""
+        self.config.persyn |= facts
+        self.config.save_pretrained(self.path)
+        return Router.from_pretrained(self.path)
+
+    def save_pretrained(self, folder: str) -> None:
+        model, tokenizer = _load(self.path, self.revision, self.content)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@lru_cache(maxsize=8)
+def _config(path: str, revision: str | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"No router at {path!r}: {error}") from error
+    if not hasattr(config, "persyn"):
+        raise InputError(f"{path!r} is a model, but no PerSyn router: its config has no entry 'persyn'.")
+    return config
+
+
+@lru_cache(maxsize=1)
+def _load(path: str, revision: str | None, content: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        path, revision=revision, dtype=dtype(), use_safetensors=True
+    )
+    return model.to(device()).eval(), AutoTokenizer.from_pretrained(path, revision=revision)
+
+
+@torch.inference_mode()
+def _forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
+    """The classifier's outputs, float32 (texts, outputs). Batches hold texts of like length."""
+    ids: Any = tokenizer(list(texts), truncation=True)["input_ids"]
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    rows: dict[int, torch.Tensor] = {}
+    while order:
+        size = max(1, TOKENS_PER_BATCH // max(1, len(ids[order[0]])))
+        batch, order = order[:size], order[size:]
+        encoded: Any = {"input_ids": [ids[i] for i in batch]}
+        padded = tokenizer.pad(encoded, padding_side="right", return_tensors="pt")
+        rows.update(zip(batch, model(**padded.to(model.device)).logits.float().cpu(), strict=True))
+    return torch.stack([rows[i] for i in range(len(ids))])
+
+
+def train_router(
+    pairs: Dataset,
+    backbone: str,
+    *,
+    revision: str | None = None,
+    teachers: Sequence[Teacher] = (),
+    freeze_backbone: bool = False,
+    epochs: float = 2,
+    learning_rate: float = 1e-5,
+    batch_size: int = 16,
+    max_length: int = 1024,
+    seed: int = 0,
+    output_dir: str | None = None,
+) -> Router:
+    """Train a router on the pairs of `Pairify`, with one forward pass per prompt.
+
+    Args:
+        pairs: rows of `prompt_id`, `messages`, `teacher_a`, `teacher_b`, `label`.
+        backbone: Hub id or folder of a model that `AutoModelForSequenceClassification` opens.
+        teachers: their specifications, kept in the router's config; they fix the order of its outputs. A teacher
+            that no pair compares (all its responses failed) gets no output.
+        freeze_backbone: fit only the head, to the optimum and in seconds (`epochs`, `learning_rate` and
+            `batch_size` are not used): for small calibration sets and for CPUs. Its ridge penalty is chosen by
+            cross-validation over the prompts.
+        batch_size: prompts per step.
+        max_length: tokens of a prompt that the router reads.
+        output_dir: where the router is kept. Default: a folder of the Hugging Face cache, named by the content of
+            the pairs and all settings; a router that is there already is not trained again.
+
+    Raises:
+        InputError: there are no pairs, or they compare teachers that `teachers` does not name.
+    """
+    compared = set(pairs.unique("teacher_a")) | set(pairs.unique("teacher_b"))
+    names = [t.name for t in teachers if t.name in compared] if teachers else sorted(compared)
+    if not compared or compared != set(names):
+        expected = f"some of {[t.name for t in teachers]}" if teachers else "at least one pair"
+        raise InputError(f"pairs: they compare the teachers {sorted(compared)}; expected {expected}.")
+    training: dict[str, Any] = {"backbone": backbone, "revision": revision, "freeze_backbone": freeze_backbone}
+    if not freeze_backbone:
+        training |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
+    specifications = [t.to_dict() for t in teachers if t.name in names]
+    address = digest([pairs._fingerprint, folder_hash(backbone), training, specifications])
+    folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
+    if not output_dir and (Path(folder) / "config.json").exists():
+        return Router.from_pretrained(folder)
+
+    config: Any = AutoConfig.from_pretrained(backbone, revision=revision, num_labels=len(names))
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    tokenizer: Any = AutoTokenizer.from_pretrained(backbone, revision=revision)
+    tokenizer.model_max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    config.pad_token_id = tokenizer.pad_token_id
+    set_seed(seed)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        backbone, revision=revision, config=config, dtype=torch.float32, use_safetensors=True
+    ).to(device())
+
+    prompts, prefer = preferences(pairs, names)
+    texts = [router_text(m) for m in prompts]
+    if freeze_backbone:
+        training["ridge"] = _fit_head(model, tokenizer, texts, prefer)
+    else:
+        _fine_tune(model, tokenizer, texts, prefer, folder, epochs, learning_rate, batch_size, seed)
+    model.config.persyn = {"teachers": specifications, "training": training | {"prompts": len(prompts)}}
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return Router.from_pretrained(folder)
+
+
+def rewards_of(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
+    """The measured rewards, (prompts, teachers), NaN where there is none."""
+    index, rewards = {name: i for i, name in enumerate(names)}, np.full((len(ranked), len(names)), np.nan)
+    for i, responses in enumerate(ranked["responses"]):
+        for r in responses:
+            if r["reward"] is not None and r["teacher"] in index:
+                rewards[i, index[r["teacher"]]] = r["reward"]
+    return rewards
+
+
+def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], prefer: torch.Tensor) -> float:
+    """Fit the last linear layer to the pairs; returns the ridge that cross-validation chose."""
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent = model.get_submodule(name.rpartition(".")[0])
+    leaf = name.rpartition(".")[2]
+    setattr(parent, leaf, nn.Identity())  # now the model's logits are the features that its head would see
+    features = _forward(model.eval(), tokenizer, texts)
+    weight, bias, ridge = fit_head(features, prefer, with_bias=head.bias is not None)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.copy_(bias)
+    setattr(parent, leaf, head)
+    return ridge
+
+
+class _BradleyTerryTrainer(Trainer):
+    pairs_per_prompt: float
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        prefer = inputs.pop("prefer")
+        outputs = model(**inputs)
+        loss = bradley_terry_loss(outputs.logits.float(), prefer) / (len(prefer) * self.pairs_per_prompt)
+        return (loss, outputs) if return_outputs else loss
+
+
+def _fine_tune(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    prefer: torch.Tensor,
+    folder: str,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> None:
+    ids = tokenizer(list(texts), truncation=True)["input_ids"]
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        encoded = {"input_ids": [ids[i] for i in rows]}
+        return {**tokenizer.pad(encoded, padding_side="right", return_tensors="pt"), "prefer": prefer[rows]}
+
+    arguments = TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size,
+        bf16=dtype() == torch.bfloat16,
+        gradient_checkpointing=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+    )
+    rows: Any = list(range(len(ids)))
+    trainer = _BradleyTerryTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    trainer.pairs_per_prompt = float(prefer.sum() / len(prefer))
+    trainer.train()

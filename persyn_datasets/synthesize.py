@@ -1,0 +1,48 @@
+"""Synthesize: each prompt is answered once, by its own teacher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from persyn_datasets.engines import Request
+from persyn_datasets.errors import InputError
+from persyn_datasets.generate import check_names, respond
+from persyn_datasets.prompts import messages_of, prompt_id
+from persyn_datasets.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """A `datasets` map that adds `prompt` and `completion` (conversational, as TRL trains on them).
+
+        routed.map(Synthesize(teachers), batched=True, batch_size=None)
+
+    Each row is answered by the teacher that its column `teacher` names; answers that the journal has, those of
+    the calibration among them, are not generated again. A row that fails stays, with an empty `completion` and
+    its `error`: filter on `error == ""` before training.
+    """
+
+    teachers: Sequence[Teacher]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "teachers", tuple(self.teachers))
+        check_names(self.teachers)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        messages, teachers = messages_of(batch), {t.name: t for t in self.teachers}
+        unknown = sorted(set(batch["teacher"]) - set(teachers))
+        if unknown:
+            raise InputError(f"Rows are assigned to {unknown[0]!r}; the teachers here are {', '.join(teachers)}.")
+        ids = [prompt_id(m) for m in messages]
+        requests = [
+            Request(teachers[name], key, teachers[name].conversation(m))
+            for name, key, m in zip(batch["teacher"], ids, messages, strict=True)
+        ]
+        responses = respond(requests, "Synthesize")
+        copied = ("finish_reason", "prompt_tokens", "completion_tokens", "error")
+        columns: dict[str, list[Any]] = {key: [r[key] for r in responses] for key in copied}  # type: ignore[literal-required]
+        return columns | {
+            "prompt_id": ids,
+            "prompt": messages,
+            "completion": [[] if r["error"] else [{"role": "assistant", "content": r["text"]}] for r in responses],
+        }

@@ -1,0 +1,116 @@
+"""Teachers: a model *and* how it is asked. A specification only; engines load the model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from persyn_datasets.errors import InputError
+from persyn_datasets.journal import folder_hash
+
+Message = dict[str, str]
+Engine = Literal["transformers", "vllm", "endpoint", "recorded"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a teacher samples its response. `temperature=0` is greedy decoding.
+
+    Each prompt draws from its own random stream (`seed` and the prompt), so a response does not depend on
+    which other prompts shared its batch.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 2048
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise InputError(f"sampling.temperature is {self.temperature}; expected 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling.top_p is {self.top_p}; expected a value in (0, 1].")
+        if self.max_tokens < 1:
+            raise InputError(f"sampling.max_tokens is {self.max_tokens}; expected at least 1.")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per million tokens."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    input: float
+    output: float
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model and how it is asked; two teachers may share one model.
+
+    Args:
+        model: Hub id or local folder; for `endpoint` the model name that the server knows; for `recorded` a
+            Hub dataset id, folder or file with the columns `prompt`, `teacher` and `response`.
+        name: the name in the data, unique among the teachers. Default: `model`.
+        engine: `transformers` (in this process), `endpoint` (any OpenAI-compatible server) or `recorded`.
+        revision: branch, tag or commit of `model` on the Hub.
+        base_url: of an `endpoint`, up to and with `/v1`.
+        api_key_env: name of the environment variable that holds the endpoint's key. Never the key itself.
+        system_prompt: put before the prompt's own system message, if it has one.
+        examples: few-shot messages (alternating user and assistant) put between system prompt and prompt.
+        sampling: see `Sampling`; `None` takes the recipe's, or `Sampling()`.
+        price: see `Price`; used in plans and accounts.
+        size: billions of parameters; used to order teachers in reports.
+        family, license: used in reports and cards.
+        trust_remote_code: run the code that the model's repository ships. Off unless you say so.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    model: str
+    name: str = ""
+    engine: Engine = "transformers"
+    revision: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    system_prompt: str | None = None
+    examples: tuple[Message, ...] = ()
+    sampling: Sampling | None = None
+    price: Price | None = None
+    size: float | None = None
+    family: str | None = None
+    license: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.model)
+        object.__setattr__(self, "examples", tuple(self.examples))
+        if self.engine == "endpoint" and not self.base_url:
+            raise InputError(f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. http://host:8080/v1.")
+        if self.engine != "endpoint" and self.base_url:
+            raise InputError(f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected 'endpoint'.")
+
+    def conversation(self, messages: list[Message]) -> list[Message]:
+        """The messages as this teacher sees them: its system prompt and examples, then the prompt."""
+        system = [self.system_prompt] if self.system_prompt else []
+        if messages[0]["role"] == "system":
+            system, messages = [*system, messages[0]["content"]], messages[1:]
+        head = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+        return [*head, *self.examples, *messages]
+
+    def identity(self) -> dict[str, Any]:
+        """All that can change the response, and nothing else: the journal's address of this teacher."""
+        keys = ("model", "engine", "revision", "base_url", "system_prompt", "examples", "sampling")
+        identity = {key: value for key, value in self.to_dict().items() if key in keys}
+        return identity | {"weights": folder_hash(self.model)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values. Holds no secret: keys are named by their variable only."""
+        return asdict(self) | {"examples": list(self.examples), "sampling": asdict(self.sampling or Sampling())}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Teacher":
+        nested = {"sampling": Sampling, "price": Price}
+        return cls(**{k: nested[k](**v) if k in nested and v is not None else v for k, v in values.items()})

@@ -1,0 +1,85 @@
+"""Tiny real models, made here, so that no test needs the network. Settings come before any Hugging Face import."""
+
+import os
+import tempfile
+
+_home = tempfile.TemporaryDirectory(prefix="persyn-tests-")
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("HF_HUB_OFFLINE", None)  # it would block 127.0.0.1 too
+os.environ.pop("PERSYN_JOURNAL", None)
+
+import string
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from datasets.utils import disable_progress_bars
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+disable_progress_bars()
+torch.set_num_threads(2)
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' and 'refuse me' in m['content'] %}{{ raise_exception('no system messages') }}{% endif %}"
+    "<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def journal_root(tmp_path, monkeypatch):
+    """Every test has a journal of its own."""
+    monkeypatch.setenv("PERSYN_JOURNAL", str(tmp_path / "journal"))
+    return tmp_path / "journal"
+
+
+def make_tokenizer(chat_template: str | None) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE over printable ASCII with three merges; adds a BOS itself, like Llama's."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = sorted({byte_level.pre_tokenize_str(c)[0][0] for c in string.printable})
+    tokens = ["<pad>", "<s>", "</s>", *letters, "th", "the", "er"]
+    merges = [("t", "h"), ("th", "e"), ("e", "r")]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    backend.pre_tokenizer, backend.decoder = byte_level, decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template, **special)
+
+
+def save_model(folder: Path, kind: str = "Llama", head: str = "CausalLM", chat: bool = True, **config) -> str:
+    """A tiny random model of any architecture with the tokenizer above; wide weights, so that its choices are clear."""
+    tokenizer = make_tokenizer(CHAT_TEMPLATE if chat else None)
+    tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tiny |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    tiny |= {"initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model_config = getattr(transformers, f"{kind}Config")(**(tiny | config))
+    model = getattr(transformers, f"{kind}For{head}")(model_config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def chat_model(models_folder):
+    return save_model(models_folder / "chat")
+
+
+@pytest.fixture(scope="session")
+def base_model(models_folder):
+    return save_model(models_folder / "base", chat=False)
+
+
+@pytest.fixture(scope="session")
+def reward_model(models_folder):
+    return save_model(models_folder / "reward", head="SequenceClassification", num_labels=1)

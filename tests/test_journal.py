@@ -1,0 +1,138 @@
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from persyn_datasets import journal as module
+from persyn_datasets.journal import Journal, default_root, digest, folder_hash
+
+
+def entries(journal):
+    return {p.name for p in journal.folder.iterdir()}
+
+
+def child(code, *args):
+    """A real process that has a journal `j` with the identity {"a": 1}."""
+    setup = "import sys, time; from persyn_datasets import journal as m; j = m.Journal('kind', 'n', {'a': 1})\n"
+    return subprocess.Popen([sys.executable, "-c", setup + code, *args], stdout=subprocess.PIPE, text=True)
+
+
+def test_records_persist_and_any_json_value_is_one():
+    records = {"k1": {"text": "ä\n\0", "n": None}, "k2": 0.1, "k3": None, "k4": [1, "x"]}
+    with Journal("kind", "a/b c", {"a": 1}) as journal:
+        for key, record in records.items():
+            journal.put(key, record)
+    again = Journal("kind", "a/b c", {"a": 1})
+    assert again.get([*records, "k5"]) == records
+    assert again.get(["k2"]) == {"k2": 0.1}
+    assert again.get([]) == {}
+    assert not [name for name in entries(again) if name.endswith(".tmp")]
+    assert again.folder.is_relative_to(default_root() / "kind")
+
+
+def test_identities_and_kinds_are_apart():
+    with Journal("kind", "n", {"a": 1}) as journal:
+        journal.put("k", 1)
+    assert Journal("kind", "n", {"a": 2}).get(["k"]) == {}
+    assert Journal("other", "n", {"a": 1}).get(["k"]) == {}
+    assert Journal("kind", "n", {"a": 1}).get(["k"]) == {"k": 1}
+
+
+def test_the_last_record_of_a_key_wins_within_a_writer():
+    with Journal("kind", "n", {}) as journal:
+        journal.put("k", "old")
+        journal.put("k", "new")
+    assert journal.get(["k"]) == {"k": "new"}
+
+
+def test_an_error_in_the_block_keeps_what_came_before():
+    with pytest.raises(KeyboardInterrupt), Journal("kind", "n", {}) as journal:
+        journal.put("k", 1)
+        raise KeyboardInterrupt
+    assert Journal("kind", "n", {}).get(["k"]) == {"k": 1}
+
+
+def test_flush_by_time(monkeypatch):
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.05)
+    with Journal("kind", "n", {}) as journal:
+        journal.put("k", 1)
+        deadline = time.monotonic() + 10
+        while not (found := Journal("kind", "n", {}).get(["k"])) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert found == {"k": 1}
+
+
+def test_parts_roll_over(monkeypatch):
+    monkeypatch.setattr(module, "ROWS_PER_PART", 4)
+    with Journal("kind", "n", {}) as journal:
+        for i in range(10):
+            journal.put(f"k{i}", i)
+            journal.flush()
+    sizes = sorted(pq.read_metadata(part).num_rows for part in journal.folder.glob("*.parquet"))
+    assert sizes == [2, 4, 4]
+    assert journal.get(f"k{i}" for i in range(10)) == {f"k{i}": i for i in range(10)}
+
+
+def test_two_processes_share_a_folder():
+    code = "with j:\n  for i in range(50):\n    j.put(f'{sys.argv[1]}{i}', i)\n    i % 10 or j.flush()"
+    writers = [child(code, name) for name in "ab"]
+    assert [w.wait(60) for w in writers] == [0, 0]
+    expected = {f"{name}{i}": i for name in "ab" for i in range(50)}
+    journal = Journal("kind", "n", {"a": 1})
+    assert journal.get(expected) == expected
+    assert len(list(journal.folder.glob("*.parquet"))) == 2
+    assert not list(journal.folder.glob(".*"))
+
+
+def test_a_killed_process_keeps_what_it_flushed():
+    code = "m.FLUSH_SECONDS = 0.05\nwith j:\n  j.put('k', 1)\n"
+    code += "  while not j.get(['k']): time.sleep(0.01)\n  print('flushed', flush=True)\n  time.sleep(60)"
+    process = child(code)
+    assert process.stdout.readline() == "flushed\n"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+    assert Journal("kind", "n", {"a": 1}).get(["k"]) == {"k": 1}
+
+
+def test_reading_while_another_writes():
+    """The open part is replaced by a longer one between any two reads."""
+    journal, done = Journal("kind", "n", {}), threading.Event()
+
+    def write():
+        for i in range(300):
+            journal.put(f"k{i}", i)
+            journal.flush()
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reader, seen = Journal("kind", "n", {}), 0
+    while not done.is_set():
+        found = reader.get(f"k{i}" for i in range(300))
+        assert seen <= len(found)
+        seen = len(found)
+    writer.join()
+    assert len(reader.get(f"k{i}" for i in range(300))) == 300
+
+
+def test_digest_is_of_the_content():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": (2,), "a": 1})
+    assert len({digest(v) for v in ({"a": 1}, {"a": 2}, {"a": "1"}, [["a", 1]], "ä", "a")}) == 6
+
+
+def test_folder_hash_follows_the_weights(tmp_path):
+    assert folder_hash("org/model") is None
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(2**24) + bytes(100))
+    first = folder_hash(str(tmp_path))
+    assert folder_hash(str(tmp_path)) == first
+    weights.write_bytes(bytes(2**24) + b"1" * 100)
+    assert folder_hash(str(tmp_path)) != first  # in a later sample
+    weights.write_bytes(bytes(2**24) + bytes(100))
+    assert folder_hash(str(tmp_path)) == first
+    (tmp_path / "chat_template.jinja").write_text("x")
+    assert folder_hash(str(tmp_path)) != first

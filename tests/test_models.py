@@ -1,0 +1,29 @@
+import pytest
+
+from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
+
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "the other"}
+TURNS = [SYSTEM, USER, {"role": "assistant", "content": "er"}, {"role": "user", "content": "So?"}]
+
+
+@pytest.mark.parametrize("fixture", ["chat_model", "base_model"])
+def test_one_bos_and_the_response_comes_next(fixture, request):
+    tokenizer = load_tokenizer(request.getfixturevalue(fixture))
+    ids = prompt_ids(tokenizer, TURNS)
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    text = tokenizer.decode(ids[1:])
+    expected = {
+        "chat_model": "<|system|>\nBe brief.</s>\n<|user|>\nthe other</s>\n<|assistant|>\ner</s>\n<|user|>\nSo?</s>\n"
+        "<|assistant|>\n",
+        "base_model": "Be brief.\n\n### Prompt:\nthe other\n\n### Response:\ner\n\n### Prompt:\nSo?\n\n### Response:\n",
+    }
+    assert text == expected[fixture]
+
+
+def test_one_model_at_a_time_stays_in_memory(chat_model, base_model):
+    first = load_causal_lm(chat_model)
+    assert load_causal_lm(chat_model) is first
+    load_causal_lm(base_model)
+    assert load_causal_lm(chat_model) is not first
+    assert not first.training
