@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from persyn_datasets.teacher import Message
 
-RIDGES = (10.0, 1.0, 1e-1, 1e-2, 1e-3)
+RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 FOLDS = 5
 
 
@@ -62,7 +62,7 @@ def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> t
         v = torch.linalg.solve(gram, x.sum(0))
         constant = (x @ v)[:, None]
     mean = x.mean(0)
-    scale = (x - constant * mean).std(0).clamp(min=1e-6)
+    scale = (x - constant * mean).std(0, correction=0).clamp(min=1e-6)
     z = torch.cat([constant, (x - constant * mean) / scale], dim=1)
 
     fold = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)) % min(FOLDS, len(z))

@@ -8,6 +8,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self.recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
         self.output = Path(output or Path(HF_HOME) / "persyn" / "builds" / self.recipe.name)
         self.folder = self.output / "dataset"
+        if self.output.is_file():
+            raise InputError(f"{self.output} is a file; give another --output.")
         owner = self.output / "recipe.yaml"
         name = yaml.safe_load(owner.read_text())["name"] if owner.exists() else None
         if name not in (None, self.recipe.name) or (name is None and self.folder.exists()):
@@ -68,7 +71,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 f"{self.output} holds {holds}, and this recipe is {self.recipe.name!r}; "
                 "give another --output, or remove that folder."
             )
-        super().__init__(str(self.output), "persyn", config_name=self.recipe.name, recipe=self.recipe)
+        super().__init__(dataset_name="persyn", config_name=self.recipe.name, recipe=self.recipe)
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo()
@@ -84,12 +87,15 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         build = digest([self.recipe.to_dict(), prompts._fingerprint, __version__])
         if self.stats and self.stats["build"] == build:
             return
+        self._prompts = plan.check(self.recipe)
         self.output.mkdir(parents=True, exist_ok=True)
+        (self.folder / "stats.json").unlink(missing_ok=True)
         (self.output / "recipe.yaml").write_text(_yaml(self.recipe.to_dict()))
         self._stats: dict[str, Any] = {"build": build, "version": __version__}
         kwargs = {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS} | kwargs
         super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
-        Path(f"{self.folder / 'data'}_builder.lock").unlink(missing_ok=True)
+        for lock in self.folder.glob("*.lock"):
+            lock.unlink()
         self._write_card()
         # Last: its presence says that the build is whole.
         (self.folder / "stats.json").write_text(json.dumps(self._stats, indent=2))
@@ -105,8 +111,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         return load_dataset(str(self.folder), split=split, **kwargs)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        recipe = self.recipe
-        prompts = plan.check(recipe)
+        recipe, prompts = self.recipe, self._prompts
 
         ranked = plan.calibration(recipe, prompts)
         ranked = _map(ranked, Generate(recipe.teachers), schema.GENERATED, batch_size=None)
@@ -119,6 +124,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         )  # fmt: skip
         if len(pairs) == 0:
             raise BuildError(f"No prompt has two responses of different reward: {report.errors(ranked)}.")
+        if not any(r["reward"] is not None for row in calibration["test"]["responses"] for r in row):
+            raise BuildError(f"No held-out prompt has a response: {report.errors(calibration['test'])}.")
 
         options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
         router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
@@ -152,8 +159,13 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         splits = {"default": ("data/persyn-", list(self.info.splits or []))}
         splits |= {"calibration": ("calibration/", ["train", "test"])}
         splits |= {"pairs": ("pairs/", ["train"]), "routing": ("routing/", ["train"])}
+        # `load_dataset` caches a local folder by its last name and these entries alone: without the content among
+        # them it would give the rows of any other build that it has loaded before.
+        files = sorted(self.folder.rglob("*.parquet"))
+        content = digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
         configs = [
             {"config_name": name, "data_files": [{"split": s, "path": f"{prefix}{s}*.parquet"} for s in names]}
+            | {"description": f"content {content}"}
             | ({"default": True} if name == "default" else {})
             for name, (prefix, names) in splits.items()
         ]
@@ -175,7 +187,20 @@ def _map(rows: Dataset, stage: Any, adds: dict[str, Any], **options: Any) -> Dat
     """One stage. The journal remembers better than map's cache, which would keep failed rows for ever."""
     features = Features({**rows.features, **adds})
     options = {"load_from_cache_file": False, "desc": type(stage).__name__} | options
-    return rows.map(stage, batched=True, features=features, **options)
+    with _no_progress_bars() if options["batch_size"] is None else nullcontext():
+        return rows.map(stage, batched=True, features=features, **options)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Of `datasets`: a map over one batch has nothing to show, and the stage has a bar of its own."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _write(folder: Path, splits: DatasetDict) -> None:

@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> None:
     """Build the dataset and the router of a recipe. Run it again to go on after an interruption: responses and
     scores are kept as they arrive and never bought twice."""
+    from transformers.utils import logging
+
     from persyn_datasets import plan, report
     from persyn_datasets.builder import PersynBuilder
     from persyn_datasets.recipe import Recipe
@@ -65,6 +67,7 @@ def _build(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(plan.describe(recipe, plan.check(recipe)))
         return
+    logging.disable_progress_bar()
     builder.download_and_prepare()
     assert builder.stats
     print(f"\n{report.describe(recipe, builder.stats)}\n")
@@ -80,8 +83,9 @@ def _routed(options: argparse.Namespace) -> tuple[Any, Any]:
     from persyn_datasets.route import Route
     from persyn_datasets.router import Router
 
-    if Path(options.output).exists() and any(Path(options.output).iterdir()):
-        raise InputError(f"{options.output} is not empty; give another --output, or remove that folder.")
+    output = Path(options.output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output} is not an empty folder; give another --output, or remove it.")
     router = Router.from_pretrained(options.router)
     prompts = load_prompts(options.prompts, split=options.split, column=options.column)
     features = Features({**prompts.features, **schema.ROUTED})
@@ -117,6 +121,8 @@ def _synthesize(options: argparse.Namespace) -> None:
     from persyn_datasets.synthesize import Synthesize
 
     router, routed = _routed(options)
+    if not router.teachers:
+        raise InputError(f"{options.router} does not say how its teachers are asked: train it with teachers=[…].")
     used = set(routed.unique("teacher"))
     for teacher in router.teachers:
         if teacher.name in used:

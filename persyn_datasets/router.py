@@ -30,7 +30,7 @@ from persyn_datasets.bradley_terry import bradley_terry_loss, fit_head, preferen
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import digest, folder_hash
 from persyn_datasets.metrics import router_metrics
-from persyn_datasets.models import device, dtype
+from persyn_datasets.models import batches, device, dtype
 from persyn_datasets.teacher import Message, Teacher
 
 TOKENS_PER_BATCH = 16_384
@@ -66,12 +66,13 @@ class Router:
         Raises:
             InputError: nothing is there, or it is not a router of ours.
         """
-        router = cls(str(path), revision)
-        return cls(str(path), revision, folder_hash(str(path)) or router.config._commit_hash)
+        content = folder_hash(str(path))
+        config = _config(str(path), revision, content)
+        return cls(str(path), revision, content or config._commit_hash)
 
     @property
     def config(self) -> Any:
-        return _config(self.path, self.revision)
+        return _config(self.path, self.revision, self.content)
 
     @property
     def names(self) -> list[str]:
@@ -111,7 +112,7 @@ class Router:
 
 
 @lru_cache(maxsize=8)
-def _config(path: str, revision: str | None) -> Any:
+def _config(path: str, revision: str | None, content: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -133,11 +134,8 @@ def _load(path: str, revision: str | None, content: str | None) -> tuple[PreTrai
 def _forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
     """The classifier's outputs, float32 (texts, outputs). Batches hold texts of like length."""
     ids: Any = tokenizer(list(texts), truncation=True)["input_ids"]
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: dict[int, torch.Tensor] = {}
-    while order:
-        size = max(1, TOKENS_PER_BATCH // max(1, len(ids[order[0]])))
-        batch, order = order[:size], order[size:]
+    for batch in batches([len(row) for row in ids], TOKENS_PER_BATCH):
         encoded: Any = {"input_ids": [ids[i] for i in batch]}
         padded = tokenizer.pad(encoded, padding_side="right", return_tensors="pt")
         rows.update(zip(batch, model(**padded.to(model.device)).logits.float().cpu(), strict=True))
@@ -186,6 +184,7 @@ def train_router(
         training |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
+    # Kept in the config too: `folder_hash` reads samples of the weights, and may miss that only the head differs.
     address = digest([pairs._fingerprint, folder_hash(backbone), training, specifications])
     folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
     if not output_dir and (Path(folder) / "config.json").exists():
@@ -194,7 +193,8 @@ def train_router(
     config: Any = AutoConfig.from_pretrained(backbone, revision=revision, num_labels=len(names))
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     tokenizer: Any = AutoTokenizer.from_pretrained(backbone, revision=revision)
-    tokenizer.model_max_length = min(max_length, getattr(config, "max_position_embeddings", max_length))
+    positions = getattr(config, "max_position_embeddings", max_length)
+    tokenizer.model_max_length = min(max_length, tokenizer.model_max_length, positions)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
     set_seed(seed)
@@ -208,7 +208,8 @@ def train_router(
         training["ridge"] = _fit_head(model, tokenizer, texts, prefer)
     else:
         _fine_tune(model, tokenizer, texts, prefer, folder, epochs, learning_rate, batch_size, seed)
-    model.config.persyn = {"teachers": specifications, "training": training | {"prompts": len(prompts)}}
+    training |= {"prompts": len(prompts), "digest": address}
+    model.config.persyn = {"teachers": specifications, "training": training}
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return Router.from_pretrained(folder)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets.utils import tqdm
+from huggingface_hub.utils import tqdm
 
 from persyn_datasets import quality as q
 from persyn_datasets.errors import InputError
@@ -90,7 +90,7 @@ class Score:
             return self._journalled(model["model"], identity, whole, lambda todo: q.reward_model_scores(todo, **model))
         if "answer" not in columns:
             raise InputError("quality 'math-verify' compares with a column 'answer', and there is none; rename yours.")
-        missing = next((m for (m, _), a in zip(rows, columns["answer"], strict=True) if not a), None)
+        missing = next((m for (m, _), a in zip(rows, columns["answer"], strict=True) if a in (None, "")), None)
         if missing is not None:
             raise InputError(f"The prompt {missing[-1]['content'][:60]!r} has no answer; math-verify needs one.")
         answered = [(str(a), text) for a, (_, text) in zip(columns["answer"], rows, strict=True)]

@@ -1,13 +1,13 @@
 """Teachers: a model *and* how it is asked. A specification only; engines load the model."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import folder_hash
 
 Message = dict[str, str]
-Engine = Literal["transformers", "vllm", "endpoint", "recorded"]
+Engine = Literal["transformers", "endpoint", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,10 @@ class Teacher:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.model)
         object.__setattr__(self, "examples", tuple(self.examples))
+        if self.engine not in get_args(Engine):
+            raise InputError(
+                f"Teacher {self.name!r} has engine {self.engine!r}; expected one of {', '.join(get_args(Engine))}."
+            )
         if self.engine == "endpoint" and not self.base_url:
             raise InputError(f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. http://host:8080/v1.")
         if self.engine != "endpoint" and self.base_url:

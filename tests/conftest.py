@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Tiny real models, made here, so that no test needs the network. Settings come before any Hugging Face import."""
 
 import os
@@ -21,11 +22,11 @@ from datasets.utils import disable_progress_bars
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 disable_progress_bars()
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # quickest for models this small
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' and 'refuse me' in m['content'] %}{{ raise_exception('no system messages') }}{% endif %}"
+    "{% if 'refuse me' in m['content'] %}{{ raise_exception('no system messages') }}{% endif %}"
     "<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )

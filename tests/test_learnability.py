@@ -44,7 +44,7 @@ ARCHITECTURES = {
     "Cohere": {"logit_scale": 0.25},
     "Qwen3": {},
     "Phi": {},  # a head with a bias
-    "GPT2": {"n_positions": 512},  # positions are learned
+    "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},  # positions are learned
 }
 
 

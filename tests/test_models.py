@@ -1,4 +1,8 @@
+import gc
+import weakref
+
 import pytest
+from transformers import AutoModelForCausalLM
 
 from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
 
@@ -21,9 +25,17 @@ def test_one_bos_and_the_response_comes_next(fixture, request):
     assert text == expected[fixture]
 
 
-def test_one_model_at_a_time_stays_in_memory(chat_model, base_model):
+def test_one_model_at_a_time_is_in_memory(chat_model, base_model, monkeypatch):
     first = load_causal_lm(chat_model)
     assert load_causal_lm(chat_model) is first
-    load_causal_lm(base_model)
-    assert load_causal_lm(chat_model) is not first
     assert not first.training
+    alive, load = weakref.ref(first), AutoModelForCausalLM.from_pretrained
+    del first
+
+    def from_pretrained(*args, **options):
+        gc.collect()
+        assert alive() is None
+        return load(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    load_causal_lm(base_model)

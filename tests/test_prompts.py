@@ -119,7 +119,11 @@ def write_bytes(file, data):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("latin.csv", "prompt\nja\nschön\n".encode("latin1"), "line 3 is not UTF-8 (byte 0xf6); convert it, e.g. `iconv"),
+        (
+            "latin.csv",
+            "prompt\nja\nschön\n".encode("latin1"),
+            "line 3 is not UTF-8 (byte 0xf6); convert it, e.g. `iconv",
+        ),
         ("binary.jsonl", b'{"prompt": "a"}\n\0\1\2', "line 2 holds binary data; expected text in UTF-8"),
         ("empty.jsonl", b"", "the file is empty; expected prompts"),
         ("cut.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "cannot be read"),

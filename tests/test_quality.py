@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import save_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_datasets import InputError, quality
@@ -41,25 +42,26 @@ def one_at_a_time(path):
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in ROWS]
     with torch.inference_mode():
-        return [
-            model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item() for text in texts
-        ]
+        return [model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item() for text in texts]
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 300, 10_000])
-def test_reward_model_scores_do_not_hang_on_the_batch(reward_model, monkeypatch, tokens_per_batch):
+@pytest.mark.parametrize("kind", ["Llama", "Bert"])
+def test_reward_model_scores_do_not_hang_on_the_batch(kind, tmp_path, monkeypatch, tokens_per_batch):
     monkeypatch.setattr(quality, "TOKENS_PER_BATCH", tokens_per_batch)
-    alone = one_at_a_time(reward_model)
-    assert quality.reward_model_scores(ROWS, reward_model) == pytest.approx(alone, abs=1e-4)
+    model = save_model(tmp_path, kind, head="SequenceClassification", num_labels=1)
+    alone = one_at_a_time(model)
+    assert quality.reward_model_scores(ROWS, model) == pytest.approx(alone, abs=1e-4)
     assert max(alone) - min(alone) > 0.1
 
 
-@pytest.mark.parametrize("config_pad", [None, 1])
-def test_reward_model_whose_config_and_tokenizer_differ_in_padding(reward_model, tmp_path, config_pad):
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(reward_model), None
+@pytest.mark.parametrize(("config_pad", "tokenizer_pad"), [(None, "<pad>"), (None, "</s>"), (1, "<pad>"), (0, None)])
+def test_reward_model_whose_config_and_tokenizer_differ_in_padding(reward_model, tmp_path, config_pad, tokenizer_pad):
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model)
     model.config.pad_token_id = config_pad
     model.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    tokenizer.pad_token = tokenizer_pad
     tokenizer.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()).get("pad_token_id") == config_pad
     alone = one_at_a_time(tmp_path)
@@ -67,8 +69,6 @@ def test_reward_model_whose_config_and_tokenizer_differ_in_padding(reward_model,
 
 
 def test_what_is_no_reward_model(base_model, models_folder):
-    from conftest import save_model
-
     two = save_model(models_folder / "two-labels", head="SequenceClassification", num_labels=2)
     with pytest.raises(InputError, match="has 2 labels; a reward model has one"):
         quality.reward_model_scores(ROWS, two)

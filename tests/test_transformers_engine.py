@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,13 +57,25 @@ def test_greedy_is_the_models_own_greedy(fixture, request, tmp_path):
     plain = request.getfixturevalue(fixture)
     tokenizer, model = load_tokenizer(plain), load_causal_lm(plain)
     ends = [tokenizer.eos_token_id, *range(3, 20)]
-    shipped = {"do_sample": True, "temperature": 0.3, "top_k": 5, "repetition_penalty": 1.7, "max_length": 3, "eos_token_id": ends}
+    shipped = {
+        "do_sample": True,
+        "temperature": 0.3,
+        "top_k": 5,
+        "repetition_penalty": 1.7,
+        "max_length": 3,
+        "eos_token_id": ends,
+    }
     found = answers(teacher_of(variant(plain, tmp_path / "v", **shipped), temperature=0))
     reasons = set()
     for key, messages in PROMPTS.items():
         ids = torch.tensor([prompt_ids(tokenizer, messages)])
         new = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=ends, pad_token_id=0
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=ends,
+            pad_token_id=0,
         )[0, ids.shape[1] :].tolist()
         ended = new[-1] in ends
         assert found[key]["text"] == tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True).strip()
@@ -152,17 +165,18 @@ def test_each_row_is_drawn_from_its_distribution():
     assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 20.5
 
 
-def test_a_token_of_no_probability_is_never_drawn():
-    """Not even by the largest number that a stream gives, which rounds to 1 as float32."""
-
-    class Largest:
-        def random(self):
-            return 1 - 2**-53
-
+@pytest.mark.parametrize(("u", "token"), [(0.0, 1), (1 - 2**-53, 3)])
+def test_a_token_of_no_probability_is_never_drawn(u, token):
+    """Not even at the ends of what a stream gives; the upper one would round to 1 as float32."""
     sampler = engine.SampleEachRow(["0:a"])
-    sampler.streams = [Largest()]
-    scores = torch.tensor([[0.3, 1.0, 0.1, -torch.inf, -torch.inf]])
-    assert sampler(torch.zeros(1, 1), scores).argmax().item() == 2
+    sampler.streams = [SimpleNamespace(random=lambda: u)]
+    scores = torch.tensor([[-torch.inf, 0.3, 1.0, 0.1, -torch.inf, -torch.inf]])
+    assert sampler(torch.zeros(1, 1), scores).argmax().item() == token
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 1e-4}, {"temperature": 1.0, "top_p": 1e-6}])
+def test_temperature_and_top_p_narrow_down_to_greedy(chat_model, sampling):
+    assert answers(teacher_of(chat_model, **sampling)) == answers(teacher_of(chat_model, temperature=0))
 
 
 def test_check(chat_model, tmp_path):

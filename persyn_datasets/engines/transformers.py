@@ -13,7 +13,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.errors import InputError
-from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
+from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids
 from persyn_datasets.teacher import Sampling, Teacher
 
 ROWS_PER_BATCH = 64
@@ -43,32 +43,25 @@ def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
     for i, request in enumerate(requests):
         groups[_weights(request.teacher), request.teacher.sampling or Sampling()].append(i)
     for (weights, sampling), indices in sorted(groups.items(), key=lambda group: str(group[0][0])):
-        tokenizer = load_tokenizer(*weights)
-        ids = {}
+        tokenizer, limit = load_tokenizer(*weights), context_length(load_causal_lm(*weights))
+        rows = []
         for i in indices:
             try:
-                ids[i] = prompt_ids(tokenizer, requests[i].messages)
+                ids = prompt_ids(tokenizer, requests[i].messages)
             except TemplateError as error:
                 yield i, failed(requests[i].teacher, f"the model's chat template refuses the prompt: {error}")
-        for batch in _batches(ids, sampling.max_tokens):
-            yield from _answer([(i, requests[i], ids[i]) for i in batch], weights, sampling)
+                continue
+            if len(ids) >= limit:
+                yield i, failed(requests[i].teacher, f"the prompt has {len(ids)} tokens, the model's context {limit}")
+                continue
+            rows.append((i, requests[i], ids))
+        lengths = [min(limit, len(ids) + sampling.max_tokens) for _, _, ids in rows]
+        for batch in batches(lengths, TOKENS_PER_BATCH, ROWS_PER_BATCH):
+            yield from _answer([rows[r] for r in batch], weights, sampling)
 
 
 def _weights(teacher: Teacher) -> tuple[str, str | None, bool]:
     return teacher.model, teacher.revision, teacher.trust_remote_code
-
-
-def _batches(ids: dict[int, list[int]], max_tokens: int) -> Iterator[list[int]]:
-    """Indices, longest prompts first, so that the largest batch is the first and padding is least."""
-    batch: list[int] = []
-    for i in sorted(ids, key=lambda i: -len(ids[i])):
-        longest = len(ids[batch[0]]) if batch else 0
-        if len(batch) == ROWS_PER_BATCH or ((len(batch) + 1) * (longest + max_tokens) > TOKENS_PER_BATCH and batch):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()
@@ -80,6 +73,7 @@ def _answer(
     ends = {eos} if isinstance(eos, int) else set(eos or [tokenizer.eos_token_id])
     pad = next(iter(ends)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     width = max(len(ids) for _, _, ids in rows)
+    most = min(sampling.max_tokens, context_length(model) - width)
     input_ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(input_ids)
     for r, (_, _, ids) in enumerate(rows):
@@ -97,13 +91,11 @@ def _answer(
         input_ids.to(model.device),
         attention_mask=mask.to(model.device),
         logits_processor=steps,
-        # Spelled out, so that sampling defaults that a model ships do not mix with the teacher's own.
         generation_config=GenerationConfig(
             do_sample=False,
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=most,
             eos_token_id=sorted(ends),
             pad_token_id=pad,
-            repetition_penalty=1.0,
             stop_strings=list(sampling.stop) or None,
         ),
         tokenizer=tokenizer,
@@ -114,16 +106,15 @@ def _answer(
         text = str(tokenizer.decode(tokens[:end], skip_special_tokens=True))
         cut = min((text.index(s) for s in sampling.stop if s in text), default=None)
         text = text[:cut].strip()
-        # Rows that end early are filled up with padding.
-        used = len(tokens) if end is None else end + 1
-        if cut is not None:
-            used = max((t for t, token in enumerate(tokens, start=1) if token != pad), default=0)
+        # A row that ends early is filled up with padding, which may be the end-of-sequence token.
+        used = max((t for t, token in enumerate(tokens, start=1) if token != pad), default=0)
+        used = used if end is None or cut is not None else end + 1
         yield (
             i,
             Response(
                 teacher=request.teacher.name,
                 text=text,
-                finish_reason="length" if end is None and cut is None else "stop",
+                finish_reason="length" if end is None and cut is None and used == most else "stop",
                 prompt_tokens=len(ids),
                 completion_tokens=used,
                 error="" if text else "empty response",

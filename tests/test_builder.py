@@ -1,0 +1,264 @@
+import json
+from collections import Counter
+
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+from pool import TEACHERS, CountingEngine, answer, built, make_recipe, problems
+from transformers import AutoModelForSequenceClassification
+
+from persyn_datasets import (
+    BuildError,
+    Generate,
+    InputError,
+    Pairify,
+    PersynBuilder,
+    Rank,
+    Recipe,
+    Route,
+    Router,
+    Score,
+    Synthesize,
+    load_prompts,
+    train_router,
+)
+from persyn_datasets.builder import hold_out
+from persyn_datasets.engines import transformers as engine
+
+MERGED = {p: {t: answer(t, p) for t in TEACHERS} for p, _ in problems()}
+
+
+def build(values, output):
+    builder = PersynBuilder(Recipe.from_dict(values), output)
+    builder.download_and_prepare()
+    return builder
+
+
+def counting(monkeypatch, **options):
+    counter = CountingEngine(**options)
+    monkeypatch.setattr(engine, "generate", counter)
+    return counter
+
+
+def table(builder, config="default", split="train"):
+    return load_dataset(str(builder.folder), config, split=split)
+
+
+@pytest.fixture(scope="module")
+def done(chat_model, models_folder):
+    return built(models_folder / "builder", chat_model)
+
+
+def test_the_tree_on_disk(done):
+    assert sorted(p.name for p in done.output.iterdir()) == ["dataset", "recipe.yaml", "router"]
+    names = {"README.md", "stats.json", "data", "calibration", "pairs", "routing"}
+    assert {p.name for p in done.folder.iterdir()} == names
+    assert Recipe.load(str(done.output / "recipe.yaml")) == done.recipe
+    _, head, text = (done.folder / "README.md").read_text().split("---\n", 2)
+    assert [c["config_name"] for c in yaml.safe_load(head)["configs"]] == ["default", "calibration", "pairs", "routing"]
+    assert text.strip().startswith("# tiny")
+    model = AutoModelForSequenceClassification.from_pretrained(done.output / "router")
+    assert set(model.config.id2label.values()) == set(TEACHERS)
+
+
+def test_every_config_opens_with_load_dataset(done):
+    train = load_dataset(str(done.folder))["train"]
+    assert train.to_list() == done.as_dataset(split="train").to_list()
+    columns = {"prompt_id", "prompt", "completion", "teacher", "finish_reason", "prompt_tokens", "completion_tokens",
+               "error", "answer", "source"}  # fmt: skip
+    assert set(train.column_names) == columns
+    prompts = [row["prompt"][0]["content"] for row in train]
+    assert prompts == [p for p, _ in problems()] and not any(train["error"])
+    for prompt, row in zip(prompts, train, strict=True):
+        assert row["completion"][0]["content"] == MERGED[prompt][row["teacher"]]
+    calibration = load_dataset(str(done.folder), "calibration")
+    assert {k: len(v) for k, v in calibration.items()} == {"train": 12, "test": 4}
+    assert not set(calibration["train"]["prompt_id"]) & set(calibration["test"]["prompt_id"])
+    assert set(table(done, "pairs")["prompt_id"]) == set(calibration["train"]["prompt_id"])
+    routing = table(done, "routing")
+    assert (routing["prompt_id"], routing["teacher"]) == (train["prompt_id"], train["teacher"])
+
+
+def test_the_measured_best_teacher_is_the_one_who_can(done):
+    calibration = load_dataset(str(done.folder), "calibration")
+    for row in [*calibration["train"], *calibration["test"]]:
+        right = "adder" if "plus" in row["messages"][0]["content"] else "multiplier"
+        assert row["best_teacher"] == right
+        assert {r["teacher"]: r["quality"] for r in row["responses"]} == {t: float(t == right) for t in TEACHERS}
+
+
+def test_the_router_says_how_it_was_made(done):
+    router, stats = Router.from_pretrained(str(done.output / "router")), done.stats
+    assert router.teachers == list(done.recipe.teachers)
+    assert router.config.persyn["student"]["model"] == done.recipe.student.model
+    assert router.config.persyn["reward"] == {"alpha": 0.4, "normalize": "prompt", "seed": 0}
+    assert router.metrics == stats["router"] and router.metrics["prompts"] == 4
+    assert (stats["generations"], stats["generate_then_select"], stats["rows"]) == (56, 72, 24)
+    assert sum(t["routed"] for t in stats["per_teacher"].values()) == 24
+
+
+def test_the_transforms_by_hand_give_the_same(done):
+    """Item 5: a user's own maps, as in the README, and the builder."""
+    recipe = done.recipe
+    prompts = load_prompts(recipe.prompts.path, column="prompt", answer_column="answer")
+    ranked = (
+        prompts.shuffle(seed=3)
+        .select(range(16))
+        .map(Generate(recipe.teachers), batched=True, batch_size=None)
+        .map(Score(recipe.student, quality="math-verify"), batched=True)
+        .map(Rank(alpha=0.4), batched=True)
+    )
+    sides = hold_out(ranked, 0.25, seed=0)
+    pairs = sides["train"].map(Pairify(), batched=True, remove_columns=ranked.column_names)
+    router = train_router(pairs, recipe.router.backbone, teachers=recipe.teachers, freeze_backbone=True)
+    routed = prompts.map(Route(router), batched=True)
+    data = routed.map(Synthesize(recipe.teachers), batched=True, batch_size=None)
+    streamed = (
+        prompts.to_iterable_dataset()
+        .map(Route(router), batched=True, batch_size=1000)
+        .map(Synthesize(recipe.teachers), batched=True, batch_size=None)
+    )
+
+    def rows(table, like):
+        return table.select_columns(like.column_names).to_list()
+
+    for split in ("train", "test"):
+        built_rows = table(done, "calibration", split)
+        assert rows(sides[split], built_rows) == built_rows.to_list()
+    for found, config in ((pairs, "pairs"), (routed, "routing"), (data, "default")):
+        expected = table(done, config)
+        assert rows(found, expected) == expected.to_list()
+    assert [{k: row[k] for k in expected.column_names} for row in streamed] == expected.to_list()
+
+
+def test_a_second_build_does_nothing_and_another_alpha_generates_nothing(chat_model, tmp_path, monkeypatch):
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counter = counting(monkeypatch)
+    first = build(values, tmp_path / "out")
+    calibrated, asked = {p for _, p in counter.asked[:48]}, Counter(counter.asked)
+    assert (len(calibrated), max(asked.values()), len(asked)) == (16, 1, 56)  # c·|M| + N − c, none of them twice
+    files = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    build(values, tmp_path / "out")
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()} == files
+    before = table(first, "calibration").to_list()
+
+    # With α = 1 the student's likings decide alone.
+    second = build(values | {"reward": {"alpha": 1.0}}, tmp_path / "out")
+    new = counter.asked[56:]
+    assert not {p for _, p in new} & calibrated and max(Counter(counter.asked).values()) == 1
+    for old, row in zip(before, table(second, "calibration"), strict=True):
+        assert [r["text"] for r in row["responses"]] == [r["text"] for r in old["responses"]]
+        best = max(row["responses"], key=lambda r: r["learnability"])
+        assert row["best_teacher"] == best["teacher"]
+    assert second.as_dataset(split="train")["teacher"] == table(second, "routing")["teacher"]
+    assert json.loads((tmp_path / "out/router/config.json").read_text())["persyn"]["reward"]["alpha"] == 1.0
+
+
+def test_changed_prompts_are_noticed(chat_model, tmp_path):
+    build(make_recipe(tmp_path, chat_model), tmp_path / "out")
+    values = make_recipe(tmp_path, chat_model)
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "prompts.jsonl").write_text("".join(lines[:20]))
+    builder = build(values, tmp_path / "out")
+    assert (builder.stats["rows"], len(builder.as_dataset(split="train"))) == (20, 20)
+
+
+def test_builds_do_not_mix_up_in_load_datasets_cache(done, chat_model, tmp_path):
+    """`load_dataset` (5.2) keys a local folder by its last name, here always `dataset`, and its README's configs."""
+    values = make_recipe(tmp_path, chat_model, calibration={"size": 14})
+    assert len(done.as_dataset(split="train")) == 24
+    assert len(table(build(values, tmp_path / "out"), "routing")) == 24
+    sizes = [len(table(done, "calibration")), len(load_dataset(str(tmp_path / "out/dataset"), "calibration")["train"])]
+    assert sizes == [12, 10]
+
+
+def test_failed_rows_go_to_their_own_split(chat_model, tmp_path, monkeypatch):
+    lost = problems()[5][0]
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counting(monkeypatch, fails=lambda _, prompt: prompt == lost)
+    builder = build(values, tmp_path / "out")
+    train, failed = (builder.as_dataset(split=s) for s in ("train", "failed"))
+    assert [row["prompt"][0]["content"] for row in failed] == [lost]
+    assert (failed[0]["error"], failed[0]["completion"]) == ("the server is on fire", [])
+    assert len(train) == 23 and all(row["completion"] and not row["error"] for row in train)
+    assert builder.stats["failed"] == 1 and "1 prompts failed" in (builder.folder / "README.md").read_text()
+    # The split is gone when the answer has come.
+    counting(monkeypatch)
+    mended = build(values | {"reward": {"seed": 1}}, tmp_path / "out")
+    assert list(mended.as_dataset()) == ["train"]
+
+
+@pytest.mark.parametrize("stop_after", [20, 50])  # in the calibration, and in the synthesis
+def test_an_interrupted_build_goes_on(chat_model, tmp_path, monkeypatch, stop_after):
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counter = counting(monkeypatch, stop_after=stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        build(values, tmp_path / "out")
+    assert PersynBuilder(Recipe.from_dict(values), tmp_path / "out").stats is None
+    rest = counting(monkeypatch)
+    builder = build(values, tmp_path / "out")
+    assert (len(counter.asked), len(rest.asked)) == (stop_after, 56 - stop_after)
+    assert not set(counter.asked) & set(rest.asked)
+    assert len(builder.as_dataset(split="train")) == 24
+
+
+def test_an_interrupted_change_does_not_leave_the_first_build_as_done(chat_model, tmp_path, monkeypatch):
+    """The router and part of the tables are the second recipe's by then."""
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counting(monkeypatch)
+    first = table(build(values, tmp_path / "out"), "calibration").to_list()
+    counting(monkeypatch, stop_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        build(values | {"calibration": {"size": 18, "seed": 9}}, tmp_path / "out")
+    counting(monkeypatch)
+    builder = build(values, tmp_path / "out")
+    assert Recipe.load(str(tmp_path / "out/recipe.yaml")) == builder.recipe
+    assert table(builder, "calibration").to_list() == first
+
+
+def test_a_calibration_that_failed_says_why(chat_model, tmp_path, monkeypatch):
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counting(monkeypatch, fails=lambda *_: True)
+    with pytest.raises(BuildError, match="48 × the server is on fire"):
+        build(values, tmp_path / "out")
+    counting(monkeypatch)
+    assert len(build(values, tmp_path / "out").as_dataset(split="train")) == 24  # nothing of it sticks
+
+
+def test_a_hold_out_that_failed_says_why(chat_model, tmp_path, monkeypatch):
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counting(monkeypatch)
+    held = table(build(values, tmp_path / "a"), "calibration", "test")["messages"]
+    lost = {m[0]["content"] for m in held}
+    monkeypatch.setenv("PERSYN_JOURNAL", str(tmp_path / "another"))
+    counting(monkeypatch, fails=lambda _, prompt: prompt in lost)
+    with pytest.raises(BuildError, match="12 × the server is on fire"):
+        build(values, tmp_path / "b")
+
+
+def test_rewards_that_are_all_equal_say_so(chat_model, tmp_path):
+    values = make_recipe(tmp_path, chat_model, reward={"alpha": 0}, quality="test_builder.the_same_for_all")
+    with pytest.raises(BuildError, match="no response failed, but all rewards of each prompt are equal"):
+        build(values, tmp_path / "out")
+
+
+def the_same_for_all(completions, **columns):
+    return [0.5] * len(completions)
+
+
+def test_an_output_folder_that_holds_something_else_is_refused(done, chat_model, tmp_path):
+    values = make_recipe(tmp_path, chat_model, name="other")
+    with pytest.raises(InputError, match=r"holds a build of the recipe 'tiny'.*this recipe is 'other'.*--output"):
+        PersynBuilder(Recipe.from_dict(values), done.output)
+    (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    with pytest.raises(InputError, match="a dataset that no recipe made"):
+        PersynBuilder(Recipe.from_dict(values), tmp_path / "mine")
+
+
+def test_the_hold_out_follows_the_prompt_not_its_place():
+    rows = Dataset.from_list([{"prompt_id": f"p{i % 20}", "n": i} for i in range(40)])
+    sides = hold_out(rows, 0.3, seed=0)
+    train, test = (set(sides[s]["prompt_id"]) for s in ("train", "test"))
+    assert (len(test), train & test, len(sides["train"]) + len(sides["test"])) == (6, set(), 40)
+    assert set(hold_out(rows.shuffle(seed=1), 0.3, seed=0)["test"]["prompt_id"]) == test
+    assert set(hold_out(rows, 0.3, seed=1)["test"]["prompt_id"]) != test

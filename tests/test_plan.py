@@ -1,0 +1,60 @@
+import pytest
+from pool import make_recipe, problems
+
+from persyn_datasets import InputError, Recipe, plan
+
+
+def test_the_papers_own_numbers(tmp_path):
+    """N = 50,000, |M| = 19, c = 2,500: 95,000 generations against 950,000."""
+    teachers = [{"model": f"org/{i}"} for i in range(19)]
+    recipe = Recipe.from_dict(make_recipe(tmp_path, "s", teachers=teachers, calibration={"size": 2500}))
+    counts = plan.plan(recipe, 50_000)
+    assert (counts["generations"], counts["generate_then_select"]) == (95_000, 950_000)
+
+
+def test_check_returns_the_prompts(tmp_path, chat_model):
+    recipe = Recipe.from_dict(make_recipe(tmp_path, chat_model))
+    rows = plan.check(recipe)
+    assert [(m[0]["content"], int(a)) for m, a in zip(rows["messages"], rows["answer"], strict=True)] == problems()
+    first, second = plan.calibration(recipe, rows), plan.calibration(recipe, rows)
+    assert first["prompt_id"] == second["prompt_id"] and len(set(first["prompt_id"])) == 16
+    other = Recipe.from_dict(make_recipe(tmp_path, chat_model, calibration={"size": 16, "seed": 4}))
+    assert plan.calibration(other, rows)["prompt_id"] != first["prompt_id"]
+
+
+def test_the_plan_in_words_has_the_costs(tmp_path, chat_model):
+    values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 1000})
+    values["teachers"][0] |= {"price": {"input": 2e3, "output": 3e3}, "system_prompt": "x" * 400}
+    values["teachers"][1] |= {
+        "price": {"input": 1e3, "output": 1e3},
+        "system_prompt": None,
+        "sampling": {"max_tokens": 500},
+    }
+    recipe = Recipe.from_dict(values)
+    text = plan.describe(recipe, plan.check(recipe))
+    length = sum(len(p) for p, _ in problems()) / 24 / 4  # tokens of a prompt, about
+    dear, cheap = ((length + 100) * 2e3 + 1000 * 3e3) / 1e6, (length * 1e3 + 500 * 1e3) / 1e6
+    cells = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert f"${16 * dear:,.2f}" in cells["adder"] and "16,000" in cells["adder"]
+    assert f"${16 * cheap:,.2f}" in cells["multiplier"] and "8,000" in cells["multiplier"]
+    assert "not priced" in cells["guesser"]
+    assert f"then 8 responses, each from the teacher that the router picks (at most ${8 * dear:,.2f})" in text
+    assert "56 generations in all; generate-then-select needs 72 (1.3 times as many)" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibration": {"size": 25}}, "calibration.size is 25, and there are 24 prompts; expected 2 to 24"),
+        ({"calibration": {"size": 1}}, "calibration.size is 1"),
+        ({"calibration": {"size": 4}, "router": {"holdout": 0.1}}, "router.holdout 0.1 of 4"),
+        ({"quality": {"model": "x"}}, "expected the key 'reward_model'"),
+        ({"quality": {"reward_model": "/nowhere/rm"}}, "quality.reward_model: model '/nowhere/rm' not found"),
+        ({"quality": "nothing.here"}, "quality: 'nothing.here'"),
+        ({"router": {"backbone": "/nowhere/b"}}, "router.backbone: model '/nowhere/b' not found"),
+    ],
+)
+def test_what_would_not_work_is_refused(tmp_path, chat_model, changes, message):
+    with pytest.raises(InputError) as error:
+        plan.check(Recipe.from_dict(make_recipe(tmp_path, chat_model, **changes)))
+    assert message in str(error.value)

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pool import make_recipe, save
+
+from persyn_datasets import InputError, Recipe, Sampling, Teacher
+from persyn_datasets.recipe import find
+
+
+@pytest.fixture
+def values(tmp_path):
+    return make_recipe(tmp_path, "org/student") | {"sampling": {"temperature": 0.5, "max_tokens": 64}}
+
+
+def test_a_teachers_own_sampling_overrides_the_recipes(values):
+    values["teachers"][1]["sampling"] = {"max_tokens": 8, "stop": ["#"]}
+    recipe = Recipe.from_dict(values)
+    assert recipe.teachers[0].sampling == Sampling(temperature=0.5, max_tokens=64)
+    assert recipe.teachers[1].sampling == Sampling(temperature=0.5, max_tokens=8, stop=("#",))
+
+
+def test_a_recipe_made_in_python_shares_its_sampling_too(values):
+    read = Recipe.from_dict(values)
+    teachers = (Teacher("a"), Teacher("b", sampling=Sampling(seed=4)))
+    made = Recipe("x", read.student, read.prompts, teachers, sampling=Sampling(max_tokens=8))
+    assert [t.sampling for t in made.teachers] == [Sampling(max_tokens=8), Sampling(seed=4)]
+
+
+def test_it_goes_to_json_and_back(values, tmp_path):
+    recipe = Recipe.load(save(tmp_path, values))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe == Recipe.from_dict(values)
+
+
+def test_defaults_are_the_papers(values):
+    for key in ("calibration", "router"):
+        del values[key]
+    recipe = Recipe.from_dict(values)
+    assert (recipe.calibration.size, recipe.reward.alpha, recipe.quality) == (2500, 0.4, "math-verify")
+    assert recipe.router.backbone == "Qwen/Qwen2.5-1.5B"
+
+
+def test_set_overrides_anything(values, tmp_path):
+    sets = ["reward.alpha=0.1", "teachers.1.sampling.temperature=0", "prompts.split=test", "router.learning_rate=1e-4"]
+    recipe = Recipe.load(save(tmp_path, values), [*sets, "quality={reward_model: org/rm}", "reward.normalize=rank"])
+    assert (recipe.reward.alpha, recipe.reward.normalize, recipe.prompts.split) == (0.1, "rank", "test")
+    assert [t.sampling.temperature for t in recipe.teachers] == [0.5, 0, 0.5]
+    assert (recipe.quality, recipe.router.learning_rate) == ({"reward_model": "org/rm"}, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.alpha", "--set reward.alpha: expected key=value"),
+        ("teachers.7.name=x", "no '7' in a list of 3"),
+        ("teachers.first.name=x", "no 'first' in a list of 3"),
+        ("name.x=1", "no 'x' in 'tiny'"),
+        ("reward.alhpa=1", "unknown key 'reward.alhpa'; did you mean 'alpha'"),
+        ("reward.alpha={", "--set reward.alpha={"),
+        ("teachers.0.sampling=hot", "teachers.0.sampling"),
+        ("sampling=hot", "sampling"),
+        ("student=gpt", "student"),
+        ("teachers=gpt", "teachers"),
+        ("calibration.size=many", "calibration.size: found 'many'"),
+        ("calibration.size=2.5", "calibration.size: found 2.5"),
+        ("teachers.0.engine=magic", "teachers.0.engine: found 'magic'"),
+        ("teachers.0.sampling.top_p=0", "top_p is 0"),
+        ("teachers.0.sampling.max_token=9", "did you mean 'max_tokens'"),
+        ("teachers.0.price={input: 1}", "teachers.0.price.output' is missing"),
+        ("router.holdout=1", "holdout is 1"),
+        ("reward.normalize=max", "reward.normalize: found 'max'"),
+        ("reward=null", "reward"),
+        ("teachers.0=null", "teachers.0"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_place(values, tmp_path, override, message):
+    with pytest.raises(InputError) as error:
+        Recipe.load(save(tmp_path, values), [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["name", "student", "prompts", "teachers", "prompts.path", "student.model"])
+def test_a_missing_key_is_named(values, key):
+    section, _, last = key.rpartition(".")
+    del (values[section] if section else values)[last]
+    with pytest.raises(InputError, match=f"key '{key}' is missing"):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n- b\n", "found list; expected the keys of a recipe"),
+        (b"", "found NoneType"),
+        (b"name: {", "not a YAML text"),
+        (b"name: caf\xe9", "not a YAML text"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, content, message):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        Recipe.load(str(tmp_path / "r.yaml"))
+
+
+def test_every_recipe_that_ships_loads_by_its_name():
+    files = sorted((Path(__file__).parent.parent / "builders").glob("*.yaml"))
+    assert "quickstart" in [f.stem for f in files]
+    for file in files:
+        assert find(file.stem).samefile(file)
+        assert Recipe.load(file.stem).name == yaml.safe_load(file.read_text())["name"]
+    with pytest.raises(InputError, match=r"No recipe 'quickstrat'.*quickstart"):
+        Recipe.load("quickstrat")
