@@ -23,5 +23,9 @@ lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+bench: .venv/installed  ## the benchmarks that run on a CPU; each prints a table, and last a line of JSON
+	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/overhead.py
+
 clean:
 	rm -rf .venv outputs

@@ -11,8 +11,6 @@ SIZES = {
 }  # fmt: skip
 UNDER_20 = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
-    zip(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], range(20, 100, 10), strict=True)
-)
 
 
 def number(words):
