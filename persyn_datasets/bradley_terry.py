@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from persyn_datasets.teacher import Message
 
-RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 FOLDS = 5
 
 

@@ -24,7 +24,7 @@ from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
 from persyn_datasets.journal import digest
 from persyn_datasets.pairify import Pairify
-from persyn_datasets.prompts import load_prompts
+from persyn_datasets.prompts import load_prompts, load_table
 from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.route import Route
@@ -63,7 +63,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self.folder = self.output / "dataset"
         if self.output.is_file():
             raise InputError(f"{self.output} is a file; give another --output.")
-        owner = self.output / "recipe.yaml"
+        owner = self.folder / "recipe.yaml"
         name = yaml.safe_load(owner.read_text())["name"] if owner.exists() else None
         if name not in (None, self.recipe.name) or (name is None and self.folder.exists()):
             holds = f"a build of the recipe {name!r}" if name else "a dataset that no recipe made"
@@ -79,20 +79,26 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Build, or go on where an interrupted build stopped, or do nothing if it is done.
 
+        `download_mode="force_redownload"` builds again, from the journal, and asks again what had failed.
+
         Raises:
             InputError: before anything is spent.
             BuildError: the calibration gave nothing to learn from.
         """
         prompts = load_prompts(**asdict(self.recipe.prompts))
-        build = digest([self.recipe.to_dict(), prompts._fingerprint, __version__])
-        if self.stats and self.stats["build"] == build:
+        content = [
+            load_table(t.model)._fingerprint if t.engine == "recorded" else t.identity() for t in self.recipe.teachers
+        ]
+        build = digest([self.recipe.to_dict(), prompts._fingerprint, content, __version__])
+        mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
+        if self.stats and self.stats["build"] == build and mode == DownloadMode.REUSE_DATASET_IF_EXISTS:
             return
         self._prompts = plan.check(self.recipe)
-        self.output.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stats.json").unlink(missing_ok=True)
-        (self.output / "recipe.yaml").write_text(_yaml(self.recipe.to_dict()))
+        (self.folder / "recipe.yaml").write_text(_yaml(self.recipe.to_dict()))
         self._stats: dict[str, Any] = {"build": build, "version": __version__}
-        kwargs = {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS} | kwargs
+        kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
             lock.unlink()

@@ -68,6 +68,7 @@ def _build(options: argparse.Namespace) -> None:
         print(plan.describe(recipe, plan.check(recipe)))
         return
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     builder.download_and_prepare()
     assert builder.stats
     print(f"\n{report.describe(recipe, builder.stats)}\n")
@@ -133,6 +134,8 @@ def _synthesize(options: argparse.Namespace) -> None:
     )  # fmt: skip
     failed = rows.filter(lambda error: error != "", input_columns="error")
     done = rows.filter(lambda error: error == "", input_columns="error")
+    if len(done) == 0:
+        raise BuildError(f"Every response failed, the first with: {rows[0]['error']}")
     _write({"train": done} | ({"failed": failed} if len(failed) else {}), options.output)
 
 

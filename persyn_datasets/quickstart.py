@@ -66,7 +66,9 @@ FAMILIES: tuple[Callable[[random.Random], Problem], ...] = (times, units, story,
 
 
 def problems(n: int, seed: int = 0) -> list[dict[str, str]]:
-    """n different problems with their answers, the families in turn, shuffled. At most about 600 exist."""
+    """n ≤ 600 different problems with their answers, the families in turn, shuffled."""
+    if n > 600:
+        raise InputError(f"{n} problems asked for; some families have too few for more than 600.")
     r = random.Random(seed)
     made: dict[str, dict[str, str]] = {}
     while len(made) < n:

@@ -187,7 +187,7 @@ def train_router(
     # Kept in the config too: `folder_hash` reads samples of the weights, and may miss that only the head differs.
     address = digest([pairs._fingerprint, folder_hash(backbone), training, specifications])
     folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
-    if not output_dir and (Path(folder) / "config.json").exists():
+    if not output_dir and (Path(folder) / "tokenizer_config.json").exists():
         return Router.from_pretrained(folder)
 
     config: Any = AutoConfig.from_pretrained(backbone, revision=revision, num_labels=len(names))
@@ -210,8 +210,8 @@ def train_router(
         _fine_tune(model, tokenizer, texts, prefer, folder, epochs, learning_rate, batch_size, seed)
     training |= {"prompts": len(prompts), "digest": address}
     model.config.persyn = {"teachers": specifications, "training": training}
-    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # last: says that the router is whole
     return Router.from_pretrained(folder)
 
 
@@ -276,10 +276,11 @@ def _fine_tune(
         learning_rate=learning_rate,
         per_device_train_batch_size=batch_size,
         bf16=dtype() == torch.bfloat16,
-        gradient_checkpointing=torch.cuda.is_available(),
+        activation_checkpointing=torch.cuda.is_available(),
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
     )
     rows: Any = list(range(len(ids)))

@@ -111,13 +111,13 @@ def test_the_head_is_at_the_optimum(with_bias):
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_a_planted_linear_preference_is_found_on_new_prompts(with_bias):
-    weight, bias = normal(5, 6), normal(5, seed=4) / 2
+    weight, bias = normal(5, 6), normal(5, seed=4)
     x = normal(600, 6, seed=9)
     x[:, 0] = 2 + 0.01 * x[:, 0]  # a feature that is nearly constant, as language models have
     w, b, _ = fit_head(x[:300], orderings(x[:300], weight, bias), with_bias)
     truth, found = (x[300:] @ weight.T + bias).argmax(1), (x[300:] @ w.T + b).argmax(1)
     assert (truth == truth.mode().values).float().mean() < 0.6  # a constant answer would not do
-    assert (truth == found).float().mean() > 0.9  # the smallest ridge still shrinks a signal without noise a little
+    assert (truth == found).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("with_bias", [True, False])

@@ -50,10 +50,10 @@ def done(chat_model, models_folder):
 
 
 def test_the_tree_on_disk(done):
-    assert sorted(p.name for p in done.output.iterdir()) == ["dataset", "recipe.yaml", "router"]
-    names = {"README.md", "stats.json", "data", "calibration", "pairs", "routing"}
+    assert sorted(p.name for p in done.output.iterdir()) == ["dataset", "router"]
+    names = {"README.md", "recipe.yaml", "stats.json", "data", "calibration", "pairs", "routing"}
     assert {p.name for p in done.folder.iterdir()} == names
-    assert Recipe.load(str(done.output / "recipe.yaml")) == done.recipe
+    assert Recipe.load(str(done.folder / "recipe.yaml")) == done.recipe
     _, head, text = (done.folder / "README.md").read_text().split("---\n", 2)
     assert [c["config_name"] for c in yaml.safe_load(head)["configs"]] == ["default", "calibration", "pairs", "routing"]
     assert text.strip().startswith("# tiny")
@@ -212,7 +212,7 @@ def test_an_interrupted_change_does_not_leave_the_first_build_as_done(chat_model
         build(values | {"calibration": {"size": 18, "seed": 9}}, tmp_path / "out")
     counting(monkeypatch)
     builder = build(values, tmp_path / "out")
-    assert Recipe.load(str(tmp_path / "out/recipe.yaml")) == builder.recipe
+    assert Recipe.load(str(tmp_path / "out/dataset/recipe.yaml")) == builder.recipe
     assert table(builder, "calibration").to_list() == first
 
 
