@@ -1,6 +1,7 @@
 """Score: the two raw signals of every response, learnability r_l and quality r_q."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -71,9 +72,12 @@ class Score:
             known = journal.get(keys)
             todo = list({key: row for key, row in zip(keys, rows, strict=True) if key not in known}.items())
             with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="Score · student", unit="response") as bar:
+                scored, start = 0, time.monotonic()
                 for i, mean, tokens in mean_log_probs(self.student, [row for _, row in todo]) if todo else ():
                     known[todo[i][0]] = {"learnability": None if math.isnan(mean) else mean, "tokens": tokens}
                     journal.put(todo[i][0], known[todo[i][0]])
+                    scored += tokens
+                    bar.set_postfix_str(f"{scored / (time.monotonic() - start):.0f} tokens/s", refresh=False)
                     bar.update()
         return [known[key]["learnability"] for key in keys]
 
