@@ -83,8 +83,11 @@ def problems(n: int, seed: int = 0) -> list[dict[str, str]]:
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = problems(PROBLEMS)
-    (FOLDER / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{FOLDER}/prompts.jsonl: {len(rows)} problems of {len(FAMILIES)} kinds, with answers. For example:")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file = FOLDER / "prompts.jsonl"
+    if not file.exists() or file.read_text() != text:  # a file that is written again is another one to `datasets`
+        file.write_text(text)
+    print(f"{file}: {len(rows)} problems of {len(FAMILIES)} kinds, with answers. For example:")
     for family in FAMILIES:
         print(f"  {next(row['prompt'] for row in rows if row['family'] == family.__name__)}")
 

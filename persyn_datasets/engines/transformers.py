@@ -2,13 +2,13 @@
 
 import hashlib
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from persyn_datasets.engines import Request, Response, failed
@@ -39,20 +39,20 @@ class SampleEachRow(LogitsProcessor):
 
 def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
     """See `persyn_datasets.engines`."""
-    groups: dict[tuple[tuple[str, str | None, bool], Sampling], list[int]] = defaultdict(list)
-    for i, request in enumerate(requests):
-        groups[_weights(request.teacher), request.teacher.sampling or Sampling()].append(i)
-    for (weights, sampling), indices in sorted(groups.items(), key=lambda group: str(group[0][0])):
+    teachers = {request.teacher.name: request.teacher for request in requests}
+    # Teachers that share weights follow each other; a batch is of one teacher, whose prompts begin alike.
+    for teacher in sorted(teachers.values(), key=lambda t: (str(_weights(t)), t.name)):
+        weights, sampling = _weights(teacher), teacher.sampling or Sampling()
         tokenizer, limit = load_tokenizer(*weights), context_length(load_causal_lm(*weights))
         rows = []
-        for i in indices:
+        for i in (i for i, request in enumerate(requests) if request.teacher.name == teacher.name):
             try:
                 ids = prompt_ids(tokenizer, requests[i].messages)
             except TemplateError as error:
-                yield i, failed(requests[i].teacher, f"the model's chat template refuses the prompt: {error}")
+                yield i, failed(teacher, f"the model's chat template refuses the prompt: {error}")
                 continue
             if len(ids) >= limit:
-                yield i, failed(requests[i].teacher, f"the prompt has {len(ids)} tokens, the model's context {limit}")
+                yield i, failed(teacher, f"the prompt has {len(ids)} tokens, the model's context {limit}")
                 continue
             rows.append((i, requests[i], ids))
         lengths = [min(limit, len(ids) + sampling.max_tokens) for _, _, ids in rows]
@@ -72,13 +72,21 @@ def _answer(
     eos = model.generation_config.eos_token_id
     ends = {eos} if isinstance(eos, int) else set(eos or [tokenizer.eos_token_id])
     pad = next(iter(ends)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # The system prompt and the examples are encoded once for the whole batch.
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*(ids[:-1] for _, _, ids in rows), strict=False))
+    prefix = [column[0] for column in columns]
     width = max(len(ids) for _, _, ids in rows)
     most = min(sampling.max_tokens, context_length(model) - width)
     input_ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(input_ids)
     for r, (_, _, ids) in enumerate(rows):
-        input_ids[r, width - len(ids) :] = torch.tensor(ids)
-        mask[r, width - len(ids) :] = 1
+        own = ids[len(prefix) :]
+        input_ids[r, : len(prefix)], input_ids[r, width - len(own) :] = torch.tensor(prefix), torch.tensor(own)
+        mask[r, : len(prefix)] = mask[r, width - len(own) :] = 1
+    cache = DynamicCache(config=model.config)
+    if prefix:
+        model(torch.tensor([prefix], device=model.device), past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(rows))
 
     steps = LogitsProcessorList()
     if sampling.temperature > 0:
@@ -98,6 +106,7 @@ def _answer(
             pad_token_id=pad,
             stop_strings=list(sampling.stop) or None,
         ),
+        past_key_values=cache,
         tokenizer=tokenizer,
     )[:, width:].tolist()
 
