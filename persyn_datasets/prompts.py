@@ -86,6 +86,8 @@ def _load_dataset(shown: str, *args: Any, **options: Any) -> Dataset:
         raise InputError(
             f"{shown}: no such dataset on the Hub, and no such file or folder with data ({error})."
         ) from error
+    except ConnectionError as error:
+        raise InputError(f"{shown}: no such file or folder here, and the Hub cannot be reached ({error}).") from error
     except DatasetGenerationError as error:
         raise InputError(f"{shown}: cannot be read ({error.__cause__ or error}); check its format.") from error
     except ValueError as error:

@@ -76,8 +76,6 @@ def write(folder, suffix):
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 @pytest.mark.parametrize("by", ["file", "folder", "glob"])
 def test_every_format_gives_the_same_prompts(tmp_path, suffix, by):
-    if by == "folder" and suffix == ".json":
-        pytest.skip("the same loader as .jsonl")
     file = write(tmp_path, suffix)
     path = {"file": file, "folder": tmp_path, "glob": tmp_path / f"tr*{suffix}"}[by]
     prompts = load_prompts(str(path), answer_column="answer")
@@ -151,3 +149,12 @@ def test_what_is_not_there(tmp_path):
     write(tmp_path / "one", ".jsonl")
     with pytest.raises(InputError, match='one: Unknown split "test"'):
         load_table(str(tmp_path / "one"), split="test")
+
+
+def test_an_unreachable_hub_is_said_plainly(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'org/prompts' on the Hub")
+
+    monkeypatch.setattr("persyn_datasets.prompts.load_dataset", unreachable)
+    with pytest.raises(InputError, match="org/prompts: no such file or folder here, and the Hub cannot be reached"):
+        load_prompts("org/prompts")
