@@ -20,6 +20,7 @@ from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets import __version__, plan, report, schema
+from persyn_datasets.account import Account
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
 from persyn_datasets.journal import digest
@@ -83,7 +84,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
         Raises:
             InputError: before anything is spent.
-            BuildError: the calibration gave nothing to learn from.
+            BuildError: the calibration gave nothing to learn from, or `max_failed` or `max_cost` is passed.
         """
         prompts = load_prompts(**asdict(self.recipe.prompts))
         content = [
@@ -118,9 +119,10 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         recipe, prompts = self.recipe, self._prompts
+        account = Account(recipe.max_cost)
 
         ranked = plan.calibration(recipe, prompts)
-        ranked = _map(ranked, Generate(recipe.teachers), schema.GENERATED, batch_size=None)
+        ranked = _map(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
         ranked = _map(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
         ranked = _map(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
         calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
@@ -141,8 +143,10 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         )
 
         routed = _map(prompts, Route(router), schema.ROUTED, batch_size=1000, load_from_cache_file=True)
-        answered = _map(routed, Synthesize(recipe.teachers), schema.SYNTHESIZED, batch_size=None)
-        self._stats |= plan.plan(recipe, len(prompts)) | report.measure(ranked, answered) | {"router": metrics}
+        synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
+        answered = _map(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
+        self._stats |= plan.plan(recipe, len(prompts)) | report.measure(ranked, answered)
+        self._stats |= {"router": metrics, "account": account.to_list()}
         _write(self.folder / "calibration", calibration)
         _write(self.folder / "pairs", DatasetDict(train=pairs))
         routing = routed.select_columns(["prompt_id", "teacher", "router_scores"])

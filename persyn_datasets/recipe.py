@@ -10,8 +10,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.errors import InputError
-from persyn_datasets.generate import check_names
 from persyn_datasets.rank import Normalize, Rank
+from persyn_datasets.respond import check_names
 from persyn_datasets.student import Student
 from persyn_datasets.teacher import Price, Sampling, Teacher
 
@@ -75,7 +75,11 @@ class RouterTraining:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One published dataset. `sampling` holds for every teacher; a teacher's own keys override it."""
+    """One published dataset. `sampling` holds for every teacher; a teacher's own keys override it.
+
+    A build stops when more than the share `max_failed` of a stage's responses failed, and before it has spent more than
+    `max_cost` USD.
+    """
 
     __pydantic_config__ = _FORBID
     name: str
@@ -87,8 +91,21 @@ class Recipe:
     quality: str | dict[str, Any] = "math-verify"
     reward: Reward = field(default_factory=Reward)
     router: RouterTraining = field(default_factory=RouterTraining)
+    max_failed: float = 0.05
+    max_cost: float | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_failed <= 1:
+            raise InputError(f"max_failed is {self.max_failed}; expected a share from 0 to 1.")
+        if self.max_cost is not None:
+            unpriced = next((t.name for t in self.teachers if t.engine == "endpoint" and not t.price), None)
+            if unpriced or self.max_cost <= 0:
+                raise InputError(
+                    f"max_cost is {self.max_cost}, but the teacher {unpriced!r} has no price; add price: {{input: …, "
+                    "output: …}, in USD per million tokens (0 if it is free)."
+                    if unpriced
+                    else f"max_cost is {self.max_cost}; expected more than 0 USD."
+                )
         if len(self.teachers) < 2:
             raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
         check_names(self.teachers)

@@ -1,13 +1,14 @@
 """Synthesize: each prompt is answered once, by its own teacher."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request
 from persyn_datasets.errors import InputError
-from persyn_datasets.generate import check_names, respond
 from persyn_datasets.prompts import messages_of, prompt_id
+from persyn_datasets.respond import check_names, respond
 from persyn_datasets.teacher import Teacher
 
 
@@ -19,10 +20,12 @@ class Synthesize:
 
     Each row is answered by the teacher that its column `teacher` names; answers that the journal has, those of
     the calibration among them, are not generated again. A row that fails stays, with an empty `completion` and
-    its `error`: filter on `error == ""` before training.
+    its `error`: filter on `error == ""` before training. The arguments are those of `Generate`.
     """
 
     teachers: Sequence[Teacher]
+    max_failed: float = 1.0
+    account: Account = field(default_factory=Account, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", tuple(self.teachers))
@@ -38,7 +41,7 @@ class Synthesize:
             Request(teachers[name], key, teachers[name].conversation(m))
             for name, key, m in zip(batch["teacher"], ids, messages, strict=True)
         ]
-        responses = respond(requests, "Synthesize")
+        responses = respond(requests, "Synthesize", self.account, self.max_failed)
         copied = ("finish_reason", "prompt_tokens", "completion_tokens", "error")
         columns: dict[str, list[Any]] = {key: [r[key] for r in responses] for key in copied}  # type: ignore[literal-required]
         return columns | {

@@ -1,13 +1,19 @@
 """Teachers: a model *and* how it is asked. A specification only; engines load the model."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import folder_hash
 
 Message = dict[str, str]
-Engine = Literal["transformers", "endpoint", "recorded"]
+# vLLM's arguments that do not change what a model answers.
+WHERE_AND_HOW_FAST = {
+    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend",
+    "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "enforce_eager",
+    "enable_prefix_caching", "enable_chunked_prefill", "cpu_offload_gb", "disable_log_stats", "block_size",
+}  # fmt: skip
+Engine = Literal["transformers", "vllm", "endpoint", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class Price:
     input: float
     output: float
 
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """USD of one answer."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -54,10 +64,16 @@ class Teacher:
         model: Hub id or local folder; for `endpoint` the model name that the server knows; for `recorded` a
             Hub dataset id, folder or file with the columns `prompt`, `teacher` and `response`.
         name: the name in the data, unique among the teachers. Default: `model`.
-        engine: `transformers` (in this process), `endpoint` (any OpenAI-compatible server) or `recorded`.
+        engine: `transformers` (in this process), `vllm` (in a process of its own), `endpoint` (any OpenAI-compatible
+            server) or `recorded`.
         revision: branch, tag or commit of `model` on the Hub.
-        base_url: of an `endpoint`, up to and with `/v1`.
+        engine_args: of `vllm`, as `vllm.LLM` takes them, e.g. `{"tensor_parallel_size": 8}`.
+        base_url: of an `endpoint`, up to and with `/v1`; or several that serve the same model. The first one names
+            the endpoint in the journal: add and remove others as you like.
         api_key_env: name of the environment variable that holds the endpoint's key. Never the key itself.
+        concurrency: requests in flight per base_url, at most. It is lowered while a server pushes back.
+        requests_per_minute, tokens_per_minute: limits of the endpoint, over all its base_urls.
+        timeout: seconds for one request to an endpoint.
         system_prompt: put before the prompt's own system message, if it has one.
         examples: few-shot messages (alternating user and assistant) put between system prompt and prompt.
         sampling: see `Sampling`; `None` takes the recipe's, or `Sampling()`.
@@ -73,8 +89,13 @@ class Teacher:
     name: str = ""
     engine: Engine = "transformers"
     revision: str | None = None
-    base_url: str | None = None
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    base_url: str | tuple[str, ...] | None = None
     api_key_env: str | None = None
+    concurrency: int = 32
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    timeout: float = 1800.0
     system_prompt: str | None = None
     examples: tuple[Message, ...] = ()
     sampling: Sampling | None = None
@@ -87,6 +108,8 @@ class Teacher:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.model)
         object.__setattr__(self, "examples", tuple(self.examples))
+        if self.base_url and not isinstance(self.base_url, str):
+            object.__setattr__(self, "base_url", tuple(self.base_url))
         if self.engine not in get_args(Engine):
             raise InputError(
                 f"Teacher {self.name!r} has engine {self.engine!r}; expected one of {', '.join(get_args(Engine))}."
@@ -95,6 +118,16 @@ class Teacher:
             raise InputError(f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. http://host:8080/v1.")
         if self.engine != "endpoint" and self.base_url:
             raise InputError(f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected 'endpoint'.")
+        if self.engine != "vllm" and self.engine_args:
+            raise InputError(f"Teacher {self.name!r} has engine_args but engine {self.engine!r}; expected 'vllm'.")
+        for key in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise InputError(f"Teacher {self.name!r}: {key} is {value}; expected more than 0.")
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
 
     def conversation(self, messages: list[Message]) -> list[Message]:
         """The messages as this teacher sees them: its system prompt and examples, then the prompt."""
@@ -108,11 +141,20 @@ class Teacher:
         """All that can change the response, and nothing else: the journal's address of this teacher."""
         keys = ("model", "engine", "revision", "base_url", "system_prompt", "examples", "sampling")
         identity = {key: value for key, value in self.to_dict().items() if key in keys}
+        if self.base_urls:
+            identity["base_url"] = self.base_urls[0]
+        if arguments := {k: v for k, v in self.engine_args.items() if k not in WHERE_AND_HOW_FAST}:
+            identity["engine_args"] = arguments
         return identity | {"weights": folder_hash(self.model)}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values. Holds no secret: keys are named by their variable only."""
-        return asdict(self) | {"examples": list(self.examples), "sampling": asdict(self.sampling or Sampling())}
+        several = None if isinstance(self.base_url, str) else list(self.base_urls) or None
+        return asdict(self) | {
+            "base_url": several or self.base_url,
+            "examples": list(self.examples),
+            "sampling": asdict(self.sampling or Sampling()),
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Teacher":

@@ -70,7 +70,7 @@ class CountingEngine:
     def __init__(self, stop_after=None, fails=lambda teacher, prompt: False):
         self.asked, self.stop_after, self.fails = [], stop_after, fails
 
-    def __call__(self, requests):
+    def __call__(self, requests, account):
         for i, (teacher, _, messages) in enumerate(requests):
             if len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt

@@ -16,6 +16,7 @@ from huggingface_hub import set_async_client_factory
 from huggingface_hub.utils import httpx
 from huggingface_hub.utils._http import default_async_client_factory
 
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, endpoint
 from persyn_datasets.errors import InputError
 from persyn_datasets.teacher import Sampling, Teacher
@@ -41,7 +42,7 @@ def ask(teacher: Teacher, *prompts: str) -> list[Request]:
 
 
 def answers(requests: list[Request]) -> list[Response]:
-    found = dict(endpoint.generate(requests))
+    found = dict(endpoint.generate(requests, Account()))
     assert sorted(found) == list(range(len(requests)))
     return [found[index] for index in range(len(requests))]
 
@@ -82,7 +83,7 @@ def test_answers_land_in_their_rows_and_overlap() -> None:
         teachers = [teach(first, name="a"), teach(second, name="b"), teach(first, model="n", name="c")]
         requests = [ask(teachers[i % 3], f"prompt {i}")[0] for i in range(240)]
         began = time.monotonic()
-        order = [index for index, _ in endpoint.generate(requests)]
+        order = [index for index, _ in endpoint.generate(requests, Account())]
         assert time.monotonic() - began < 4.5  # one after the other: 9 s
         assert order != sorted(order) == list(range(240))
         assert 8 < first.max_active <= endpoint.CONCURRENCY and 8 < second.max_active <= endpoint.CONCURRENCY
@@ -93,7 +94,7 @@ def test_answers_land_in_their_rows_and_overlap() -> None:
 
 
 def test_no_requests() -> None:
-    assert list(endpoint.generate([])) == []
+    assert list(endpoint.generate([], Account())) == []
 
 
 def test_works_inside_a_running_event_loop() -> None:
@@ -327,7 +328,7 @@ def test_faulty_teacher_fails_its_rows_without_a_request(monkeypatch: pytest.Mon
 
 def test_closing_stops_the_work() -> None:
     with ChatServer(after(0.05)) as server:
-        results = endpoint.generate(ask(teach(server), *map(str, range(5000))))
+        results = endpoint.generate(ask(teach(server), *map(str, range(5000))), Account())
         next(results)
         began = time.monotonic()
         results.close()  # type: ignore[attr-defined]
@@ -343,7 +344,7 @@ def test_a_bug_is_raised_after_what_was_answered() -> None:
     with ChatServer() as server:
         bad = Request(teach(server), "bad", [{"role": "user", "content": {"a set"}}])  # type: ignore[dict-item]
         with pytest.raises(TypeError, match="not JSON serializable"):
-            list(endpoint.generate([*ask(teach(server), "a"), bad]))
+            list(endpoint.generate([*ask(teach(server), "a"), bad], Account()))
         assert not [thread for thread in threading.enumerate() if thread.name == "persyn-endpoint"]
 
 

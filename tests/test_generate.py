@@ -24,7 +24,7 @@ def asked(monkeypatch):
     """Replaces the engine by one that answers last first, records what it is asked, and obeys words in the prompt."""
     asked = []
 
-    def generate(requests):
+    def generate(requests, account):
         for i in reversed(range(len(requests))):
             teacher, _, messages = requests[i]
             text = messages[-1]["content"]

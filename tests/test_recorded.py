@@ -3,6 +3,7 @@ import json
 import pytest
 
 from persyn_datasets import InputError, Teacher
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, recorded
 from persyn_datasets.prompts import prompt_id
 
@@ -24,7 +25,9 @@ def answers(tmp_path):
 
 def ask(path, name, messages):
     teacher = Teacher(path, name=name, engine="recorded", system_prompt="matched on the prompt, not on this")
-    [(index, response)] = recorded.generate([Request(teacher, prompt_id(messages), teacher.conversation(messages))])
+    [(index, response)] = recorded.generate(
+        [Request(teacher, prompt_id(messages), teacher.conversation(messages))], Account()
+    )
     assert index == 0 and response["teacher"] == name
     return response
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from persyn_datasets import InputError, Sampling, Teacher
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
@@ -17,7 +18,7 @@ PROMPTS = {f"id{i}": [{"role": "user", "content": text}] for i, text in enumerat
 def answers(teacher, prompts=None, order=None):
     """prompt id → response; one call of the engine."""
     requests = [Request(teacher, key, teacher.conversation(m)) for key, m in (prompts or PROMPTS).items()]
-    return {requests[i].prompt_id: response for i, response in engine.generate(requests)}
+    return {requests[i].prompt_id: response for i, response in engine.generate(requests, Account())}
 
 
 def teacher_of(model, **sampling):
@@ -143,7 +144,7 @@ def test_teachers_of_several_models_and_samplings_in_one_call(chat_model, base_m
     teachers[1:] = [Teacher(base_model, name="b", sampling=Sampling(0, max_tokens=6)),
                     Teacher(chat_model, name="c", sampling=Sampling(0, max_tokens=8), system_prompt="the")]  # fmt: skip
     requests = [Request(t, key, t.conversation(m)) for key, m in PROMPTS.items() for t in teachers]
-    for i, response in engine.generate(requests):
+    for i, response in engine.generate(requests, Account()):
         teacher, key, _ = requests[i]
         assert response == answers(teacher, {key: PROMPTS[key]})[key]
         assert response["teacher"] == teacher.name

@@ -1,8 +1,11 @@
 """Engines answer prompts: one module each, with `generate(requests)` and `check(teacher)`.
 
-generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]
+generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]
     yields (index of the request, its response) as responses complete, in any order. A request that
-    fails yields a response with `error` set; it never raises for one row.
+    fails yields a response with `error` set; it never raises for one row. Before a request is worked on,
+    `account.admit(request)` is asked: if it refuses and nothing is in flight, the engine ends and leaves the rest
+    unanswered. What is tried again within the engine is told to `account.retried(request)`.
+    When `account.closed` is set it stops soon; when the iterator is closed, at once.
 check(teacher: Teacher) -> None
     raises `InputError` if the teacher cannot be asked at all; costs nothing.
 """

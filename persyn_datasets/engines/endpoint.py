@@ -17,6 +17,7 @@ from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, get_token_to_send, httpx
 
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.errors import InputError
 from persyn_datasets.teacher import Sampling, Teacher
@@ -30,7 +31,7 @@ CHECK_TIMEOUT = 10.0
 NO_KEY = "no-key"
 
 
-def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
     """Yield (index, response) as they complete. Closing the iterator cancels what is in flight."""
     results: SimpleQueue[tuple[int, Response] | BaseException | None] = SimpleQueue()
     # In a thread of its own, since the caller's (a notebook's) may already run an event loop.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import load_table, prompt_id, to_messages
@@ -27,7 +28,7 @@ def _answers(path: str, revision: str | None) -> dict[str, dict[str, str]]:
     return answers
 
 
-def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
     """See `persyn_datasets.engines`. A prompt without a recorded answer is an error row, never an empty answer."""
     for i, (teacher, key, _) in enumerate(requests):
         text = _answers(teacher.model, teacher.revision).get(teacher.name, {}).get(key)

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.errors import InputError
 from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids
@@ -37,7 +38,7 @@ class SampleEachRow(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
-def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
     """See `persyn_datasets.engines`."""
     teachers = {request.teacher.name: request.teacher for request in requests}
     # Teachers that share weights follow each other; a batch is of one teacher, whose prompts begin alike.
@@ -57,7 +58,11 @@ def generate(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
             rows.append((i, requests[i], ids))
         lengths = [min(limit, len(ids) + sampling.max_tokens) for _, _, ids in rows]
         for batch in batches(lengths, TOKENS_PER_BATCH, ROWS_PER_BATCH):
-            yield from _answer([rows[r] for r in batch], weights, sampling)
+            while batch:
+                if not (admitted := [r for r in batch if account.admit(rows[r][1])]):
+                    return
+                yield from _answer([rows[r] for r in admitted], weights, sampling)
+                batch = [r for r in batch if r not in admitted]
 
 
 def _weights(teacher: Teacher) -> tuple[str, str | None, bool]:

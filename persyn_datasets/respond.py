@@ -1,0 +1,128 @@
+"""Answers to requests: from the journal, else from the engines, all at once; nothing lost, nothing bought twice."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from itertools import groupby
+from threading import Lock
+
+from huggingface_hub.utils import tqdm
+
+from persyn_datasets.account import Account
+from persyn_datasets.engines import Request, Response, engine_of
+from persyn_datasets.errors import BuildError, InputError
+from persyn_datasets.journal import Journal
+from persyn_datasets.teacher import Teacher
+
+FIRST_FAILURES = 36  # of a teacher that has not answered once: it never will
+TRIED_AGAIN = ("endpoint", "vllm")  # other engines fail by a row's own fault only
+
+
+def check_names(teachers: Sequence[Teacher]) -> None:
+    names = [t.name for t in teachers]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise InputError(f"teachers: the name {twice[0]!r} is used twice; give each teacher a `name` of its own.")
+
+
+def respond(requests: Sequence[Request], stage: str, account: Account, max_failed: float = 1.0) -> list[Response]:
+    """The response to each request, in order.
+
+    Endpoints are asked while local teachers work, one after another, in this thread. What failed is tried once more
+    at the end, and then is a response with an `error`.
+
+    Raises:
+        BuildError: every request to a teacher fails, more than the share `max_failed` of all failed, or
+            `account.max_cost` is reached. What was answered is in the journal by then.
+    """
+    asked = {(r.teacher.name, r.prompt_id): r for r in requests}
+    account.open(stage)
+    with ExitStack() as stack:
+        journals = {
+            teacher.name: stack.enter_context(Journal("responses", teacher.model, teacher.identity()))
+            for teacher in {r.teacher.name: r.teacher for r in asked.values()}.values()
+            if teacher.engine != "recorded"  # is a record already
+        }
+        responses: dict[tuple[str, str], Response] = {}
+        for name, journal in journals.items():
+            known = journal.get(key for teacher, key in asked if teacher == name)
+            responses.update({(name, key): response for key, response in known.items()})
+        for key, response in responses.items():
+            account.settle(asked[key], response, reused=True)
+        todo = [request for key, request in asked.items() if key not in responses]
+        bar = stack.enter_context(tqdm(total=len(asked), initial=len(responses), desc=stage, unit="response"))
+        in_a_row: Counter[str] = Counter()
+        tokens, start, lock = 0, time.monotonic(), Lock()
+
+        def keep(request: Request, response: Response) -> None:
+            nonlocal tokens
+            name, failed = request.teacher.name, response["finish_reason"] == "error"
+            with lock:
+                responses[name, request.prompt_id] = response
+                account.settle(request, response)
+                # An empty answer was answered too: it stays, with its error, and is not bought again.
+                if not failed and name in journals:
+                    journals[name].put(request.prompt_id, response)
+                tokens += response["completion_tokens"] or 0
+                bar.set_description(f"{stage} · {name}", refresh=False)
+                spent = f" · ${account.spent:,.2f}" if account.spent else ""
+                bar.set_postfix_str(f"{tokens / (time.monotonic() - start):.0f} tokens/s{spent}", refresh=False)
+                bar.update()
+                in_a_row[name] = in_a_row[name] + 1 if failed else 0
+                never = in_a_row[name] == FIRST_FAILURES and not account.answered(request.teacher)
+                if never or (failed and in_a_row[name] > max(FIRST_FAILURES, max_failed * len(asked))):
+                    raise BuildError(
+                        f"{stage}: teacher {name!r} fails: {in_a_row[name]} requests in a row, the last with: "
+                        f"{response['error']}. All answers are kept: mend it, and the same command goes on."
+                    )
+
+        _ask(todo, account, keep)
+        failed = [asked[key] for key, r in responses.items() if r["finish_reason"] == "error"]
+        if again := [request for request in failed if request.teacher.engine in TRIED_AGAIN]:
+            for request in again:
+                account.again(request)
+            bar.update(-len(again))
+            in_a_row.clear()
+            _ask(again, account, keep)
+    if left := len(asked) - len(responses):
+        raise BuildError(
+            f"{stage}: max_cost ${account.max_cost:,.2f} is reached: ${account.spent:,.2f} spent, and the next request "
+            f"may pass it; {left:,} of {len(asked):,} are left. All answers are kept: raise max_cost, and the same "
+            "command goes on."
+        )
+    reasons = Counter((key[0], r["error"]) for key, r in responses.items() if r["finish_reason"] == "error")
+    if (count := reasons.total()) > max_failed * len(asked):
+        most = "; ".join(f"{n:,} × {name!r}: {error[:200]}" for (name, error), n in reasons.most_common(5))
+        raise BuildError(
+            f"{stage}: {count:,} of {len(asked):,} requests failed, and max_failed is {max_failed:.0%}: {most}. "
+            "All answers are kept: mend it, or raise max_failed, and the same command goes on."
+        )
+    return [responses[r.teacher.name, r.prompt_id] | {"teacher": r.teacher.name} for r in requests]
+
+
+def _ask(requests: list[Request], account: Account, keep: Callable[[Request, Response], None]) -> None:
+    """Work on the requests; endpoints in a thread of their own, so that they and local teachers wait for no other."""
+
+    def work(group: list[Request]) -> None:
+        try:
+            with closing(engine_of(group[0].teacher).generate(group, account)) as answers:
+                for i, response in answers:
+                    keep(group[i], response)
+        except BaseException:
+            account.closed.set()
+            raise
+
+    by_engine = sorted(requests, key=lambda r: r.teacher.engine)
+    groups = {engine: list(group) for engine, group in groupby(by_engine, key=lambda r: r.teacher.engine)}
+    with ThreadPoolExecutor(1) as pool:
+        remote = [pool.submit(work, groups.pop("endpoint"))] if "endpoint" in groups else []
+        for group in groups.values():
+            work(group)
+        for future in remote:
+            try:
+                future.result()
+            except BaseException:  # Ctrl-C while waiting, too
+                account.closed.set()
+                raise
