@@ -5,7 +5,8 @@
 
 A folder belongs to one identity (a teacher and how it is asked; a student and how it scores), a key to one
 prompt or response. Every writer has parts of its own and moves them into place whole, so any number of
-processes on any number of machines may share a folder, and a kill costs the last `FLUSH_SECONDS`.
+processes on any number of machines may share a folder, and a kill costs the last `FLUSH_SECONDS`. What dead writers
+left is tidied by later ones: unfinished files are removed, small parts merged.
 """
 
 import hashlib
@@ -13,8 +14,11 @@ import json
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +28,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HOME
 
+from persyn_datasets.errors import BuildError
+
 FLUSH_SECONDS = 2.0
 ROWS_PER_PART = 4096
+CLOSED = "-closed.parquet"  # the ending of a part whose writer has left
+DEAD_AFTER = 3600.0  # seconds without a change: the writer of an open part was killed
+SMALL_PARTS = 64  # more than so many are merged
 _SCHEMA = pa.schema({"key": pa.string(), "record": pa.string()})
 
 
@@ -71,26 +80,32 @@ class Journal:
         if not (self.folder / "identity.json").exists():
             _write(self.folder / "identity.json", json.dumps(identity, indent=2, ensure_ascii=False).encode())
         self._lock = threading.Lock()
-        self._part = self.folder / f"{uuid.uuid4().hex}.parquet"
+        self._part = self._new_part()
         self._rows: list[tuple[str, str]] = []
         self._flushed = 0
+        self._error: OSError | None = None
         self._closed = threading.Event()
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """The records that are there, by key."""
         wanted = pa.array(sorted(set(keys)), pa.string())
         found: dict[str, Any] = {}
-        for part in sorted(self.folder.glob("*.parquet")):
-            with pa.OSFile(str(part)) as file:  # opened once: its writer may put a longer part in its place meanwhile
-                parquet = pq.ParquetFile(file)
-                hits = pc.is_in(parquet.read(columns=["key"])["key"], wanted)
-                if not pc.any(hits).as_py():
-                    continue
-                table = parquet.read().filter(hits)
-                found.update(zip(table["key"].to_pylist(), map(json.loads, table["record"].to_pylist()), strict=True))
+        read: set[Path] = set()
+        while parts := set(self.folder.glob("*.parquet")) - read:
+            for part in parts:
+                with suppress(FileNotFoundError):  # merged meanwhile: the next listing has what it became
+                    status = part.stat()
+                    if pc.any(pc.is_in(_keys(part, status.st_mtime_ns, status.st_size), wanted)).as_py():
+                        table = _read(part)
+                        table = table.filter(pc.is_in(table["key"], wanted))
+                        records = map(json.loads, table["record"].to_pylist())
+                        found.update(zip(table["key"].to_pylist(), records, strict=True))
+            read |= parts
         return found
 
     def put(self, key: str, record: Any) -> None:
+        """Raises `BuildError` if what was put before cannot be written: what nobody keeps shall not be bought."""
+        self._raise_if_broken()
         with self._lock:
             self._rows.append((key, json.dumps(record, ensure_ascii=False)))
 
@@ -99,13 +114,35 @@ class Journal:
         with self._lock:
             if len(self._rows) == self._flushed:
                 return
-            keys, records = zip(*self._rows, strict=True)
-            sink = pa.BufferOutputStream()
-            pq.write_table(pa.table([keys, records], schema=_SCHEMA), sink, compression="zstd")
-            _write(self._part, sink.getvalue())
+            _write_part(self._part, self._rows)
             self._flushed = len(self._rows)
             if self._flushed >= ROWS_PER_PART:
-                self._part, self._rows, self._flushed = self.folder / f"{uuid.uuid4().hex}.parquet", [], 0
+                self._part, self._rows, self._flushed = self._new_part(), [], 0
+
+    def tidy(self) -> None:
+        """Remove the unfinished files of dead writers, and merge closed and dead parts once many of them are small."""
+        now, small = time.time(), []
+        for file in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another process tidies too
+                status = file.stat()
+                dead = status.st_mtime < now - DEAD_AFTER
+                if dead and file.suffix == ".tmp":
+                    file.unlink()
+                ended = file.name.endswith(CLOSED) or (dead and file.suffix == ".parquet")
+                if ended and len(_keys(file, status.st_mtime_ns, status.st_size)) < ROWS_PER_PART:
+                    small.append((file, status))
+        if len(small) <= SMALL_PARTS:
+            return
+        with suppress(FileNotFoundError):
+            tables = [_read(part) for part, _ in small]
+            rows = dict(zip(*(pa.concat_tables(tables)[c].to_pylist() for c in ("key", "record")), strict=True))
+            _write_part(self._new_part(CLOSED), list(rows.items()))
+            for part, status in small:
+                if part.stat().st_mtime_ns == status.st_mtime_ns:  # else its writer lives after all
+                    part.unlink()
+
+    def _new_part(self, ending: str = ".parquet") -> Path:
+        return self.folder / f"{uuid.uuid4().hex}{ending}"
 
     def __enter__(self) -> "Journal":
         self._flusher = threading.Thread(target=self._flush_regularly, daemon=True)
@@ -115,18 +152,61 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._closed.set()
         self._flusher.join()
-        self.flush()
+        if self._rows and not self._part.exists():  # another process took it for a dead writer's
+            self._flushed = 0
+        self._try_flush()
+        self._raise_if_broken()
+        if self._rows:
+            os.replace(self._part, self._new_part(CLOSED))
+        self.tidy()
 
     def _flush_regularly(self) -> None:
-        while not self._closed.wait(FLUSH_SECONDS):
+        while not self._closed.wait(FLUSH_SECONDS) and not self._error:
+            self._try_flush()
+
+    def _try_flush(self) -> None:
+        try:
             self.flush()
+        except OSError as error:
+            self._error = error  # for `put` to raise, in the thread that can end the work
+        else:
+            self._error = None
+
+    def _raise_if_broken(self) -> None:
+        if self._error:
+            raise BuildError(
+                f"The journal {self.folder} cannot be written: {self._error}. Free some space, or move the journal "
+                "with $PERSYN_JOURNAL, and the same command goes on."
+            ) from self._error
+
+
+@lru_cache(maxsize=4096)
+def _keys(part: Path, mtime_ns: int, size: int) -> pa.ChunkedArray:
+    """Kept, so that many small batches do not read a large journal again and again."""
+    return _read(part, ["key"])["key"]
+
+
+def _read(part: Path, columns: list[str] | None = None) -> pa.Table:
+    with pa.OSFile(str(part)) as file:  # opened once: its writer may put a longer part in its place meanwhile
+        return pq.ParquetFile(file).read(columns)
+
+
+def _write_part(path: Path, rows: list[tuple[str, str]]) -> None:
+    keys, records = zip(*rows, strict=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table([keys, records], schema=_SCHEMA), sink, compression="zstd")
+    _write(path, sink.getvalue())
 
 
 def _write(path: Path, data: Any) -> None:
     """Atomically, so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -219,7 +219,9 @@ def test_an_interrupted_change_does_not_leave_the_first_build_as_done(chat_model
 def test_a_calibration_that_failed_says_why(chat_model, tmp_path, monkeypatch):
     values = make_recipe(tmp_path, chat_model, engine="transformers")
     counting(monkeypatch, fails=lambda *_: True)
-    with pytest.raises(BuildError, match="48 × the server is on fire"):
+    with pytest.raises(
+        BuildError, match="48 of 48 requests failed, and max_failed is 5%: 16 × 'adder': the server is on fire"
+    ):
         build(values, tmp_path / "out")
     counting(monkeypatch)
     assert len(build(values, tmp_path / "out").as_dataset(split="train")) == 24  # nothing of it sticks
@@ -233,7 +235,7 @@ def test_a_hold_out_that_failed_says_why(chat_model, tmp_path, monkeypatch):
     monkeypatch.setenv("PERSYN_JOURNAL", str(tmp_path / "another"))
     counting(monkeypatch, fails=lambda _, prompt: prompt in lost)
     with pytest.raises(BuildError, match="12 × the server is on fire"):
-        build(values, tmp_path / "b")
+        build(values | {"max_failed": 0.5}, tmp_path / "b")
 
 
 def test_rewards_that_are_all_equal_say_so(chat_model, tmp_path):

@@ -73,7 +73,7 @@ def test_a_failed_build_has_the_reason_last(chat_model, tmp_path, capsys, monkey
     recipe = save(tmp_path, make_recipe(tmp_path, chat_model, engine="transformers"))
     assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("persyn: ") and "48 × the server is on fire" in last
+    assert last.startswith("persyn: ") and "16 × 'adder': the server is on fire" in last
 
 
 def test_route_only_assigns(done, tmp_path, capsys, asked):

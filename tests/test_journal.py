@@ -1,3 +1,5 @@
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from persyn_datasets import journal as module
+from persyn_datasets.errors import BuildError
 from persyn_datasets.journal import Journal, default_root, digest, folder_hash
 
 
@@ -96,6 +99,88 @@ def test_a_killed_process_keeps_what_it_flushed():
     process.send_signal(signal.SIGKILL)
     assert process.wait(10) == -signal.SIGKILL
     assert Journal("kind", "n", {"a": 1}).get(["k"]) == {"k": 1}
+
+
+def test_what_dead_writers_left_is_harmless_and_tidied(monkeypatch):
+    code = "j.put('mine', 1); j.flush(); (j.folder / '.x.parquet.1.tmp').write_text('half'); print(1, flush=True)\n"
+    process = child(code + "time.sleep(60)")
+    process.stdout.readline()
+    process.kill()
+    process.wait(10)
+    for i in range(3):
+        with Journal("kind", "n", {"a": 1}) as journal:
+            journal.put(f"k{i}", i)
+    expected = {"mine": 1, "k0": 0, "k1": 1, "k2": 2}
+    assert journal.get(expected) == expected and ".x.parquet.1.tmp" in entries(journal)
+    monkeypatch.setattr(module, "SMALL_PARTS", 2)
+    journal.tidy()  # the three closed ones; the dead writer's might still live
+    assert len(list(journal.folder.glob("*.parquet"))) == 2 and journal.get(expected) == expected
+    monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
+    monkeypatch.setattr(module, "SMALL_PARTS", 1)
+    journal.tidy()
+    assert entries(journal) == {"identity.json", next(journal.folder.glob("*.parquet")).name}
+    assert journal.get(expected) == expected
+
+
+def test_a_writer_that_was_taken_for_dead_loses_nothing(monkeypatch):
+    monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
+    monkeypatch.setattr(module, "SMALL_PARTS", 0)
+    other = Journal("kind", "n", {"a": 1})
+    with Journal("kind", "n", {"a": 1}) as journal:
+        for i in range(3):
+            journal.put(f"k{i}", i)
+            journal.flush()
+            other.tidy()
+            assert other.get(["k0", "k1", "k2"]) == {f"k{j}": j for j in range(i + 1)}
+    assert other.get(["k0", "k1", "k2"]) == {"k0": 0, "k1": 1, "k2": 2}
+
+
+def test_readers_and_writers_see_everything_while_parts_are_merged(monkeypatch):
+    monkeypatch.setattr(module, "SMALL_PARTS", 2)
+    code = "m.SMALL_PARTS = 2\nfor i in range(40):\n"
+    code += "  with m.Journal('kind', 'n', {'a': 1}) as j: j.put(sys.argv[1] + str(i), i)"
+    writers = [child(code, name) for name in "abc"]
+    reader, keys, seen = Journal("kind", "n", {"a": 1}), [f"{n}{i}" for n in "abc" for i in range(40)], 0
+    while any(w.poll() is None for w in writers):
+        found = len(reader.get(keys))
+        assert found >= seen
+        seen = found
+    assert [w.wait() for w in writers] == [0, 0, 0]
+    assert reader.get(keys) == {f"{n}{i}": i for n in "abc" for i in range(40)}
+    reader.tidy()
+    assert len(list(reader.folder.glob("*.parquet"))) <= 3
+
+
+def test_a_full_disk_ends_the_work_and_keeps_what_was_written():
+    """A file-size limit stands for the disk: the write itself fails."""
+    code = """
+import resource
+m.FLUSH_SECONDS = 0.05
+with j:
+    j.put("small", 1)
+    j.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    import random
+    while True:
+        j.put(str(random.random()), random.randbytes(2000).hex())
+        time.sleep(0.001)
+"""
+    process = child(code)
+    process.wait(60)
+    assert process.returncode == 1
+    journal = Journal("kind", "n", {"a": 1})
+    assert journal.get(["small"]) == {"small": 1}
+    assert not list(journal.folder.glob(".*"))
+
+
+def test_a_full_disk_is_said_with_its_mend(monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal = Journal("kind", "n", {})
+    with pytest.raises(BuildError, match="No space left on device.*move the journal with .PERSYN_JOURNAL"), journal:
+        journal.put("k", 1)
+        monkeypatch.setattr(module, "_write", full)
 
 
 def test_reading_while_another_writes():
