@@ -4,9 +4,9 @@
                                                /<one per writer>.parquet     columns: key, record (JSON)
 
 A folder belongs to one identity (a teacher and how it is asked; a student and how it scores), a key to one
-prompt or response. Every writer has parts of its own and moves them into place whole, so any number of
-processes on any number of machines may share a folder, and a kill costs the last `FLUSH_SECONDS`. What dead writers
-left is tidied by later ones: unfinished files are removed, small parts merged.
+prompt or response. A part never changes and is moved into place whole, so any number of processes on any number of
+machines may share a folder, and a kill costs the last `FLUSH_SECONDS`. Small parts are merged as they become many,
+whoever wrote them; unfinished files of dead writers are removed.
 """
 
 import hashlib
@@ -32,9 +32,8 @@ from persyn_datasets.errors import BuildError
 
 FLUSH_SECONDS = 2.0
 ROWS_PER_PART = 4096
-CLOSED = "-closed.parquet"  # the ending of a part whose writer has left
-DEAD_AFTER = 3600.0  # seconds without a change: the writer of an open part was killed
-SMALL_PARTS = 64  # more than so many are merged
+SMALL_PARTS = 64  # of fewer than `ROWS_PER_PART` rows; more than so many are merged
+DEAD_AFTER = 3600.0  # seconds that a file takes to write at most
 _SCHEMA = pa.schema({"key": pa.string(), "record": pa.string()})
 
 
@@ -80,9 +79,8 @@ class Journal:
         if not (self.folder / "identity.json").exists():
             _write(self.folder / "identity.json", json.dumps(identity, indent=2, ensure_ascii=False).encode())
         self._lock = threading.Lock()
-        self._part = self._new_part()
         self._rows: list[tuple[str, str]] = []
-        self._flushed = 0
+        self._flushes = 0
         self._error: OSError | None = None
         self._closed = threading.Event()
 
@@ -94,8 +92,7 @@ class Journal:
         while parts := set(self.folder.glob("*.parquet")) - read:
             for part in parts:
                 with suppress(FileNotFoundError):  # merged meanwhile: the next listing has what it became
-                    status = part.stat()
-                    if pc.any(pc.is_in(_keys(part, status.st_mtime_ns, status.st_size), wanted)).as_py():
+                    if pc.any(pc.is_in(_keys(part), wanted)).as_py():
                         table = _read(part)
                         table = table.filter(pc.is_in(table["key"], wanted))
                         records = map(json.loads, table["record"].to_pylist())
@@ -108,41 +105,42 @@ class Journal:
         self._raise_if_broken()
         with self._lock:
             self._rows.append((key, json.dumps(record, ensure_ascii=False)))
+            full = len(self._rows) >= ROWS_PER_PART
+        if full:
+            self._try_flush()
 
     def flush(self) -> None:
-        """Write what has come since the last flush. The open part is rewritten whole until it is full."""
+        """Write what has come since the last flush, as a part of its own."""
         with self._lock:
-            if len(self._rows) == self._flushed:
+            if not self._rows:
                 return
-            _write_part(self._part, self._rows)
-            self._flushed = len(self._rows)
-            if self._flushed >= ROWS_PER_PART:
-                self._part, self._rows, self._flushed = self._new_part(), [], 0
+            self._write_part(self._rows)
+            self._rows = []
+            self._flushes += 1
+        if self._flushes % SMALL_PARTS == 0:
+            self.tidy()
 
     def tidy(self) -> None:
-        """Remove the unfinished files of dead writers, and merge closed and dead parts once many of them are small."""
-        now, small = time.time(), []
+        """Merge the small parts once they are many, and remove the unfinished files of dead writers."""
+        small = []
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process tidies too
-                status = file.stat()
-                dead = status.st_mtime < now - DEAD_AFTER
-                if dead and file.suffix == ".tmp":
+                if file.suffix == ".parquet" and len(_keys(file)) < ROWS_PER_PART:
+                    small.append(file)
+                elif file.suffix == ".tmp" and file.stat().st_mtime < time.time() - DEAD_AFTER:
                     file.unlink()
-                ended = file.name.endswith(CLOSED) or (dead and file.suffix == ".parquet")
-                if ended and len(_keys(file, status.st_mtime_ns, status.st_size)) < ROWS_PER_PART:
-                    small.append((file, status))
-        if len(small) <= SMALL_PARTS:
-            return
-        with suppress(FileNotFoundError):
-            tables = [_read(part) for part, _ in small]
-            rows = dict(zip(*(pa.concat_tables(tables)[c].to_pylist() for c in ("key", "record")), strict=True))
-            _write_part(self._new_part(CLOSED), list(rows.items()))
-            for part, status in small:
-                if part.stat().st_mtime_ns == status.st_mtime_ns:  # else its writer lives after all
+        if len(small) > SMALL_PARTS:
+            with suppress(FileNotFoundError):
+                merged = pa.concat_tables(map(_read, small))
+                self._write_part(dict(zip(*merged.to_pydict().values(), strict=True)).items())
+                for part in small:
                     part.unlink()
 
-    def _new_part(self, ending: str = ".parquet") -> Path:
-        return self.folder / f"{uuid.uuid4().hex}{ending}"
+    def _write_part(self, rows: Iterable[tuple[str, str]]) -> None:
+        keys, records = zip(*rows, strict=True)
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table([keys, records], schema=_SCHEMA), sink, compression="zstd")
+        _write(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
 
     def __enter__(self) -> "Journal":
         self._flusher = threading.Thread(target=self._flush_regularly, daemon=True)
@@ -152,12 +150,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._closed.set()
         self._flusher.join()
-        if self._rows and not self._part.exists():  # another process took it for a dead writer's
-            self._flushed = 0
         self._try_flush()
         self._raise_if_broken()
-        if self._rows:
-            os.replace(self._part, self._new_part(CLOSED))
         self.tidy()
 
     def _flush_regularly(self) -> None:
@@ -181,21 +175,14 @@ class Journal:
 
 
 @lru_cache(maxsize=4096)
-def _keys(part: Path, mtime_ns: int, size: int) -> pa.ChunkedArray:
-    """Kept, so that many small batches do not read a large journal again and again."""
+def _keys(part: Path) -> pa.ChunkedArray:
+    """Kept, since parts never change: many small batches do not read a large journal again and again."""
     return _read(part, ["key"])["key"]
 
 
 def _read(part: Path, columns: list[str] | None = None) -> pa.Table:
-    with pa.OSFile(str(part)) as file:  # opened once: its writer may put a longer part in its place meanwhile
+    with pa.OSFile(str(part)) as file:
         return pq.ParquetFile(file).read(columns)
-
-
-def _write_part(path: Path, rows: list[tuple[str, str]]) -> None:
-    keys, records = zip(*rows, strict=True)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table([keys, records], schema=_SCHEMA), sink, compression="zstd")
-    _write(path, sink.getvalue())
 
 
 def _write(path: Path, data: Any) -> None:

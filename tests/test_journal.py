@@ -69,15 +69,22 @@ def test_flush_by_time(monkeypatch):
         assert found == {"k": 1}
 
 
-def test_parts_roll_over(monkeypatch):
+def test_full_parts_stay_and_small_ones_are_merged(monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(module, "SMALL_PARTS", 3)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 60)
     with Journal("kind", "n", {}) as journal:
-        for i in range(10):
+        sizes = lambda: sorted(pq.read_metadata(part).num_rows for part in journal.folder.glob("*.parquet"))  # noqa: E731
+        for i in range(9):
             journal.put(f"k{i}", i)
+        assert sizes() == [4, 4]
+        for i in range(9, 12):
             journal.flush()
-    sizes = sorted(pq.read_metadata(part).num_rows for part in journal.folder.glob("*.parquet"))
-    assert sizes == [2, 4, 4]
-    assert journal.get(f"k{i}" for i in range(10)) == {f"k{i}": i for i in range(10)}
+            journal.put(f"k{i}", i)
+        assert sizes() == [1, 1, 1, 4, 4]
+        journal.flush()
+        assert sizes() == [4, 4, 4]
+    assert journal.get(f"k{i}" for i in range(12)) == {f"k{i}": i for i in range(12)}
 
 
 def test_two_processes_share_a_folder():
@@ -87,7 +94,6 @@ def test_two_processes_share_a_folder():
     expected = {f"{name}{i}": i for name in "ab" for i in range(50)}
     journal = Journal("kind", "n", {"a": 1})
     assert journal.get(expected) == expected
-    assert len(list(journal.folder.glob("*.parquet"))) == 2
     assert not list(journal.folder.glob(".*"))
 
 
@@ -112,27 +118,11 @@ def test_what_dead_writers_left_is_harmless_and_tidied(monkeypatch):
             journal.put(f"k{i}", i)
     expected = {"mine": 1, "k0": 0, "k1": 1, "k2": 2}
     assert journal.get(expected) == expected and ".x.parquet.1.tmp" in entries(journal)
-    monkeypatch.setattr(module, "SMALL_PARTS", 2)
-    journal.tidy()  # the three closed ones; the dead writer's might still live
-    assert len(list(journal.folder.glob("*.parquet"))) == 2 and journal.get(expected) == expected
+    monkeypatch.setattr(module, "SMALL_PARTS", 3)
     monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
-    monkeypatch.setattr(module, "SMALL_PARTS", 1)
     journal.tidy()
     assert entries(journal) == {"identity.json", next(journal.folder.glob("*.parquet")).name}
     assert journal.get(expected) == expected
-
-
-def test_a_writer_that_was_taken_for_dead_loses_nothing(monkeypatch):
-    monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
-    monkeypatch.setattr(module, "SMALL_PARTS", 0)
-    other = Journal("kind", "n", {"a": 1})
-    with Journal("kind", "n", {"a": 1}) as journal:
-        for i in range(3):
-            journal.put(f"k{i}", i)
-            journal.flush()
-            other.tidy()
-            assert other.get(["k0", "k1", "k2"]) == {f"k{j}": j for j in range(i + 1)}
-    assert other.get(["k0", "k1", "k2"]) == {"k0": 0, "k1": 1, "k2": 2}
 
 
 def test_readers_and_writers_see_everything_while_parts_are_merged(monkeypatch):
