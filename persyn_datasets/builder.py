@@ -25,7 +25,7 @@ from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
 from persyn_datasets.journal import digest
 from persyn_datasets.pairify import Pairify
-from persyn_datasets.prompts import load_prompts, load_table
+from persyn_datasets.prompts import load_table
 from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.route import Route
@@ -86,7 +86,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             InputError: before anything is spent.
             BuildError: the calibration gave nothing to learn from, or `max_failed` or `max_cost` is passed.
         """
-        prompts = load_prompts(**asdict(self.recipe.prompts))
+        prompts = self.recipe.prompts.load()
         content = [
             load_table(t.model)._fingerprint if t.engine == "recorded" else t.identity() for t in self.recipe.teachers
         ]

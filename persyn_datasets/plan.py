@@ -9,7 +9,6 @@ from transformers import AutoConfig
 from persyn_datasets import quality
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import InputError
-from persyn_datasets.prompts import load_prompts
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.tables import table
 
@@ -20,7 +19,7 @@ def check(recipe: Recipe) -> Dataset:
     Raises:
         InputError: at the first thing that would not work, with its place and mend.
     """
-    prompts = load_prompts(**vars(recipe.prompts))
+    prompts = recipe.prompts.load()
     size = recipe.calibration.size
     if not 2 <= size <= len(prompts):
         raise InputError(

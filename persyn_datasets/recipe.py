@@ -1,15 +1,19 @@
 """A recipe: everything that makes one personalised dataset, as a YAML file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.errors import InputError
+from persyn_datasets.prompts import load_prompts
 from persyn_datasets.rank import Normalize, Rank
 from persyn_datasets.respond import check_names
 from persyn_datasets.student import Student
@@ -20,7 +24,11 @@ _FORBID = {"extra": "forbid"}
 
 @dataclass(frozen=True)
 class Prompts:
-    """Where the prompts come from; see `load_prompts`."""
+    """Where the prompts come from; see `load_prompts`.
+
+    `license` and `language` (Hub ids, e.g. apache-2.0 and en) are for the card. Default: what the prompts' own card on
+    the Hub says.
+    """
 
     __pydantic_config__ = _FORBID
     path: str
@@ -29,6 +37,18 @@ class Prompts:
     revision: str | None = None
     column: str | None = None
     answer_column: str | None = None
+    license: str | None = None
+    language: str | tuple[str, ...] | None = None
+
+    def load(self) -> Dataset:
+        return load_prompts(
+            self.path,
+            name=self.name,
+            split=self.split,
+            revision=self.revision,
+            column=self.column,
+            answer_column=self.answer_column,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,20 +134,31 @@ class Recipe:
 
     @classmethod
     def load(cls, recipe: str, overrides: Iterable[str] = ()) -> "Recipe":
-        """Read a recipe file, or one of `builders/` by its name, with `key=value` overrides.
+        """Read a recipe file, one of `builders/` by its name, or that of a dataset on the Hub, with overrides.
 
-        Keys may be paths (`teachers.0.sampling.temperature=0`); values are YAML.
+        Overrides are `key=value`; keys may be paths (`teachers.0.sampling.temperature=0`), values are YAML.
+        A recipe from the Hub is data: what would run code, name a server, or read a file or variable of this machine
+        counts only as an override.
 
         Raises:
             InputError: with the key, what was found, what was expected and how to mend it.
         """
-        path = find(recipe)
+        overrides = list(overrides)
+        path, foreign = find(recipe)
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not a YAML text: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: found {type(values).__name__}; expected the keys of a recipe.")
+        if foreign:
+            named = {override.partition("=")[0] for override in overrides}
+            for key, value in _of_this_machine(values):
+                if key not in named:
+                    raise InputError(
+                        f"The recipe of {recipe} on the Hub sets {key} to {value!r}, which would run code here, or name a "
+                        f"server, file or variable for you. If you want that, say so: --set {key}={value}"
+                    )
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
@@ -156,18 +187,41 @@ class Recipe:
         return asdict(self) | {"teachers": [t.to_dict() for t in self.teachers]}
 
 
-def find(recipe: str) -> Path:
-    """The path of a recipe given as a file or as the name of one that comes with the package."""
+def find(recipe: str) -> tuple[Path, bool]:
+    """The path of a recipe given as a file, as the name of one that comes with the package, or as a Hub dataset.
+
+    True if it came from the Hub.
+    """
     if Path(recipe).suffix in (".yaml", ".yml"):
         if Path(recipe).is_file():
-            return Path(recipe)
+            return Path(recipe), False
         raise InputError(f"{recipe}: no such file.")
     package = Path(__file__).parent
     folder = next(f for f in (package / "builders", package.parent / "builders") if f.is_dir())
     names = sorted(f.stem for f in folder.glob("*.yaml"))
-    if recipe not in names:
-        raise InputError(f"No recipe {recipe!r}: give a .yaml file, or one of {', '.join(names)}.")
-    return folder / f"{recipe}.yaml"
+    if recipe in names:
+        return folder / f"{recipe}.yaml", False
+    if recipe.count("/") == 1 and not Path(recipe).exists():
+        try:
+            return Path(hf_hub_download(recipe, "recipe.yaml", repo_type="dataset")), True
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise InputError(f"No recipe.yaml in the dataset {recipe!r} on the Hub: {error}") from error
+    raise InputError(f"No recipe {recipe!r}: give a .yaml file, a Hub dataset, or one of {', '.join(names)}.")
+
+
+def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries that run code here, or name a server, a file or a variable."""
+    if isinstance(values, dict | list):
+        for part, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _of_this_machine(value, f"{key}.{part}".lstrip("."))
+        return
+    last = key.rpartition(".")[2]
+    dotted_path = key == "quality" and values != "math-verify"
+    file = last in ("path", "model", "backbone", "reward_model") and Path(str(values)).exists()
+    if values and (
+        last in ("trust_remote_code", "base_url", "api_key_env") or ".base_url." in key or dotted_path or file
+    ):
+        yield key, values
 
 
 def _set(values: Any, path: list[str], value: Any, override: str) -> None:
