@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from persyn_datasets.errors import InputError
-from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids
+from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids, text_ids
 from persyn_datasets.student import Student
 from persyn_datasets.teacher import Message
 
@@ -33,7 +33,7 @@ def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) 
     limit = context_length(model)
     encoded = []
     for i, (messages, text) in enumerate(rows):
-        x, y = prompt_ids(tokenizer, messages), list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        x, y = prompt_ids(tokenizer, messages), text_ids(tokenizer, text)
         if len(x) >= limit:
             raise InputError(
                 f"The prompt {messages[-1]['content'][:60]!r} has {len(x)} tokens for the student {student.model!r}, "

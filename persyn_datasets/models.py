@@ -1,5 +1,6 @@
 """Language models from the Hub or a folder, and prompts as their token ids."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
+
+_MARK = "\ufdd0"  # no character, by Unicode: no text has it
 
 
 def device() -> torch.device:
@@ -68,12 +71,31 @@ def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: b
     return _causal_lm[key]
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text as it reads: a special token's string in it is text, not the token."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The ids up to where the response begins, by the model's own chat template or the plain one."""
+    """The ids up to where the response begins, by the model's own chat template or the plain one.
+
+    Only the template writes special tokens: where a message contains the string of one (`<|im_end|>`), it is text, so
+    that a prompt cannot end its turn and speak for somebody else.
+    """
     plain = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = sorted((s for s in special if any(s in m["content"] for m in messages)), key=len, reverse=True)
+    if found:
+        messages = [m | {"content": m["content"].replace(_MARK, "")} for m in messages]
+    for k, string in enumerate(found):
+        messages = [m | {"content": m["content"].replace(string, f"{_MARK}{k}{_MARK}")} for m in messages]
     text: Any = tokenizer.apply_chat_template(messages, chat_template=plain, add_generation_prompt=True, tokenize=False)
     # A chat template writes its own BOS; the plain one leaves that to the tokenizer.
-    return list(tokenizer(text, add_special_tokens=plain is not None)["input_ids"])
+    first, *rest = re.split(f"{_MARK}(\\d+){_MARK}", text) if found else [text]
+    ids = list(tokenizer(first, add_special_tokens=plain is not None)["input_ids"])
+    for place, after in zip(rest[::2], rest[1::2], strict=True):
+        ids += text_ids(tokenizer, found[int(place)]) + list(tokenizer(after, add_special_tokens=False)["input_ids"])
+    return ids
 
 
 def batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Iterator[list[int]]:
