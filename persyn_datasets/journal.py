@@ -1,14 +1,16 @@
 """The journal: nothing that was paid for is lost, or bought twice.
 
     <root>/<kind>/<name>-<hash of the identity>/identity.json
-                                               /<one per writer>.parquet     columns: key, record (JSON)
+                                               /<one per writer>.log        lines: key, tab, record (JSON)
+                                               /<a log when it is full>.parquet    columns: key, record (JSON)
 
 A folder belongs to one identity (a teacher and how it is asked; a student and how it scores), a key to one
-prompt or response. A part never changes and is moved into place whole, so any number of processes on any number of
-machines may share a folder, and a kill costs the last `FLUSH_SECONDS`. Small parts are merged as they become many,
-whoever wrote them; unfinished files of dead writers are removed.
+prompt or response. A record is in its writer's log as soon as it is put, so a kill loses none; a crash of the machine
+loses those of the last `SYNC_SECONDS`. A log has one writer, and a part never changes, so any number of processes on
+any number of machines may share a folder. What dead writers left is read like the rest, and tidied by later ones.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +23,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,10 +32,10 @@ from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets.errors import BuildError
 
-FLUSH_SECONDS = 2.0
+SYNC_SECONDS = 2.0
 ROWS_PER_PART = 4096
 SMALL_PARTS = 64  # of fewer than `ROWS_PER_PART` rows; more than so many are merged
-DEAD_AFTER = 3600.0  # seconds that a file takes to write at most
+DEAD_AFTER = 86_400.0  # seconds without a change: the writer of a log is gone
 _SCHEMA = pa.schema({"key": pa.string(), "record": pa.string()})
 
 
@@ -63,7 +65,7 @@ def folder_hash(path: str) -> str | None:
 
 
 class Journal:
-    """Records of one identity. Use it as a context manager: `put` may be lost until the block ends or a flush.
+    """Records of one identity; a context manager, which tidies when it ends.
 
     Args:
         kind: `responses`, `learnability` or `quality`.
@@ -79,110 +81,103 @@ class Journal:
         if not (self.folder / "identity.json").exists():
             _write(self.folder / "identity.json", json.dumps(identity, indent=2, ensure_ascii=False).encode())
         self._lock = threading.Lock()
-        self._rows: list[tuple[str, str]] = []
-        self._flushes = 0
-        self._error: OSError | None = None
-        self._closed = threading.Event()
+        self._log: BinaryIO | None = None
+        self._rows, self._synced = 0, time.monotonic()
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """The records that are there, by key."""
-        wanted = pa.array(sorted(set(keys)), pa.string())
+        wanted = frozenset(keys)
         found: dict[str, Any] = {}
         read: set[Path] = set()
-        while parts := set(self.folder.glob("*.parquet")) - read:
-            for part in parts:
+        while files := {f for f in self.folder.iterdir() if f.suffix in (".log", ".parquet")} - read:
+            for file in files:
                 with suppress(FileNotFoundError):  # merged meanwhile: the next listing has what it became
-                    if pc.any(pc.is_in(_keys(part), wanted)).as_py():
-                        table = _read(part)
-                        table = table.filter(pc.is_in(table["key"], wanted))
+                    table = _read(file) if file.suffix == ".log" else None
+                    if hits := wanted & (frozenset(table["key"].to_pylist()) if table else _keys(file)):
+                        table = table or _read(file)
+                        table = table.filter(pc.is_in(table["key"], pa.array(hits, pa.string())))
                         records = map(json.loads, table["record"].to_pylist())
                         found.update(zip(table["key"].to_pylist(), records, strict=True))
-            read |= parts
+            read |= files
         return found
 
     def put(self, key: str, record: Any) -> None:
-        """Raises `BuildError` if what was put before cannot be written: what nobody keeps shall not be bought."""
-        self._raise_if_broken()
+        """Raises `BuildError` if it cannot be written (the disk is full): what nobody keeps shall not be bought."""
+        line = f"{key}\t{json.dumps(record, ensure_ascii=False)}\n".encode()
         with self._lock:
-            self._rows.append((key, json.dumps(record, ensure_ascii=False)))
-            full = len(self._rows) >= ROWS_PER_PART
-        if full:
-            self._try_flush()
-
-    def flush(self) -> None:
-        """Write what has come since the last flush, as a part of its own."""
-        with self._lock:
-            if not self._rows:
-                return
-            self._write_part(self._rows)
-            self._rows = []
-            self._flushes += 1
-        if self._flushes % SMALL_PARTS == 0:
-            self.tidy()
+            try:
+                if not self._log:
+                    self._log = (self.folder / f"{uuid.uuid4().hex}.log").open("wb", buffering=0)
+                if self._log.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if time.monotonic() > self._synced + SYNC_SECONDS:
+                    os.fsync(self._log.fileno())
+                    self._synced = time.monotonic()
+                self._rows += 1
+                if self._rows >= ROWS_PER_PART:
+                    self._seal()
+            except OSError as error:
+                self._log = None  # it may end in half a line
+                raise BuildError(
+                    f"The journal {self.folder} cannot be written: {error}. Free some space, or move the journal with "
+                    "$PERSYN_JOURNAL, and the same command goes on."
+                ) from error
 
     def tidy(self) -> None:
-        """Merge the small parts once they are many, and remove the unfinished files of dead writers."""
-        small = []
+        """Merge small parts and the logs of dead writers once they are many; remove half-written parts."""
+        dead, small = time.time() - DEAD_AFTER, []
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process tidies too
                 if file.suffix == ".parquet" and len(_keys(file)) < ROWS_PER_PART:
                     small.append(file)
-                elif file.suffix == ".tmp" and file.stat().st_mtime < time.time() - DEAD_AFTER:
-                    file.unlink()
+                elif file.suffix in (".log", ".tmp") and file.stat().st_mtime < dead:
+                    small.append(file) if file.suffix == ".log" else file.unlink()
         if len(small) > SMALL_PARTS:
-            with suppress(FileNotFoundError):
-                merged = pa.concat_tables(map(_read, small))
-                self._write_part(dict(zip(*merged.to_pydict().values(), strict=True)).items())
-                for part in small:
-                    part.unlink()
+            self._merge(small)
 
-    def _write_part(self, rows: Iterable[tuple[str, str]]) -> None:
-        keys, records = zip(*rows, strict=True)
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table([keys, records], schema=_SCHEMA), sink, compression="zstd")
-        _write(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
+    def _merge(self, files: list[Path]) -> None:
+        with suppress(FileNotFoundError):
+            keys, records = pa.concat_tables(map(_read, files)).to_pydict().values()
+            rows = dict(zip(keys, records, strict=True))
+            sink = pa.BufferOutputStream()
+            columns = [list(rows.keys()), list(rows.values())]
+            pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
+            _write(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
+            for file in files:
+                file.unlink()
+
+    def _seal(self) -> None:
+        assert self._log
+        self._log.close()
+        self._merge([Path(str(self._log.name))])
+        self._log, self._rows = None, 0
 
     def __enter__(self) -> "Journal":
-        self._flusher = threading.Thread(target=self._flush_regularly, daemon=True)
-        self._flusher.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._closed.set()
-        self._flusher.join()
-        self._try_flush()
-        self._raise_if_broken()
-        self.tidy()
-
-    def _flush_regularly(self) -> None:
-        while not self._closed.wait(FLUSH_SECONDS) and not self._error:
-            self._try_flush()
-
-    def _try_flush(self) -> None:
-        try:
-            self.flush()
-        except OSError as error:
-            self._error = error  # for `put` to raise, in the thread that can end the work
-        else:
-            self._error = None
-
-    def _raise_if_broken(self) -> None:
-        if self._error:
-            raise BuildError(
-                f"The journal {self.folder} cannot be written: {self._error}. Free some space, or move the journal "
-                "with $PERSYN_JOURNAL, and the same command goes on."
-            ) from self._error
+        if self._log and error is None:
+            self._seal()
+        elif self._log:  # nothing that may fail: its log is read as well as a part
+            self._log.close()
+            self._log = None
+        if error is None:
+            self.tidy()
 
 
 @lru_cache(maxsize=4096)
-def _keys(part: Path) -> pa.ChunkedArray:
+def _keys(part: Path) -> frozenset[str]:
     """Kept, since parts never change: many small batches do not read a large journal again and again."""
-    return _read(part, ["key"])["key"]
+    return frozenset(_read(part, ["key"])["key"].to_pylist())
 
 
-def _read(part: Path, columns: list[str] | None = None) -> pa.Table:
-    with pa.OSFile(str(part)) as file:
-        return pq.ParquetFile(file).read(columns)
+def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
+    if file.suffix == ".parquet":
+        with pa.OSFile(str(file)) as part:
+            return pq.ParquetFile(part).read(columns)
+    *lines, _ = file.read_bytes().decode(errors="replace").split("\n")  # without a half line at the end
+    rows = [line.split("\t", 1) for line in lines]
+    return pa.table([[key for key, _ in rows], [record for _, record in rows]], schema=_SCHEMA)
 
 
 def _write(path: Path, data: Any) -> None:
