@@ -156,8 +156,8 @@ class Recipe:
             for key, value in _of_this_machine(values):
                 if key not in named:
                     raise InputError(
-                        f"The recipe of {recipe} on the Hub sets {key} to {value!r}, which would run code here, or name a "
-                        f"server, file or variable for you. If you want that, say so: --set {key}={value}"
+                        f"The recipe of {recipe} on the Hub sets {key} to {value!r}, which runs code here, or names "
+                        f"a server, file or variable for you. If you want that, say so: --set {key}={value}"
                     )
         for override in overrides:
             key, separator, value = override.partition("=")

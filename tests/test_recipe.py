@@ -107,7 +107,8 @@ def test_every_recipe_that_ships_loads_by_its_name():
     files = sorted((Path(__file__).parent.parent / "builders").glob("*.yaml"))
     assert "quickstart" in [f.stem for f in files]
     for file in files:
-        assert find(file.stem).samefile(file)
+        path, from_the_hub = find(file.stem)
+        assert path.samefile(file) and not from_the_hub
         assert Recipe.load(file.stem).name == yaml.safe_load(file.read_text())["name"]
     with pytest.raises(InputError, match=r"No recipe 'quickstrat'.*quickstart"):
         Recipe.load("quickstrat")
