@@ -1,7 +1,7 @@
 """The builder: the stages in their order, as a `datasets.ArrowBasedBuilder` whose config is a recipe.
 
 <output>/recipe.yaml
-<output>/dataset/       README.md, stats.json, data/ (train, failed), calibration/, pairs/, routing/
+<output>/dataset/       README.md, stats.json, data/ (train, failed), calibration/, pairs/, routing/, figures/
 <output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
 """
 
@@ -19,7 +19,7 @@ import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, plan, report, schema
+from persyn_datasets import __version__, cards, figures, licenses, plan, report, schema
 from persyn_datasets.account import Account
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
@@ -97,7 +97,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._prompts = plan.check(self.recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stats.json").unlink(missing_ok=True)
-        (self.folder / "recipe.yaml").write_text(_yaml(self.recipe.to_dict()))
+        (self.folder / "recipe.yaml").write_text(cards.to_yaml(self.recipe.to_dict()))
         self._stats: dict[str, Any] = {"build": build, "version": __version__}
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
@@ -146,7 +146,11 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = _map(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
         self._stats |= plan.plan(recipe, len(prompts)) | report.measure(ranked, answered)
-        self._stats |= {"router": metrics, "account": account.to_list()}
+        self._stats |= {"router": metrics, "account": account.to_list(), "versions": report.versions()}
+        self._stats["routing"] = report.measure_routing(calibration["test"], routed, router.names)
+        self._stats["cost"] = report.cost(account.to_list(), len(prompts))
+        self._stats |= {"name": recipe.name, "student": recipe.student.model}
+        self._stats |= licenses.sources(recipe.prompts, recipe.teachers, recipe.student.model, recipe.router.backbone)
         _write(self.folder / "calibration", calibration)
         _write(self.folder / "pairs", DatasetDict(train=pairs))
         routing = routed.select_columns(["prompt_id", "teacher", "router_scores"])
@@ -166,21 +170,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         yield from enumerate(rows.with_format("arrow").iter(batch_size=1000))
 
     def _write_card(self) -> None:
-        splits = {"default": ("data/persyn-", list(self.info.splits or []))}
-        splits |= {"calibration": ("calibration/", ["train", "test"])}
-        splits |= {"pairs": ("pairs/", ["train"]), "routing": ("routing/", ["train"])}
-        # `load_dataset` caches a local folder by its last name and these entries alone: without the content among
-        # them it would give the rows of any other build that it has loaded before.
-        files = sorted(self.folder.rglob("*.parquet"))
-        content = digest([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
-        configs = [
-            {"config_name": name, "data_files": [{"split": s, "path": f"{prefix}{s}*.parquet"} for s in names]}
-            | {"description": f"content {content}"}
-            | ({"default": True} if name == "default" else {})
-            for name, (prefix, names) in splits.items()
-        ]
-        text = report.describe(self.recipe, self._stats)
-        (self.folder / "README.md").write_text(f"---\n{_yaml({'configs': configs})}---\n\n{text}\n")
+        figures.draw(self.recipe, self._stats, self.folder / "figures")
+        cards.write(self.output, self.recipe, self._stats)
 
 
 def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:
@@ -217,7 +208,3 @@ def _write(folder: Path, splits: DatasetDict) -> None:
     for name, rows in splits.items():
         folder.mkdir(parents=True, exist_ok=True)
         rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)

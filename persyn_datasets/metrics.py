@@ -25,8 +25,8 @@ def router_metrics(
         seed: for the bootstrap over prompts.
 
     Returns:
-        JSON values; `advantage` is the mean reward of the router minus the best single teacher's, with its 95%
-        bootstrap interval over the prompts.
+        JSON values; `advantage` is the mean reward of the router minus the best single teacher's, and
+        `advantage_over_random` minus a random one's, with their 95% bootstrap intervals over the prompts.
     """
     scores = scores[~np.isnan(rewards).all(-1)]
     rewards = _fill_failed(rewards)
@@ -45,9 +45,13 @@ def router_metrics(
         return np.take_along_axis(rewards, order_by.argmax(-1)[:, None], -1)[:, 0]
 
     routed, of_single = reward(scores), reward(single)
-    difference = routed - of_single
     draws = np.random.default_rng(seed).integers(0, prompts, (BOOTSTRAP_SAMPLES, prompts))
-    low, high = np.percentile(difference[draws].mean(-1), [2.5, 97.5])
+
+    def advantage(of_other: np.ndarray) -> dict[str, float]:
+        difference = routed - of_other
+        low, high = np.percentile(difference[draws].mean(-1), [2.5, 97.5])
+        return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
+
     strategies = {"router": routed, "best single": of_single, "random": rewards.mean(-1), "oracle": oracle}
     return {
         "prompts": prompts,
@@ -61,7 +65,8 @@ def router_metrics(
             "random": chance(min(3, n)),
             "oracle": 1.0,
         },
-        "advantage": {"mean": float(difference.mean()), "low": float(low), "high": float(high)},
+        "advantage": advantage(of_single),
+        "advantage_over_random": advantage(rewards.mean(-1)),
     }
 
 

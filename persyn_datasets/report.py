@@ -1,6 +1,9 @@
-"""What came out: the numbers of a build, and the words for them."""
+"""What came out: the numbers of a build, and the words and tables for them."""
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,10 @@ from datasets import Dataset
 
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.tables import table
+
+PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
+STRATEGIES = ("router", "best single", "random", "oracle")
+BINS = 10  # of the router's confidence
 
 
 def errors(ranked: Dataset, most: int = 3) -> str:
@@ -19,12 +26,19 @@ def errors(ranked: Dataset, most: int = 3) -> str:
 
 
 def measure(ranked: Dataset, answered: Dataset) -> dict[str, Any]:
-    """The numbers per teacher: what it is worth in calibration, and what it was given to answer."""
+    """The numbers per teacher: what it is worth in calibration, and what it was given to answer.
+
+    `characters` and `routed_characters` are the 10th, 50th and 90th percentile of the length of its answers, in
+    calibration and in the dataset: tokenizers differ from teacher to teacher, characters do not.
+    """
     responses: dict[str, list[dict[str, Any]]] = {}
     for row in ranked["responses"]:
         for r in row:
             responses.setdefault(r["teacher"], []).append(r)
     best, routed = Counter(ranked["best_teacher"]), Counter(answered["teacher"])
+    answers: dict[str, list[str]] = {name: [] for name in responses}
+    for name, completion in zip(answered["teacher"], answered["completion"], strict=True):
+        answers[name] += [message["content"] for message in completion]
 
     def mean(rows: list[dict[str, Any]], key: str) -> float | None:
         values = [r[key] for r in rows if r[key] is not None]
@@ -33,9 +47,12 @@ def measure(ranked: Dataset, answered: Dataset) -> dict[str, Any]:
     return {
         "rows": len(answered),
         "failed": sum(error != "" for error in answered["error"]),
+        "errors": dict(Counter(e for e in answered["error"] if e).most_common(3)),
         "per_teacher": {
             name: {
                 **{key: mean(rows, key) for key in ("quality", "learnability", "reward", "completion_tokens")},
+                "characters": _percentiles(r["text"] for r in rows if not r["error"]),
+                "routed_characters": _percentiles(answers[name]),
                 "calibration_failed": sum(r["error"] != "" for r in rows),
                 "best": best[name],
                 "routed": routed[name],
@@ -45,10 +62,62 @@ def measure(ranked: Dataset, answered: Dataset) -> dict[str, Any]:
     }
 
 
+def _percentiles(texts: Iterable[str]) -> list[float] | None:
+    lengths = [len(text) for text in texts]
+    return [float(p) for p in np.percentile(lengths, [10, 50, 90])] if lengths else None
+
+
+def measure_routing(held_out: Dataset, routed: Dataset, names: Sequence[str]) -> dict[str, Any]:
+    """How sure the router is, and whether it may be.
+
+    Returns:
+        `confidence`: how many of all prompts have their highest `router_scores` in each tenth of [0, 1];
+        `mean_confidence`; `reliability`: of the comparisons of two teachers on held-out prompts, in fifths of [0.5, 1]
+        by the probability that the router gives its favourite: that probability, how often the favourite was better,
+        and the number of comparisons; `calibration_error`: their mean distance, weighted by that number.
+    """
+    scores = dict(zip(routed["prompt_id"], np.array(routed["router_scores"], dtype=float), strict=True))
+    top = np.array([row.max() for row in scores.values()])
+    favours, rights = [], []
+    for key, responses in zip(held_out["prompt_id"], held_out["responses"], strict=True):
+        rewards = {r["teacher"]: r["reward"] for r in responses if r["reward"] is not None and r["teacher"] in names}
+        for a, b in combinations(rewards, 2):
+            p, q = (scores[key][names.index(name)] for name in (a, b))
+            if rewards[a] != rewards[b] and p + q > 0:
+                favours.append(max(p, q) / (p + q))
+                rights.append((p >= q) == (rewards[a] > rewards[b]))
+    predicted, better = np.array(favours), np.array(rights, dtype=float)
+    fifths = np.clip((predicted - 0.5) * 10, 0, 4).astype(int)
+    reliability = [
+        {"predicted": float(predicted[b].mean()), "observed": float(better[b].mean()), "comparisons": int(b.sum())}
+        for b in (fifths == i for i in range(5))
+        if b.any()
+    ]
+    distance = sum(abs(r["predicted"] - r["observed"]) * r["comparisons"] for r in reliability)
+    return {
+        "confidence": np.histogram(top, bins=BINS, range=(0, 1))[0].tolist(),
+        "mean_confidence": float(top.mean()),
+        "reliability": reliability,
+        "calibration_error": distance / len(predicted) if len(predicted) else None,
+    }
+
+
+def cost(account: list[dict[str, Any]], prompts: int) -> dict[str, float] | None:
+    """USD of all answers in use, and what generate-then-select would cost at the calibration's mean prices."""
+    usd = sum(line["usd"] + line["reused_usd"] for line in account)
+    calibration = [line for line in account if line["stage"] == "Generate" and line["answers"]]
+    each = [(line["usd"] + line["reused_usd"]) / line["answers"] for line in calibration]
+    return {"usd": usd, "generate_then_select_usd": prompts * sum(each)} if usd else None
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
 def verdict(metrics: dict[str, Any]) -> str:
     """Does routing beat sending everything to the best single teacher? Plainly, from the held-out prompts."""
     a, single = metrics["advantage"], metrics["best_single_teacher"]
-    interval = f"{a['mean']:+.3f} reward per prompt [95% interval {a['low']:+.3f} to {a['high']:+.3f}]"
+    interval = _interval(a)
     on = f"on {metrics['prompts']} held-out prompts"
     if a["low"] > 0:
         return f"Routing beats sending everything to the best single teacher, {single}: {interval}, {on}."
@@ -60,30 +129,72 @@ def verdict(metrics: dict[str, Any]) -> str:
     )
 
 
-def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
-    """The closing report, in Markdown."""
-    r, reward = stats["router"], recipe.reward
-    show = lambda value: "–" if value is None else f"{value:.3f}"  # noqa: E731
-    teachers = [
-        [name, show(t["quality"]), show(t["learnability"]), show(t["reward"]), str(t["best"]), str(t["routed"]),
-         f"{t['routed'] / stats['rows']:.0%}"]
+def _interval(a: dict[str, float]) -> str:
+    return f"{a['mean']:+.3f} reward per prompt [95% interval {a['low']:+.3f} to {a['high']:+.3f}]"
+
+
+def against_random(metrics: dict[str, Any]) -> str:
+    return f"Against a random teacher: {_interval(metrics['advantage_over_random'])}."
+
+
+def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
+    """What each teacher is worth and what it was given, most first."""
+    sizes = {t.name: t.size for t in recipe.teachers}
+    three: Callable[[float | None], str] = lambda x: "–" if x is None else f"{x:.3f}"  # noqa: E731
+    rows = [
+        [name, three(t["quality"]), three(t["learnability"]), three(t["reward"]),
+         "–" if t["characters"] is None else f"{t['characters'][1]:,.0f}",
+         "–" if sizes.get(name) is None else f"{sizes[name]:g}",
+         f"{t['best']:,}", f"{t['routed']:,}", f"{t['routed'] / stats['rows']:.0%}"]
         for name, t in sorted(stats["per_teacher"].items(), key=lambda item: -item[1]["routed"])
     ]  # fmt: skip
-    head = ["teacher", "quality", "learnability", "reward", "best in calibration", "routed to it", "share"]
-    names = ("router", "best single", "random", "oracle")
-    measures = [[m, *(f"{r[m][name]:.3f}" for name in names)] for m in ("hit@1", "hit@3", "reward", "regret")]
-    saved = stats["generate_then_select"] / stats["generations"]
+    head = ["teacher", "quality", "learnability", "reward", "characters (median)", "size (B)", "best in calibration",
+            "routed to it", "share"]  # fmt: skip
+    return table(head, rows)
+
+
+def router_table(metrics: dict[str, Any]) -> str:
+    """The router on held-out prompts, beside the best single teacher, a random one and the oracle."""
+    measures = ("hit@1", "hit@3", "reward", "regret")
+    return table(["", *STRATEGIES], [[m, *(f"{metrics[m][name]:.3f}" for name in STRATEGIES)] for m in measures])
+
+
+def saved(stats: dict[str, Any]) -> str:
+    """Generations and USD, against generate-then-select."""
+    ratio = stats["generate_then_select"] / stats["generations"]
+    words = (
+        f"{stats['generations']:,} generations; generate-then-select needs {stats['generate_then_select']:,} "
+        f"({ratio:.1f} times as many)."
+    )
+    if c := stats["cost"]:
+        words += (
+            f" ${c['usd']:,.2f} in all; generate-then-select would cost about ${c['generate_then_select_usd']:,.2f}."
+        )
+    return words
+
+
+def reward_words(recipe: Recipe) -> str:
+    """The combined reward, as an equation and its parts."""
+    quality = recipe.quality if isinstance(recipe.quality, str) else recipe.quality["reward_model"]
+    return (
+        f"Reward r = (1 − α)·r_q + α·r_l with α = {recipe.reward.alpha}, each signal normalised by "
+        f"`{recipe.reward.normalize}`. r_q: {quality}. r_l: mean token log-probability of the response under the "
+        "student."
+    )
+
+
+def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
+    """The closing report, in Markdown."""
+    r = stats["router"]
     lines = [
         f"# {recipe.name}",
         f"{stats['rows'] - stats['failed']:,} prompts, each answered by the teacher that the student "
         f"{recipe.student.model} learns most from.",
-        f"Reward r = (1 − α)·r_q + α·r_l with α = {reward.alpha}, each signal normalised by `{reward.normalize}`. "
-        f"r_q: {recipe.quality}. r_l: mean token log-probability of the response under the student.",
-        table(head, teachers),
+        reward_words(recipe),
+        teachers_table(recipe, stats),
         f"The router on {r['prompts']} held-out calibration prompts (best single teacher: {r['best_single_teacher']}):",
-        table(["", *names], measures),
-        f"{stats['generations']:,} generations; generate-then-select needs {stats['generate_then_select']:,} "
-        f"({saved:.1f} times as many).",
+        router_table(r),
+        saved(stats),
         verdict(r),
     ]
     if stats["failed"]:

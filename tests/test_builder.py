@@ -51,12 +51,12 @@ def done(chat_model, models_folder):
 
 def test_the_tree_on_disk(done):
     assert sorted(p.name for p in done.output.iterdir()) == ["dataset", "router"]
-    names = {"README.md", "recipe.yaml", "stats.json", "data", "calibration", "pairs", "routing"}
+    names = {"README.md", "recipe.yaml", "stats.json", "data", "calibration", "pairs", "routing", "figures"}
     assert {p.name for p in done.folder.iterdir()} == names
     assert Recipe.load(str(done.folder / "recipe.yaml")) == done.recipe
     _, head, text = (done.folder / "README.md").read_text().split("---\n", 2)
     assert [c["config_name"] for c in yaml.safe_load(head)["configs"]] == ["default", "calibration", "pairs", "routing"]
-    assert text.strip().startswith("# tiny")
+    assert "\n# tiny\n" in text and "\n# Router of tiny\n" in (done.output / "router/README.md").read_text()
     model = AutoModelForSequenceClassification.from_pretrained(done.output / "router")
     assert set(model.config.id2label.values()) == set(TEACHERS)
 
@@ -181,7 +181,8 @@ def test_failed_rows_go_to_their_own_split(chat_model, tmp_path, monkeypatch):
     assert [row["prompt"][0]["content"] for row in failed] == [lost]
     assert (failed[0]["error"], failed[0]["completion"]) == ("the server is on fire", [])
     assert len(train) == 23 and all(row["completion"] and not row["error"] for row in train)
-    assert builder.stats["failed"] == 1 and "1 prompts failed" in (builder.folder / "README.md").read_text()
+    assert builder.stats["failed"] == 1
+    assert "1 of 24 prompts have no answer" in (builder.folder / "README.md").read_text()
     # The split is gone when the answer has come.
     counting(monkeypatch)
     mended = build(values | {"reward": {"seed": 1}}, tmp_path / "out")

@@ -68,11 +68,12 @@ def test_every_measure_by_hand(teachers, seed):
     arguments = tables(teachers=teachers, seed=seed)
     found = router_metrics(*arguments)
     expected = by_hand(*(a.tolist() if isinstance(a, np.ndarray) else a for a in arguments))
-    advantage = found.pop("advantage")
+    advantage, over_random = found.pop("advantage"), found.pop("advantage_over_random")
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == (pytest.approx(value) if isinstance(value, dict) else value), key
     assert advantage["mean"] == pytest.approx(expected["reward"]["router"] - expected["reward"]["best single"])
+    assert over_random["mean"] == pytest.approx(expected["reward"]["router"] - expected["reward"]["random"])
 
 
 def test_a_worked_example():
@@ -109,7 +110,10 @@ def test_the_interval_holds_the_mean_has_the_right_width_and_is_reproducible():
     assert m == json.loads(json.dumps(m)) == router_metrics(scores, rewards, before, list("abcd"), seed=1)
     other = router_metrics(scores, rewards, before, list("abcd"), seed=2)
     assert other["advantage"] != a
-    assert other | {"advantage": a} == m
+    assert other | {"advantage": a, "advantage_over_random": m["advantage_over_random"]} == m
+    b, difference = m["advantage_over_random"], rewards[np.arange(400), scores.argmax(1)] - rewards.mean(1)
+    half = 1.96 * difference.std() / 20
+    assert (b["low"], b["high"]) == pytest.approx((b["mean"] - half, b["mean"] + half), abs=half / 8)
 
 
 def test_a_router_that_knows_the_rewards_is_the_oracle():

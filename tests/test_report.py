@@ -26,7 +26,7 @@ def test_the_verdict(low, high, words):
 
 def response(teacher, quality, reward=None, error=""):
     return {"teacher": teacher, "quality": quality, "learnability": quality and -quality, "reward": reward,
-            "completion_tokens": 4, "error": error}  # fmt: skip
+            "completion_tokens": 4, "text": "" if error else "12345" * int(2 * quality), "error": error}  # fmt: skip
 
 
 RANKED = [
@@ -37,12 +37,15 @@ RANKED = [
 
 
 def test_the_numbers_per_teacher():
-    answered = Dataset.from_list([{"teacher": t, "error": e} for t, e in [("a", ""), ("a", "late"), ("b", "")]])
-    stats = report.measure(Dataset.from_list(RANKED), answered)
-    assert (stats["rows"], stats["failed"]) == (3, 1)
+    rows = [("a", "", "123"), ("a", "late", ""), ("b", "", "12345")]
+    said = [[{"content": text}] if text else [] for _, _, text in rows]
+    answered = [{"teacher": t, "error": e, "completion": c} for (t, e, _), c in zip(rows, said, strict=True)]
+    stats = report.measure(Dataset.from_list(RANKED), Dataset.from_list(answered))
+    assert (stats["rows"], stats["failed"], stats["errors"]) == (3, 1, {"late": 1})
     a, b = stats["per_teacher"]["a"], stats["per_teacher"]["b"]
     assert (a["quality"], a["learnability"], a["reward"]) == pytest.approx((0.75, -0.75, 0.8))
     assert (a["best"], a["routed"], a["calibration_failed"]) == (2, 2, 1)
+    assert (a["characters"], a["routed_characters"]) == ([5.5, 7.5, 9.5], [3, 3, 3])  # of 5 and 10; of 3
     assert (b["quality"], b["reward"], b["best"], b["routed"], b["calibration_failed"]) == (0.5, 0.1, 0, 1, 2)
 
 

@@ -1,0 +1,358 @@
+"""A small Hugging Face Hub on loopback, for the real clients: `server = HubServer(); server.url`.
+
+Repositories live in memory as commits of {path: bytes}. Reads need no token, except of private repositories; writes
+need one whose name does not start with `hf_read`.
+"""
+
+import base64
+import fnmatch
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+LFS = ("*.parquet", "*.safetensors", "*.png")
+LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "gemma", "llama3", "llama3.1", "cc-by-nc-4.0", "unknown", "other"}
+Fault = Callable[[int, str, str], str | int | None]
+
+
+@dataclass(frozen=True)
+class Commit:
+    oid: str
+    files: dict[str, bytes]
+    title: str
+    message: str
+    parents: tuple["Commit", ...] = ()
+
+
+@dataclass
+class Repo:
+    private: bool = False
+    branches: dict[str, Commit] = field(default_factory=dict)
+    tags: dict[str, Commit] = field(default_factory=dict)
+
+    def at(self, revision: str) -> Commit | None:
+        if found := self.branches.get(revision) or self.tags.get(revision):
+            return found
+        waiting = [*self.branches.values(), *self.tags.values()]
+        while waiting:
+            commit = waiting.pop()
+            if commit.oid == revision:
+                return commit
+            waiting += commit.parents
+        return None
+
+
+class HubServer:
+    """A Hub at `url`, empty after `reset()`.
+
+    `fault(n, method, path)` is asked before the n-th request since `reset` or `count_again`: a status to answer, `drop`
+    to close the connection unanswered, `lose` to do what is asked and then close it unanswered, None to serve.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.reset()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self._server.hub = self  # type: ignore[attr-defined]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def reset(self) -> None:
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.objects: dict[str, bytes] = {}
+        self.count_again()
+
+    def count_again(self, fault: Fault = lambda n, method, path: None) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.fault = fault
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def repo(self, repo_id: str, kind: str = "dataset") -> Repo:
+        return self.repos[kind, repo_id]
+
+    def put(self, repo_id: str, files: dict[str, str | bytes], kind: str = "dataset", title: str = "by hand") -> Commit:
+        """A commit on main, as a push by git would make it; None as content removes a file."""
+        repo = self.repos.setdefault((kind, repo_id), Repo())
+        head = repo.branches.get("main")
+        contents = {k: v.encode() if isinstance(v, str) else v for k, v in files.items()}
+        merged = {k: v for k, v in ((head.files if head else {}) | contents).items() if v is not None}
+        return self._commit(repo, "main", merged, title, "")
+
+    def _commit(self, repo: Repo, branch: str, files: dict[str, bytes], title: str, message: str) -> Commit:
+        head = repo.branches.get(branch)
+        seed = (
+            f"{head.oid if head else ''} {title} {message} {sorted((k, _blob(v)) for k, v in files.items())} {id(repo)}"
+        )
+        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), files, title, message, (head,) if head else ())
+        repo.branches[branch] = commit
+        return commit
+
+
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def _is_lfs(path: str) -> bool:
+    return any(fnmatch.fnmatch(path, pattern) for pattern in LFS)
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
+    return entry | ({"lfs": lfs} if _is_lfs(path) else {})
+
+
+class _Error(Exception):
+    def __init__(self, status: int, text: str, code: str = "") -> None:
+        self.status, self.text, self.code = status, text, code
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def handle_any(self) -> None:
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        split = urlsplit(self.path)
+        path, query = unquote(split.path), {k: v[0] for k, v in parse_qs(split.query).items()}
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with hub.lock:
+            hub.requests.append((self.command, path))
+            fault = hub.fault(len(hub.requests), self.command, path)
+            if isinstance(fault, int):
+                return self.reply(fault, {"error": "the server is on fire"})
+            try:
+                answer = None if fault == "drop" else self.serve(hub, path, query, body)
+            except _Error as error:
+                return self.reply(
+                    error.status, {"error": error.text}, {"X-Error-Code": error.code} if error.code else {}
+                )
+        if fault:
+            self.close_connection = True
+        elif answer is not None:
+            self.reply(*answer)
+
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
+
+    def serve(self, hub: HubServer, path: str, query: dict[str, str], body: bytes) -> tuple[Any, ...]:
+        if self.command == "PUT" and path.startswith("/objects/"):
+            oid = path.removeprefix("/objects/")
+            assert hashlib.sha256(body).hexdigest() == oid
+            hub.objects[oid] = body
+            return 200, {}
+        if path == "/api/repos/create":
+            return self.create(hub, json.loads(body))
+        if path == "/api/validate-yaml":
+            return self.validate(json.loads(body))
+        if path == "/api/whoami-v2":
+            self.user()
+            organisation = {"name": "org", "roleInOrg": "write"}
+            return 200, {
+                "name": "me",
+                "type": "user",
+                "orgs": [organisation],
+                "auth": {"accessToken": {"role": "write"}},
+            }
+        parts = path.strip("/").split("/")
+        if parts[0] == "api" and parts[1] in ("models", "datasets"):
+            return self.api(hub, parts[1][:-1], "/".join(parts[2:4]), parts[4:], query, body)
+        kind = "dataset" if parts[0] == "datasets" else "model"
+        parts = parts[1:] if kind == "dataset" else parts
+        repo_id = "/".join(parts[:2])
+        if repo_id.endswith(".git"):
+            return self.lfs_batch(hub, kind, repo_id.removesuffix(".git"), json.loads(body))
+        if len(parts) > 4 and parts[2] == "resolve":
+            return self.resolve(self.find(hub, kind, repo_id), parts[3], "/".join(parts[4:]))
+        raise _Error(404, f"no {path}", "RepoNotFound")
+
+    def user(self) -> str:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not token:
+            raise _Error(401, "Invalid username or password.")
+        return token
+
+    def writer(self) -> None:
+        if self.user().startswith("hf_read"):
+            raise _Error(403, "Forbidden: your token has no write permission.")
+
+    def find(self, hub: HubServer, kind: str, repo_id: str) -> Repo:
+        repo = hub.repos.get((kind, repo_id))
+        if repo is None or (repo.private and not self.headers.get("Authorization")):
+            raise _Error(404, "Repository not found", "RepoNotFound")
+        return repo
+
+    def at(self, repo: Repo, revision: str) -> Commit:
+        commit = repo.at(revision)
+        if commit is None:
+            raise _Error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    def create(self, hub: HubServer, wanted: dict[str, Any]) -> tuple[Any, ...]:
+        self.writer()
+        organisation = wanted.get("organization") or "me"
+        if organisation not in ("me", "org"):
+            raise _Error(403, f"You don't have the rights to create a repository under {organisation!r}.")
+        kind, repo_id = wanted.get("type", "model"), f"{organisation}/{wanted['name']}"
+        prefix = "datasets/" if kind == "dataset" else ""
+        if (kind, repo_id) in hub.repos:
+            return 409, {"error": "You already created this repo", "url": f"{hub.url}/{prefix}{repo_id}"}
+        hub.repos[kind, repo_id] = Repo(bool(wanted.get("private")))
+        hub.put(repo_id, {".gitattributes": "*.parquet filter=lfs\n"}, kind, "initial commit")
+        return 200, {"url": f"{hub.url}/{prefix}{repo_id}", "id": repo_id}
+
+    def validate(self, wanted: dict[str, Any]) -> tuple[Any, ...]:
+        _, head, _ = wanted["content"].split("---\n", 2)
+        values, wrong = yaml.safe_load(head), []
+        licenses = values.get("license", [])
+        wrong += [
+            f"license {x!r}" for x in ([licenses] if isinstance(licenses, str) else licenses) if x not in LICENSES
+        ]
+        wrong += ["license_name is required" for _ in [0] if licenses == "other" and not values.get("license_name")]
+        wrong += [f"{k} is not a list" for k in ("tags", "task_categories", "size_categories", "configs")
+                  if not isinstance(values.get(k, []), list)]  # fmt: skip
+        if wrong:
+            return 400, {"error": "; ".join(wrong)}
+        return 200, {"errors": [], "warnings": []}
+
+    def api(
+        self, hub: HubServer, kind: str, repo_id: str, rest: list[str], query: dict[str, str], body: bytes
+    ) -> tuple[Any, ...]:
+        repo = self.find(hub, kind, repo_id)
+        what, revision = (rest[0] if rest else "revision"), (rest[1] if len(rest) > 1 else "main")
+        if what == "revision":
+            commit = self.at(repo, revision)
+            files = [{"rfilename": path} for path in commit.files]
+            card = commit.files.get("README.md", b"").decode()
+            head = card.split("---\n", 2)[1] if card.startswith("---\n") else "{}"
+            facts = {"id": repo_id, "sha": commit.oid, "private": repo.private, "siblings": files, "tags": []}
+            return 200, facts | {"cardData": json.loads(json.dumps(yaml.safe_load(head), default=str)), "downloads": 0}
+        if what == "auth-check":
+            self.user()
+            if len(rest) > 1 or query:
+                self.writer()
+            return 200, {}
+        if what == "refs":
+            refs = {"branches": ("heads", repo.branches), "tags": ("tags", repo.tags), "converts": ("convert", {})}
+            return 200, {
+                name: [{"name": k, "ref": f"refs/{ref}/{k}", "targetCommit": c.oid} for k, c in values.items()]
+                for name, (ref, values) in refs.items()
+            }
+        commit = self.at(repo, revision)
+        if what == "commits":
+            found = [commit]
+            while found[-1].parents:
+                found.append(found[-1].parents[0])
+            date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+            return 200, [
+                {"id": c.oid, "title": c.title, "message": c.message, "date": date, "authors": []} for c in found
+            ]
+        if what == "tree":
+            folder = "/".join(rest[2:])
+            found = {k: v for k, v in commit.files.items() if not folder or k.startswith(f"{folder}/")}
+            if folder and not found:
+                raise _Error(404, f"{folder} does not exist", "EntryNotFound")
+            entries = [_entry(k, v) for k, v in found.items()]
+            folders = {"/".join(k.split("/")[:i]) for k in found for i in range(1, k.count("/") + 1)}
+            entries += [
+                {"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in sorted(folders) if f != folder
+            ]
+            if query.get("recursive", "").lower() not in ("1", "true"):
+                depth = folder.count("/") + 1 if folder else 0
+                entries = [e for e in entries if e["path"].count("/") == depth]
+            return 200, entries
+        if what == "paths-info":
+            paths = parse_qs(body.decode()).get("paths", []) if not body.startswith(b"{") else json.loads(body)["paths"]
+            return 200, [_entry(p, commit.files[p]) for p in paths if p in commit.files]
+        self.writer()
+        if what == "preupload":
+            files = json.loads(body)["files"]
+            return 200, {"files": [self.preupload(commit, f["path"]) for f in files], "commitOid": commit.oid}
+        if what == "commit":
+            return self.commit(hub, repo, revision, commit, [json.loads(line) for line in body.splitlines()])
+        if what == "tag" and self.command == "POST":
+            name = json.loads(body)["tag"]
+            if name in repo.tags:
+                return 409, {"error": f"Tag {name} already exists"}
+            repo.tags[name] = commit
+            return 201, {}
+        raise _Error(404, f"no {what}")
+
+    def preupload(self, commit: Commit, path: str) -> dict[str, Any]:
+        found = commit.files.get(path)
+        mode = "lfs" if _is_lfs(path) else "regular"
+        facts = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+        if found is None:
+            return facts
+        return facts | {"oid": hashlib.sha256(found).hexdigest() if mode == "lfs" else _blob(found)}
+
+    def commit(self, hub: HubServer, repo: Repo, branch: str, head: Commit, lines: list[Any]) -> tuple[Any, ...]:
+        header, files = lines[0]["value"], dict(head.files)
+        if header.get("parentCommit", head.oid) != head.oid:
+            return 412, {"error": "A commit has happened since. Please refresh and try again."}
+        for line in lines[1:]:
+            key, value = line["key"], line["value"]
+            if key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                if value["oid"] not in hub.objects:
+                    return 400, {"error": f"LFS pointer to {value['oid']}, which was not uploaded"}
+                files[value["path"]] = hub.objects[value["oid"]]
+            elif key == "deletedFile":
+                if value["path"] not in files:
+                    return 404, {"error": "A file with this name doesn't exist"}
+                del files[value["path"]]
+        made = hub._commit(repo, branch, files, header["summary"], header.get("description", ""))
+        return 200, {"commitUrl": f"{hub.url}/commit/{made.oid}", "commitOid": made.oid}
+
+    def lfs_batch(self, hub: HubServer, kind: str, repo_id: str, wanted: dict[str, Any]) -> tuple[Any, ...]:
+        self.writer()
+        self.find(hub, "dataset" if kind == "dataset" else "model", repo_id)
+        objects = [
+            {"oid": o["oid"], "size": o["size"]}
+            | ({} if o["oid"] in hub.objects else {"actions": {"upload": {"href": f"{hub.url}/objects/{o['oid']}"}}})
+            for o in wanted["objects"]
+        ]
+        return 200, {"transfer": "basic", "objects": objects}
+
+    def resolve(self, repo: Repo, revision: str, path: str) -> tuple[Any, ...]:
+        commit = self.at(repo, revision)
+        if path not in commit.files:
+            raise _Error(404, f"no {path}", "EntryNotFound")
+        content = commit.files[path]
+        etag = hashlib.sha256(content).hexdigest() if _is_lfs(path) else _blob(content)
+        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+        if self.command == "HEAD":
+            return 200, b"", headers | {"Content-Length": str(len(content))}
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            part = content[int(first) : int(last) + 1 if last else None]
+            end = int(first) + len(part) - 1
+            return 206, part, headers | {"Content-Range": f"bytes {first}-{end}/{len(content)}"}
+        return 200, content, headers
+
+    def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in (
+            {"Content-Length": str(len(data)), "Content-Type": "application/json"} | (headers or {})
+        ).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
