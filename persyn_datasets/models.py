@@ -48,10 +48,12 @@ def _key(model: str, *options: Any) -> Any:
 
 def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     key = _key(model, revision, trust_remote_code)
-    if key not in _tokenizer:
+    tokenizer = _tokenizer.get(key)  # kept, since an endpoint's thread may load another
+    if tokenizer is None:
         _tokenizer.clear()
-        _tokenizer[key] = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    return _tokenizer[key]
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        _tokenizer[key] = tokenizer
+    return tokenizer
 
 
 def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:

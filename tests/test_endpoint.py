@@ -16,8 +16,10 @@ from huggingface_hub import set_async_client_factory
 from huggingface_hub.utils import httpx
 from huggingface_hub.utils._http import default_async_client_factory
 
+from persyn_datasets import models
 from persyn_datasets.account import Account
-from persyn_datasets.engines import Request, Response, endpoint
+from persyn_datasets.engines import Request, Response, endpoint, lane
+from persyn_datasets.engines import server as engine_server
 from persyn_datasets.errors import InputError
 from persyn_datasets.teacher import Sampling, Teacher
 
@@ -26,10 +28,17 @@ KEY = "sk-very-secret"
 
 @pytest.fixture(autouse=True)
 def setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.002)
+    monkeypatch.setattr(lane, "BACKOFF", 0.002)
+    monkeypatch.setattr(engine_server, "PAUSE", 0.002)
+    monkeypatch.setattr(models, "load_tokenizer", no_tokenizer)
+    lane._tokenizer.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it blocks loopback too
     monkeypatch.setenv("HF_TOKEN", "hf_must_not_leave")
     monkeypatch.setenv("TEST_KEY", KEY)
+
+
+def no_tokenizer(*_: Any) -> None:
+    raise OSError("no such model")
 
 
 def teach(server: ChatServer | str, **more: Any) -> Teacher:
@@ -86,7 +95,7 @@ def test_answers_land_in_their_rows_and_overlap() -> None:
         order = [index for index, _ in endpoint.generate(requests, Account())]
         assert time.monotonic() - began < 4.5  # one after the other: 9 s
         assert order != sorted(order) == list(range(240))
-        assert 8 < first.max_active <= endpoint.CONCURRENCY and 8 < second.max_active <= endpoint.CONCURRENCY
+        assert 8 < first.max_active <= 32 and 8 < second.max_active <= 32
         for request, response in zip(requests, answers(requests), strict=True):
             assert response["teacher"] == request.teacher.name
             assert response["text"].startswith(f"{request.teacher.model} on {request.messages[0]['content']} [")
@@ -147,7 +156,7 @@ def test_retry_after_is_honoured(wait: str) -> None:
 
 
 def test_retry_after_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "MAX_RETRY_AFTER", 0.05)
+    monkeypatch.setattr(engine_server, "MAX_RETRY_AFTER", 0.05)
     began = time.monotonic()
     for value in ("86400", "inf", "nonsense", "-3", formatdate(time.time() + 86400)):
         assert one(in_turn((503, {"Retry-After": value}, {}), OK))[0]["text"] == "fine"
@@ -156,7 +165,7 @@ def test_retry_after_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lasting_fault_fails_the_row() -> None:
     response, server = one(in_turn((503, {}, {"error": {"message": "no capacity " + "x" * 900}})))
-    assert server.count == endpoint.TRIES == 6
+    assert server.count == lane.TRIES == 6
     assert response["error"].startswith("HTTP 503: no capacity xx") and len(response["error"]) < 350
     assert response["error"].endswith("(tried 6 times)")
     assert (response["text"], response["finish_reason"], response["prompt_tokens"]) == ("", "error", None)
@@ -248,10 +257,9 @@ def test_connection_refused_fails_the_rows() -> None:
 
 
 def test_time_out_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "TIMEOUT", httpx.Timeout(0.05))
-    monkeypatch.setattr(endpoint, "TRIES", 2)
+    monkeypatch.setattr(lane, "TRIES", 2)
     with ChatServer(after(0.3)) as server:
-        response = answers(ask(teach(server), "hi"))[0]
+        response = answers(ask(teach(server, timeout=0.05), "hi"))[0]
         assert "timed out" in response["error"] and server.count == 2
 
 

@@ -1,0 +1,207 @@
+"""One teacher of the endpoint engine at work: its limits, tries and counts. All times are in seconds."""
+
+import asyncio
+import logging
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from persyn_datasets.account import Account
+from persyn_datasets.engines import Request, Response, failed
+from persyn_datasets.engines.rate import window
+from persyn_datasets.engines.server import Fault, Server, message, short, storable
+from persyn_datasets.teacher import Sampling, Teacher
+
+TRIES = 6
+BACKOFF = 2.0  # doubles with each try: about a minute in all, which outlasts a per-minute rate limit
+IN_ALL = 3600.0  # after its first try, a request is tried again no longer than this
+PATIENCE = 600.0  # with a teacher whose servers are all down; then its requests fail at once
+NEVER = 60.0  # the same, for one that has not answered yet
+POLL = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+class Lane:
+    """Sends a teacher's requests, in order of `answer` and one after another, to its servers with their keys."""
+
+    def __init__(
+        self, teacher: Teacher, keys: dict[Server, str | None], account: Account, counter: ThreadPoolExecutor
+    ) -> None:
+        self.keys, self.servers, self.account, self.counter = keys, list(keys), account, counter
+        limits = {"requests": teacher.requests_per_minute, "tokens": teacher.tokens_per_minute}
+        self.limits = {
+            unit: window(teacher.name, teacher.base_urls, unit, most) for unit, most in limits.items() if most
+        }
+        self.completion = float((teacher.sampling or Sampling()).max_tokens)  # tokens to expect; later their mean
+        self.gate = asyncio.Lock()
+        self.refuses_top_p = False
+
+    async def answer(self, request: Request) -> Response | None:
+        """The answer, or why there is none after all tries; None if `max_cost` is reached."""
+        tries = sent = 0
+        began = 0.0
+        while True:
+            body = self._body(request)
+            try:
+                async with self.gate:
+                    place = await self._place(request, new=not sent)
+                    if place is None:
+                        return None
+                    tokens = self._spend(request)
+                server, at = place
+                if sent:
+                    self.account.retried(request)
+                began, sent = began or at, sent + 1
+                return await self._try(request, server, at, body, tokens)
+            except OfflineModeIsEnabled as error:
+                return failed(request.teacher, str(error))
+            except Fault as fault:
+                why = str(fault)
+                if body.get("top_p") == 1 and "top_p" in why and why.startswith(("HTTP 400", "HTTP 422")):
+                    self.refuses_top_p = True
+                    continue
+                if not fault.again:
+                    return failed(request.teacher, why)
+                if fault.down and server.dead and not all(s.dead for s in self.servers):
+                    continue  # no failure of this request: another server takes it
+                tries += 1
+                if tries >= TRIES or time.monotonic() - began > IN_ALL:
+                    return failed(request.teacher, f"{why} (tried {sent} times)")
+                await asyncio.sleep(BACKOFF * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
+
+    async def _place(self, request: Request, new: bool) -> tuple[Server, float] | None:
+        """Wait for the limits, then for a server, then for the money; None if there is none left."""
+        amounts = self._amounts(request)
+        while not all(window.fits(amounts[unit]) for unit, window in self.limits.items()):
+            await asyncio.sleep(POLL)
+        while not (free := [server for server in self.servers if server.room]):
+            if all(server.dead for server in self.servers):
+                last = max(self.servers, key=lambda server: server.died)
+                patience = PATIENCE if any(server.answers for server in self.servers) else NEVER
+                if time.monotonic() - last.died > patience:
+                    raise Fault(f"no server has answered for {patience:g} s: {last.why}", again=False)
+            turn = asyncio.get_running_loop().create_future()
+            for server in self.servers:
+                server.waiting[turn] = None
+            try:
+                await turn
+            finally:
+                for server in self.servers:
+                    del server.waiting[turn]
+        server = min(free, key=lambda server: server.in_flight)
+        at = server.take()
+        for other in self.servers:  # this one may have been woken for a place that it did not take
+            other.wake()
+        while new:
+            reserved = self.account.reserved
+            if self.account.admit(request):
+                break
+            if not (reserved or self.account.reserved):
+                server.release(at)
+                return None
+            await asyncio.sleep(POLL)
+        return server, at
+
+    async def _try(
+        self, request: Request, server: Server, at: float, body: dict[str, Any], tokens: list[int]
+    ) -> Response:
+        try:
+            output = await server.ask(at, body, self.keys[server], request.teacher.timeout)
+            response = _response(request.teacher, output, self.keys[server])
+        except Fault:
+            tokens[0] = 0
+            raise
+        if None in (response["prompt_tokens"], response["completion_tokens"]):
+            loop = asyncio.get_running_loop()
+            prompt, completion = await loop.run_in_executor(self.counter, _count, request, response["text"])
+            response["prompt_tokens"] = prompt if response["prompt_tokens"] is None else response["prompt_tokens"]
+            if response["completion_tokens"] is None:
+                response["completion_tokens"] = completion
+        if response["prompt_tokens"] is not None and response["completion_tokens"] is not None:
+            tokens[0] = response["prompt_tokens"] + response["completion_tokens"]
+            self.completion += 0.1 * (response["completion_tokens"] - self.completion)
+        return response
+
+    def _amounts(self, request: Request) -> dict[str, int]:
+        prompt = sum(len(message["content"]) for message in request.messages) // 4
+        return {"requests": 1, "tokens": prompt + int(self.completion)}
+
+    def _spend(self, request: Request) -> list[int]:
+        """The tokens that are expected, to be put right when the answer tells."""
+        amounts = self._amounts(request)
+        spent = {unit: window.spend(amounts[unit]) for unit, window in self.limits.items()}
+        return spent.get("tokens", [0])
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        sampling = request.teacher.sampling or Sampling()
+        body = {
+            "model": request.teacher.model,
+            "messages": request.messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop),
+            "stream": False,
+        }
+        # TGI refuses a top_p of 1; other servers, were it never sent, would take the model's default.
+        without = {"top_p"} if self.refuses_top_p and sampling.top_p == 1 else set()
+        return {key: value for key, value in body.items() if key not in without and value != []}
+
+
+def _response(teacher: Teacher, output: Any, key: str | None) -> Response:
+    match output:
+        case {"choices": [{"message": {"content": str() | None as text}, "finish_reason": str() | None as reason}, *_]}:
+            if not text and not reason:
+                raise Fault("not a chat completion: the choice is empty")
+        case _:
+            said = {k: v for k, v in output.items() if v is not None} if isinstance(output, dict) else output
+            raise Fault(f"not a chat completion: {short(message(said), key)}")
+    usage = output.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    prompt, completion = (counts.get(f"{part}_tokens") for part in ("prompt", "completion"))
+    return Response(
+        teacher=teacher.name,
+        text=storable(text or ""),
+        finish_reason="stop" if reason in (None, "", "eos_token", "stop_sequence") else reason,
+        prompt_tokens=prompt if isinstance(prompt, int) else None,
+        completion_tokens=completion if isinstance(completion, int) else None,
+        error="" if text else "empty response",
+    )
+
+
+@cache
+def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """None if there is none by this name; said once."""
+    from persyn_datasets.models import load_tokenizer  # slow to import, and most servers count themselves
+
+    try:
+        return load_tokenizer(model, revision, trust_remote_code)
+    except Exception as error:  # its files may hold anything
+        reason = " ".join(str(error).split())[:200]
+        logger.warning(
+            "The tokens of %s are not counted: neither by its server nor by a tokenizer (%s).", model, reason
+        )
+        return None
+
+
+def _count(request: Request, text: str) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the completion."""
+    from jinja2 import TemplateError
+
+    from persyn_datasets.models import prompt_ids
+
+    teacher = request.teacher
+    tokenizer = _tokenizer(teacher.model.partition(":")[0], teacher.revision, teacher.trust_remote_code)
+    if tokenizer is None:
+        return None, None
+    completion = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    try:
+        return len(prompt_ids(tokenizer, request.messages)), completion
+    except TemplateError:  # the server's template takes this conversation, the Hub's does not
+        return None, completion

@@ -1,0 +1,207 @@
+"""One base_url of the endpoint engine: its connections, what it bears, and whether it is up. Times are in seconds."""
+
+import asyncio
+import json
+import logging
+import random
+import time
+from contextlib import AsyncExitStack, suppress
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from huggingface_hub import get_async_session
+from huggingface_hub.utils import httpx
+
+GROW_AFTER = 8  # answers
+DEAD_AFTER = 5  # faults with no answer between them
+PAUSE = 2.0  # of a server put aside; doubles with each probe that fails
+MAX_PAUSE = 60.0
+MAX_RETRY_AFTER = 120.0
+CONNECT_TIMEOUT = 20.0
+PER_SESSION = 32  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
+
+logger = logging.getLogger(__name__)
+
+
+class Fault(Exception):
+    """Why a try failed. `again`: another may not; `busy`: the server pushes back, for `wait`; `down`: it may be so."""
+
+    def __init__(self, why: str, again: bool = True, busy: bool = False, down: bool = False, wait: float = 0.0) -> None:
+        super().__init__(why)
+        self.again, self.busy, self.down, self.wait = again, busy, down, wait
+
+
+class Server:
+    """When it pushes back, its limit of requests in flight is halved; it grows by one with every `GROW_AFTER` answers.
+
+    After `DEAD_AFTER` faults in a row it is put aside; then it gets one request at a time until it answers.
+    """
+
+    def __init__(self, url: str, most: int, stack: AsyncExitStack) -> None:
+        self.url, self.most, self.limit = url, most, most
+        self.in_flight = self.answers = self.faults = self.pauses = 0
+        self.dead = self.probing = False
+        self.why = ""
+        self.died = self.closed = self.cut = 0.0  # when it was put aside, at first and last; when its limit was halved
+        self.waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
+        self._opening: asyncio.TimerHandle | None = None
+        self._stack = stack
+        self._sessions: list[httpx.AsyncClient] = []
+
+    @property
+    def room(self) -> int:
+        """Requests that may be sent now."""
+        if self._opening:
+            return 0
+        # What was in flight when it died may hang until its time-out.
+        return int(not self.probing) if self.dead else max(0, self.limit - self.in_flight)
+
+    def take(self) -> float:
+        """A place for one request; give the time that it returns to `ask` or `release`."""
+        self.in_flight += 1
+        self.probing = self.dead
+        return time.monotonic()
+
+    def release(self, sent: float) -> None:
+        self.in_flight -= 1
+        if sent >= self.closed:
+            self.probing = False
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake as many as there is room for; each wakes the next when it has taken its place."""
+        for turn in list(self.waiting)[: self.room]:
+            if not turn.done():
+                turn.set_result(None)
+
+    async def ask(self, sent: float, body: dict[str, Any], key: str | None, timeout: float) -> Any:
+        """The JSON that it answers; gives its place back.
+
+        Raises:
+            Fault: it does not answer with JSON.
+        """
+        try:
+            output = await self._post(body, key, timeout)
+        except Fault as fault:
+            if not fault.again:
+                self._answered()
+            if fault.busy:
+                self._pushed_back(sent, fault.wait)
+            if fault.down:
+                self._failed(sent, str(fault))
+            raise
+        else:
+            self._answered()
+            return output
+        finally:
+            self.release(sent)
+
+    async def _post(self, body: dict[str, Any], key: str | None, timeout: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout):  # httpx's own is for each read
+                reply = await (await self._session()).post(
+                    self.url,
+                    json=body,
+                    headers=headers(key),
+                    timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
+                    follow_redirects=False,  # they would take the prompt, and maybe the key, elsewhere
+                )
+        except (TimeoutError, httpx.TimeoutException):
+            raise Fault(f"timed out after {timeout:g} s", busy=True, down=True) from None
+        except httpx.HTTPError as error:
+            raise Fault(f"connection failed: {short(str(error) or type(error).__name__, key)}", down=True) from None
+        status = reply.status_code
+        if status >= 300:
+            wait = _retry_after(reply)
+            raise Fault(
+                f"HTTP {status}: {says(reply, key)}",
+                again=status in (408, 409, 425, 429) or status >= 500,
+                busy=status in (408, 429, 503, 504),
+                down=status in (502, 503) and not wait,
+                wait=wait,
+            )
+        try:
+            return reply.json()
+        except ValueError as error:
+            raise Fault(f"not a chat completion: {short(str(error), key)}") from None
+
+    async def _session(self) -> httpx.AsyncClient:
+        """huggingface_hub's own, with its hooks and what the user has set for it."""
+        if self.in_flight > PER_SESSION * len(self._sessions):
+            self._sessions.append(await self._stack.enter_async_context(get_async_session()))
+        return random.choice(self._sessions)
+
+    def _answered(self) -> None:
+        self.dead, self.faults, self.pauses = False, 0, 0
+        self.answers += 1
+        if self.answers % GROW_AFTER == 0 and self.limit < self.most:
+            self.limit += 1
+
+    def _pushed_back(self, sent: float, wait: float) -> None:
+        if sent > self.cut:  # those in flight together push back together: one cut
+            self.cut = time.monotonic()
+            self.limit = max(1, self.limit // 2)
+        if wait:
+            self._close(wait)
+
+    def _failed(self, sent: float, why: str) -> None:
+        self.faults, self.why = self.faults + 1, why
+        if self.faults < DEAD_AFTER or sent < self.closed:
+            return
+        self.closed, self.probing = time.monotonic(), False
+        if not self.dead:
+            self.dead, self.died = True, self.closed
+            logger.warning("%s is put aside, and tried again from time to time: %s", self.url, why)
+        self._close(min(MAX_PAUSE, PAUSE * 2**self.pauses) * random.uniform(0.5, 1.0))
+        self.pauses += 1
+
+    def _close(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._opening:
+            seconds = max(seconds, self._opening.when() - loop.time())
+            self._opening.cancel()
+        self._opening = loop.call_later(seconds, self._open)
+
+    def _open(self) -> None:
+        self._opening = None
+        self.wake()
+
+
+def headers(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def says(response: httpx.Response, key: str | None) -> str:
+    """The server's own words for what went wrong, without the key."""
+    if to := response.headers.get("location"):
+        return short(f"it redirects to {to}, which is not followed. If that is right, make it the base_url", key)
+    try:
+        words = message(response.json())
+    except ValueError:
+        words = "" if response.text.lstrip().startswith("<") else response.text
+    return short(words or response.reason_phrase, key)
+
+
+def message(body: Any) -> str:
+    body = body[0] if isinstance(body, list) and body else body
+    for field in ("error", "message", "detail"):
+        body = body.get(field) or body if isinstance(body, dict) else body
+    return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+
+
+def short(text: str, key: str | None) -> str:
+    return " ".join(storable(text.replace(key, "***") if key else text).split())[:300]
+
+
+def storable(text: str) -> str:
+    """JSON can hold half a surrogate pair, Arrow cannot."""
+    return text.encode(errors="replace").decode()
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds; the header holds a number of them or a date."""
+    value = response.headers.get("retry-after", "0")
+    with suppress(ValueError):
+        wait = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+        return min(max(0.0, wait), MAX_RETRY_AFTER)
+    return 0.0
