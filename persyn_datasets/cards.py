@@ -18,6 +18,7 @@ from persyn_datasets.journal import digest
 from persyn_datasets.licenses import worked_out
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.tables import table
+from persyn_datasets.versions import rows
 
 BEGIN = "<!-- persyn writes from here to its end mark anew. What you write above or below stays. -->"
 END = "<!-- end of what persyn writes -->"
@@ -45,7 +46,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> None:
     """Write the two cards of a build that is not published; what others wrote into them stays."""
     dataset, router = output / "dataset", output / "router"
     for folder, metadata, text in (
-        (dataset, dataset_metadata(stats, hashes(dataset)), dataset_card(recipe, stats, str(dataset))),
+        (dataset, dataset_metadata(stats, hashes(files(dataset, PATTERNS))), dataset_card(recipe, stats, str(dataset))),
         (router, router_metadata(stats), router_card(recipe, stats, str(router))),
     ):
         card = folder / "README.md"
@@ -65,12 +66,11 @@ def dataset_card(
     if recipe:
         return _fill("dataset.md", recipe, stats, where, repo, versions)
     sources = stats["licenses"]
-    rows = [
-        [name, f"{t['routed']:,}", f"{t['routed'] / stats['rows']:.0%}"] for name, t in stats["per_teacher"].items()
-    ]
+    shares = [(name, t["routed"], t["routed"] / stats["rows"]) for name, t in stats["per_teacher"].items()]
+    lines = [[name, f"{n:,}", f"{share:.0%}"] for name, n, share in shares]
     return _render(
         "answers.md", stats, where, repo, versions, sources,
-        title=stats["name"], student_id=None, teachers_table=table(["teacher", "routed to it", "share"], rows),
+        title=stats["name"], student_id=None, teachers_table=table(["teacher", "routed to it", "share"], lines),
     )  # fmt: skip
 
 
@@ -118,9 +118,8 @@ def _names(stats: dict[str, Any]) -> dict[str, str]:
     return {path: Path(path).name for path in stats["local"]}
 
 
-def dataset_metadata(stats: dict[str, Any], files: dict[str, str] | None = None) -> dict[str, Any]:
-    """The Hub's metadata of a dataset's card; with `configs` if its `files` are given, as path → SHA-256."""
-    rows = sum(part["rows"] - part["failed"] for part in [stats, *stats.get("added", [])])
+def dataset_metadata(stats: dict[str, Any], data: dict[str, str] | None = None) -> dict[str, Any]:
+    """The Hub's metadata of a dataset's card; with `configs` if its `data` files are given, as path → SHA-256."""
     bounds = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M", 1e8: "10M<n<100M"}
     prompts = next(line["name"] for line in stats["licenses"] if line["of"] == "prompts")
     return {
@@ -128,11 +127,11 @@ def dataset_metadata(stats: dict[str, Any], files: dict[str, str] | None = None)
         **({"language": stats["language"]} if stats["language"] else {}),
         **worked_out(stats["licenses"])["metadata"],
         "task_categories": ["text-generation"],
-        "size_categories": [next((name for bound, name in bounds.items() if rows < bound), "n>100M")],
+        "size_categories": [next((name for bound, name in bounds.items() if rows(stats) < bound), "n>100M")],
         "tags": ["persyn", "synthetic", *_student(stats)],
         **({} if prompts in stats["local"] else {"source_datasets": [prompts]}),
         **_on_hub("base_model", stats["models"], stats),
-        **({"configs": configs(files)} if files else {}),
+        **({"configs": configs(data)} if data else {}),
     }
 
 
@@ -159,13 +158,19 @@ def _on_hub(key: str, models: list[str], stats: dict[str, Any]) -> dict[str, lis
     return {key: on_hub} if on_hub else {}
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """path → SHA-256 of the data files in a folder."""
-    files = [file for pattern in PATTERNS for file in folder.glob(pattern)]
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+def files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """path in the folder → file."""
+    found = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    return {str(file.relative_to(folder)): file for file in found}
 
 
-def configs(files: dict[str, str]) -> list[dict[str, Any]]:
+def hashes(found: dict[str, Path]) -> dict[str, str]:
+    """path → SHA-256 of the data files among these."""
+    data = {path: file for path, file in found.items() if path.endswith(".parquet")}
+    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in data.items()}
+
+
+def configs(data: dict[str, str]) -> list[dict[str, Any]]:
     """The `configs:` of data files, given as path → SHA-256.
 
     `load_dataset` (5.2) caches a local folder by its last name and these entries alone: without the content among them
@@ -174,9 +179,9 @@ def configs(files: dict[str, str]) -> list[dict[str, Any]]:
     entries = []
     for name, (prefix, splits) in CONFIGS.items():
         patterns = {split: f"{prefix}{split}*.parquet" for split in splits}
-        data_files = [{"split": k, "path": p} for k, p in patterns.items() if any(fnmatch(f, p) for f in files)]
+        data_files = [{"split": k, "path": p} for k, p in patterns.items() if any(fnmatch(f, p) for f in data)]
         if data_files:
-            entry = {"config_name": name, "data_files": data_files, "description": f"content {digest(files)}"}
+            entry = {"config_name": name, "data_files": data_files, "description": f"content {digest(data)}"}
             entries.append(entry | ({"default": True} if name == "default" else {}))
     return entries
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HOME
 from torch import nn
 from transformers import (
@@ -51,7 +52,7 @@ class Router:
 
     Attributes:
         path: Hub id or local folder.
-        revision: branch, tag or commit on the Hub.
+        revision: commit on the Hub.
         content: hash of its files or commit, so that caches notice another router at the same place.
     """
 
@@ -61,14 +62,18 @@ class Router:
 
     @classmethod
     def from_pretrained(cls, path: str, revision: str | None = None) -> "Router":
-        """Open a router.
+        """Open a router: a folder, or one on the Hub at a branch, tag or commit.
 
         Raises:
             InputError: nothing is there, or it is not a router of ours.
         """
         content = folder_hash(str(path))
-        config = _config(str(path), revision, content)
-        return cls(str(path), revision, content or config._commit_hash)
+        _read_config(str(path), revision)
+        if content is None:  # on the Hub: from now on this very commit, whatever becomes of the branch
+            file = try_to_load_from_cache(str(path), "config.json", revision=revision)
+            assert isinstance(file, str)
+            revision = content = Path(file).parent.name
+        return cls(str(path), revision, content)
 
     @property
     def config(self) -> Any:
@@ -113,8 +118,12 @@ class Router:
 
 @lru_cache(maxsize=8)
 def _config(path: str, revision: str | None, content: str | None) -> Any:
+    return _read_config(path, revision)
+
+
+def _read_config(path: str, revision: str | None) -> Any:
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"No router at {path!r}: {error}") from error
     if not hasattr(config, "persyn"):
@@ -125,7 +134,7 @@ def _config(path: str, revision: str | None, content: str | None) -> Any:
 @lru_cache(maxsize=1)
 def _load(path: str, revision: str | None, content: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model: Any = AutoModelForSequenceClassification.from_pretrained(
-        path, revision=revision, dtype=dtype(), use_safetensors=True
+        path, revision=revision, dtype=dtype(), use_safetensors=True, trust_remote_code=False
     )
     return model.to(device()).eval(), AutoTokenizer.from_pretrained(path, revision=revision)
 

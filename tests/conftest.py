@@ -4,6 +4,12 @@
 import os
 import tempfile
 
+from hub_server import HubServer
+
+_hub = HubServer()
+os.environ["HF_ENDPOINT"] = _hub.url
+os.environ["HF_TOKEN"] = "hf_writer"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 _home = tempfile.TemporaryDirectory(prefix="persyn-tests-")
 os.environ["HF_HOME"] = _home.name
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -30,6 +36,13 @@ CHAT_TEMPLATE = (
     "<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+
+
+@pytest.fixture
+def hub():
+    """The Hub of all tests, empty. Everything of Hugging Face that is imported here talks to it."""
+    _hub.reset()
+    return _hub
 
 
 @pytest.fixture(autouse=True)

@@ -103,6 +103,13 @@ def _blob(content: bytes) -> str:
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
+def _metadata(card: str) -> Any:
+    try:
+        return yaml.safe_load(card.split("---\n", 2)[1]) if card.startswith("---\n") else {}
+    except yaml.YAMLError:
+        return {}
+
+
 def _is_lfs(path: str) -> bool:
     return any(fnmatch.fnmatch(path, pattern) for pattern in LFS)
 
@@ -208,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = "datasets/" if kind == "dataset" else ""
         if (kind, repo_id) in hub.repos:
             return 409, {"error": "You already created this repo", "url": f"{hub.url}/{prefix}{repo_id}"}
-        hub.repos[kind, repo_id] = Repo(bool(wanted.get("private")))
+        hub.repos[kind, repo_id] = Repo(wanted.get("visibility") == "private")
         hub.put(repo_id, {".gitattributes": "*.parquet filter=lfs\n"}, kind, "initial commit")
         return 200, {"url": f"{hub.url}/{prefix}{repo_id}", "id": repo_id}
 
@@ -222,9 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
         wrong += ["license_name is required" for _ in [0] if licenses == "other" and not values.get("license_name")]
         wrong += [f"{k} is not a list" for k in ("tags", "task_categories", "size_categories", "configs")
                   if not isinstance(values.get(k, []), list)]  # fmt: skip
-        if wrong:
-            return 400, {"error": "; ".join(wrong)}
-        return 200, {"errors": [], "warnings": []}
+        errors = [{"message": text} for text in wrong]
+        return 400 if wrong else 200, {"errors": errors, "warnings": []}
 
     def api(
         self, hub: HubServer, kind: str, repo_id: str, rest: list[str], query: dict[str, str], body: bytes
@@ -235,9 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
             commit = self.at(repo, revision)
             files = [{"rfilename": path} for path in commit.files]
             card = commit.files.get("README.md", b"").decode()
-            head = card.split("---\n", 2)[1] if card.startswith("---\n") else "{}"
             facts = {"id": repo_id, "sha": commit.oid, "private": repo.private, "siblings": files, "tags": []}
-            return 200, facts | {"cardData": json.loads(json.dumps(yaml.safe_load(head), default=str)), "downloads": 0}
+            return 200, facts | {"cardData": _metadata(card), "downloads": 0}
         if what == "auth-check":
             self.user()
             if len(rest) > 1 or query:
@@ -314,7 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return 404, {"error": "A file with this name doesn't exist"}
                 del files[value["path"]]
         made = hub._commit(repo, branch, files, header["summary"], header.get("description", ""))
-        return 200, {"commitUrl": f"{hub.url}/commit/{made.oid}", "commitOid": made.oid}
+        kind, repo_id = next(name for name, r in hub.repos.items() if r is repo)
+        prefix = "datasets/" if kind == "dataset" else ""
+        return 200, {"commitUrl": f"{hub.url}/{prefix}{repo_id}/commit/{made.oid}", "commitOid": made.oid}
 
     def lfs_batch(self, hub: HubServer, kind: str, repo_id: str, wanted: dict[str, Any]) -> tuple[Any, ...]:
         self.writer()
