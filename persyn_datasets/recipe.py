@@ -17,7 +17,7 @@ from persyn_datasets.prompts import load_prompts
 from persyn_datasets.rank import Normalize, Rank
 from persyn_datasets.respond import check_names
 from persyn_datasets.student import Student
-from persyn_datasets.teacher import Price, Sampling, Teacher
+from persyn_datasets.teacher import WHERE_AND_HOW_FAST, Price, Sampling, Teacher
 
 _FORBID = {"extra": "forbid"}
 
@@ -143,7 +143,6 @@ class Recipe:
         Raises:
             InputError: with the key, what was found, what was expected and how to mend it.
         """
-        overrides = list(overrides)
         path, foreign = find(recipe)
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -151,22 +150,7 @@ class Recipe:
             raise InputError(f"{path}: not a YAML text: {error}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path}: found {type(values).__name__}; expected the keys of a recipe.")
-        if foreign:
-            named = {override.partition("=")[0] for override in overrides}
-            for key, value in _of_this_machine(values):
-                if key not in named:
-                    raise InputError(
-                        f"The recipe of {recipe} on the Hub sets {key} to {value!r}, which runs code here, or names "
-                        f"a server, file or variable for you. If you want that, say so: --set {key}={value}"
-                    )
-        for override in overrides:
-            key, separator, value = override.partition("=")
-            if not separator:
-                raise InputError(f"--set {override}: expected key=value.")
-            try:
-                _set(values, key.split("."), yaml.safe_load(value), override)
-            except yaml.YAMLError as error:
-                raise InputError(f"--set {override}: the value is not YAML: {error}") from error
+        apply_overrides(values, overrides, f"The recipe of {recipe}" if foreign else "")
         return cls.from_dict(values, where=str(path))
 
     @classmethod
@@ -209,6 +193,40 @@ def find(recipe: str) -> tuple[Path, bool]:
     raise InputError(f"No recipe {recipe!r}: give a .yaml file, a Hub dataset, or one of {', '.join(names)}.")
 
 
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str], foreign: str = "") -> None:
+    """Set `key=value` in nested values. If they come from the Hub, `foreign` says which they are.
+
+    Raises:
+        InputError: no such key; or foreign values would run code, name a server or read a file or variable of this
+            machine, and no override says so too.
+    """
+    overrides = list(overrides)
+    named = {override.partition("=")[0] for override in overrides}
+    for key, value in _of_this_machine(values) if foreign else ():
+        if key not in named:
+            raise InputError(
+                f"{foreign} on the Hub sets {key} to {value!r}, which runs code here, or names a server, file or "
+                f"variable for you. If you want that, say so: --set {key}={value}"
+            )
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"--set {override}: expected key=value.")
+        try:
+            _set(values, key.split("."), yaml.safe_load(value), override)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def teachers_from(values: dict[str, Any], where: str) -> list[Teacher]:
+    """The teachers of `values["teachers"]`, place → specification."""
+    try:
+        return list(TypeAdapter(dict[str, Teacher]).validate_python(values["teachers"]).values())
+    except ValidationError as error:
+        located = [e | {"loc": ("teachers", *e["loc"])} for e in error.errors()]
+        raise InputError("\n".join(f"{where}: {_explain(e)}" for e in located)) from error
+
+
 def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The entries that run code here, or name a server, a file or a variable."""
     if isinstance(values, dict | list):
@@ -217,9 +235,17 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     last = key.rpartition(".")[2]
     dotted_path = key == "quality" and values != "math-verify"
-    file = last in ("path", "model", "backbone", "reward_model") and Path(str(values)).exists()
+    file = last in ("path", "model", "backbone", "reward_model") and (
+        Path(str(values)).exists() or any(c in str(values) for c in "*?[")
+    )
+    # Many of vLLM's arguments name classes, files or servers.
+    argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {"distributed_executor_backend"} | {"dtype"}
     if values and (
-        last in ("trust_remote_code", "base_url", "api_key_env") or ".base_url." in key or dotted_path or file
+        last in ("trust_remote_code", "base_url", "api_key_env")
+        or ".base_url." in key
+        or dotted_path
+        or file
+        or argument
     ):
         yield key, values
 

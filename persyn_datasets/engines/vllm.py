@@ -1,0 +1,230 @@
+"""Local teachers by vLLM: each model in a child process (vllm_child.py), which takes its memory along when it ends.
+
+This side never imports vllm: it sends token ids and sampling parameters, a bounded number of rows ahead, and yields
+what comes back. The child is a program, not a `multiprocessing` process: that would run a user's script again if it
+has no `__main__` guard, and cannot be started under `Dataset.map(num_proc=…)`.
+"""
+
+import ast
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.util import find_spec
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+
+from persyn_datasets import models, quality, router
+from persyn_datasets.account import Account
+from persyn_datasets.engines import Request, Response, failed, transformers
+from persyn_datasets.errors import InputError
+from persyn_datasets.teacher import Sampling, Teacher
+
+IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time unless told otherwise
+POLL = 0.2  # seconds
+PATIENCE = 5.0  # seconds for vLLM to end by itself
+LAST_LINES = 60  # of the child's output, shown when it dies
+OF_THE_TEACHER = ("model", "revision", "trust_remote_code", "tokenizer", "tokenizer_revision", "generation_config")
+Answers = list[tuple[int, dict[str, Any] | str]]
+
+
+def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
+    """See `persyn_datasets.engines`. Teachers that share a model and its `engine_args` share one child."""
+    loads: dict[str, list[int]] = {}
+    for i in sorted(range(len(requests)), key=lambda i: requests[i].teacher.name):  # whose prompts begin alike
+        loads.setdefault(json.dumps(_arguments(requests[i].teacher), sort_keys=True), []).append(i)
+    for indices in loads.values():
+        if not (yield from _answer(requests, indices, account)):
+            return
+
+
+def _answer(
+    requests: Sequence[Request], indices: Sequence[int], account: Account
+) -> Generator[tuple[int, Response], None, bool]:
+    """Answer the requests to one model; returns False if the account ends it early."""
+    left = dict.fromkeys(indices)
+    in_flight: set[int] = set()
+    rows = _rows(requests, indices)
+    row = next(rows, None)
+    child: _Child | None = None
+    with ExitStack() as stack:
+        while row or in_flight:
+            answers: Answers = []
+            dead = ""
+            while row and len(in_flight) < IN_FLIGHT:
+                i, ids = row
+                if isinstance(ids, str):
+                    answers.append((i, ids))
+                elif account.admit(requests[i]):
+                    child = child or stack.enter_context(_Child(_arguments(requests[i].teacher)))
+                    child.send((i, ids, _sampling(requests[i])))
+                    in_flight.add(i)
+                elif in_flight:
+                    break
+                else:
+                    return False
+                row = next(rows, None)
+            if child:
+                arrived, dead = child.receive()
+                answers += arrived
+            for i, answer in answers + [(i, dead) for i in left if dead]:
+                if isinstance(answer, str):
+                    yield i, failed(requests[i].teacher, answer)
+                else:
+                    yield i, Response(teacher=requests[i].teacher.name, **answer)  # type: ignore[typeddict-item]
+                in_flight.discard(i)
+                left.pop(i, None)
+            if dead:
+                return True
+            if account.closed.is_set():
+                return False
+    return True
+
+
+def _rows(requests: Sequence[Request], indices: Sequence[int]) -> Iterator[tuple[int, list[int] | str]]:
+    """The token ids of each request, or the reason why it has none; made when they are needed."""
+    teacher = requests[indices[0]].teacher
+    tokenizer = models.load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+    limit = teacher.engine_args.get("max_model_len")  # where it is not given, the child finds it by vLLM's own rules
+    for i in indices:
+        try:
+            ids = models.prompt_ids(tokenizer, requests[i].messages)
+        except TemplateError as error:
+            yield i, f"the model's chat template refuses the prompt: {error}"
+            continue
+        too_long = limit and len(ids) >= limit
+        yield i, f"the prompt has {len(ids)} tokens, the model's context {limit}" if too_long else ids
+
+
+def _arguments(teacher: Teacher) -> dict[str, Any]:
+    """For `vllm.LLM`. Of the generation defaults that a model ships, only its end tokens count."""
+    model = {"model": teacher.model, "revision": teacher.revision, "tokenizer_revision": teacher.revision}
+    return teacher.engine_args | model | {"trust_remote_code": teacher.trust_remote_code, "generation_config": "vllm"}
+
+
+def _sampling(request: Request) -> dict[str, Any]:
+    """For `vllm.SamplingParams`. Each prompt has a random stream of its own."""
+    sampling = request.teacher.sampling or Sampling()
+    stream = hashlib.sha256(f"{sampling.seed}:{request.prompt_id}".encode()).digest()
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": int.from_bytes(stream[:7]),
+        "stop": list(sampling.stop),
+    }
+
+
+class _Child:
+    """The process that holds the model. Leaving the `with` block ends it and all that vLLM started."""
+
+    def __init__(self, arguments: dict[str, Any]):
+        _make_room()
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
+        self.connection, theirs = Pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "persyn_datasets.engines.vllm_child", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group, to be ended as a whole; Ctrl-C is for this process to handle
+        )
+        theirs.close()
+        self.send(arguments)
+
+    def send(self, message: Any) -> None:
+        with suppress(OSError):  # it has died: `receive` says why
+            self.connection.send(message)
+
+    def receive(self) -> tuple[Answers, str]:
+        """Answers that arrived within a short wait; and if the child has died, the reason."""
+        died = self.process.poll() is not None  # asked first: what it sent before is still read
+        try:
+            if self.connection.poll(POLL):
+                return self.connection.recv(), ""
+        except (EOFError, OSError):
+            died = True
+        return [], self._reason() if died else ""
+
+    def _reason(self) -> str:
+        """Why the child died, as one line; its last lines go to the log."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE)
+        self.output.seek(0)
+        lines = self.output.read().decode(errors="replace").splitlines()
+        logging.getLogger(__name__).error("vLLM's last lines:\n%s", "\n".join(lines[-LAST_LINES:]))
+        if (code := self.process.returncode or 0) < 0:
+            return f"the vLLM process was ended by {signal.Signals(-code).name}; was the memory short?"
+        # Errors follow from each other, and repeat between vLLM's processes: the first is the cause.
+        error = re.compile(r"^(?!.* (?:INFO|WARNING) ).*?([\w.]*(?:Error|Exception): .*)")
+        first = next((n for n, line in enumerate(lines) if error.match(line)), len(lines) - 3)
+        cause = " ".join(error.sub(r"\1", line) for line in lines[max(0, first) :][:3])
+        return f"the vLLM process died: {cause}"[:500]
+
+    def __enter__(self) -> "_Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Returns when the whole group is gone: only then is the device free for the next model."""
+        self.connection.close()
+        with suppress(ProcessLookupError):
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                os.killpg(self.process.pid, sign)
+                end = time.monotonic() + PATIENCE
+                while time.monotonic() < end:
+                    self.process.poll()
+                    os.killpg(self.process.pid, 0)
+                    time.sleep(0.02)
+        self.output.close()
+
+
+def _make_room() -> None:
+    """vLLM takes nearly the whole device: what earlier stages keep there for their next batch has to go."""
+    models._causal_lm.clear()
+    quality._load.cache_clear()
+    router._load.cache_clear()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def check(teacher: Teacher) -> None:
+    """Raises `InputError` if vllm is missing, an engine argument wrong, the model not found or its template refuses."""
+    who = f"Teacher {teacher.name!r}"
+    if not (known := _engine_arguments()):
+        raise InputError(f'{who}: vLLM is not installed; `pip install "persyn-datasets[vllm]"`.')
+    for key in teacher.engine_args:
+        if key in OF_THE_TEACHER:
+            raise InputError(f"{who}: engine_args has {key!r}, which follows from the teacher's own keys; remove it.")
+        if key not in known:
+            nearest = get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise InputError(f"{who}: vLLM has no engine argument {key!r}; did you mean {nearest!r}?")
+    transformers.check(teacher)
+
+
+@lru_cache(maxsize=1)
+def _engine_arguments() -> list[str]:
+    """The fields of vLLM's `EngineArgs`, from its source: to import it takes seconds. Empty if it is not installed."""
+    spec = find_spec("vllm")
+    if not spec or not spec.submodule_search_locations:
+        return []
+    source = Path(next(iter(spec.submodule_search_locations)), "engine", "arg_utils.py").read_text(encoding="utf-8")
+    parts = {node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    fields = (part.target for part in parts["EngineArgs"] if isinstance(part, ast.AnnAssign))
+    return [field.id for field in fields if isinstance(field, ast.Name)]
