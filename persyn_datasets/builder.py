@@ -23,7 +23,7 @@ from persyn_datasets import __version__, cards, figures, licenses, plan, report,
 from persyn_datasets.account import Account
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
-from persyn_datasets.journal import digest
+from persyn_datasets.journal import digest, replace_file
 from persyn_datasets.pairify import Pairify
 from persyn_datasets.prompts import load_table
 from persyn_datasets.rank import Rank
@@ -66,7 +66,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             raise InputError(f"{self.output} is a file; give another --output.")
         owner = self.folder / "recipe.yaml"
         name = yaml.safe_load(owner.read_text())["name"] if owner.exists() else None
-        if name not in (None, self.recipe.name) or (name is None and self.folder.exists()):
+        if name not in (None, self.recipe.name) or (not name and self.folder.exists() and any(self.folder.iterdir())):
             holds = f"a build of the recipe {name!r}" if name else "a dataset that no recipe made"
             raise InputError(
                 f"{self.output} holds {holds}, and this recipe is {self.recipe.name!r}; "
@@ -97,7 +97,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._prompts = plan.check(self.recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stats.json").unlink(missing_ok=True)
-        (self.folder / "recipe.yaml").write_text(cards.to_yaml(self.recipe.to_dict()))
+        replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
         self._stats: dict[str, Any] = {"build": build, "version": __version__}
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
@@ -105,7 +105,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             lock.unlink()
         self._write_card()
         # Last: its presence says that the build is whole.
-        (self.folder / "stats.json").write_text(json.dumps(self._stats, indent=2))
+        replace_file(self.folder / "stats.json", json.dumps(self._stats, indent=2).encode())
 
     @property
     def stats(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The command line: `persyn build`, `persyn route`, `persyn synthesize`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from persyn_datasets.errors import BuildError, InputError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 1 bad input or failed build, with the reason last; 130 interrupted."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to interrupt
     try:
         options.run(options)
     except (InputError, BuildError) as error:

@@ -79,7 +79,7 @@ class Journal:
         self.folder = (root or default_root()) / kind / f"{slug}-{digest(identity)[:16]}"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "identity.json").exists():
-            _write(self.folder / "identity.json", json.dumps(identity, indent=2, ensure_ascii=False).encode())
+            replace_file(self.folder / "identity.json", json.dumps(identity, indent=2, ensure_ascii=False).encode())
         self._lock = threading.Lock()
         self._log: BinaryIO | None = None
         self._rows, self._synced = 0, time.monotonic()
@@ -142,7 +142,7 @@ class Journal:
             sink = pa.BufferOutputStream()
             columns = [list(rows.keys()), list(rows.values())]
             pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
-            _write(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
+            replace_file(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
             for file in files:
                 file.unlink()
 
@@ -180,8 +180,8 @@ def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
     return pa.table([[key for key, _ in rows], [record for _, record in rows]], schema=_SCHEMA)
 
 
-def _write(path: Path, data: Any) -> None:
-    """Atomically, so that a reader sees the old file or the new one, never a part."""
+def replace_file(path: Path, data: Any) -> None:
+    """Write it atomically, so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:

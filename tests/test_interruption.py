@@ -1,0 +1,109 @@
+"""A build over endpoints and a local teacher, killed, terminated and resumed."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from chat_server import ChatServer, completion
+from datasets import load_dataset
+from pool import answer, make_recipe, save
+
+from persyn_datasets.cli import main
+
+CONCURRENCY = 4
+FORKS = multiprocessing.get_context("forkserver")  # the imports once, then one clean process per run
+FORKS.set_forkserver_preload(["persyn_datasets.builder", "persyn_datasets.engines.transformers", "pool"])
+
+
+def solve(request, nth):
+    time.sleep(0.01)
+    return 200, {}, completion(answer(request["model"], request["messages"][-1]["content"]))
+
+
+def recipe_of(folder, model, server):
+    folder.mkdir()
+    values = make_recipe(folder, model, sampling={"temperature": 0, "max_tokens": 8})
+    shared = {"engine": "endpoint", "base_url": server.url, "concurrency": CONCURRENCY}
+    values["teachers"] = [{"name": n, "model": n, **shared} for n in ("adder", "multiplier")]
+    values["teachers"].append({"name": "local", "model": model, "system_prompt": "Count."})
+    return save(folder, values)
+
+
+def build(folder, journal):
+    os.environ["PERSYN_JOURNAL"] = journal
+    os.environ["HF_HOME"] = str(Path(journal).parent / "home")
+    sys.exit(main(["build", str(folder / "recipe.yaml"), "--output", str(folder / "out")]))
+
+
+def tables(folder):
+    """Everything that was built, without what may differ in the last bit."""
+    found = {}
+    for file in sorted((folder / "out" / "dataset").rglob("*.parquet")):
+        rows = load_dataset("parquet", data_files=str(file), split="train").to_list()
+        found[str(file.relative_to(folder))] = json.loads(
+            json.dumps(rows), parse_float=lambda value: round(float(value), 4)
+        )
+    return found
+
+
+def test_ten_kills_cost_only_what_was_in_flight_and_change_nothing(chat_model, tmp_path):
+    with ChatServer(solve) as server:
+        recipe_of(tmp_path / "calm", chat_model, server)
+        start = time.monotonic()
+        calm = FORKS.Process(target=build, args=(tmp_path / "calm", str(tmp_path / "calm" / "journal")))
+        calm.start()
+        calm.join()
+        took, asked = time.monotonic() - start, server.count
+        assert calm.exitcode == 0
+        server.bodies.clear()
+
+        recipe_of(tmp_path / "killed", chat_model, server)
+        r, killed, resumed = random.Random(0), 0, None
+        while resumed is None or resumed.exitcode != 0:
+            resumed = FORKS.Process(target=build, args=(tmp_path / "killed", str(tmp_path / "killed" / "journal")))
+            resumed.start()
+            resumed.join(r.uniform(0.2, 0.9) * took if killed < 10 else None)
+            if resumed.exitcode is None:
+                resumed.kill()
+                resumed.join()
+                killed += 1
+            else:
+                assert resumed.exitcode == 0
+            if resumed.exitcode == 0 and killed < 10:  # it was done before its kill came: kill another from the start
+                (tmp_path / "killed" / "out" / "dataset" / "stats.json").unlink()
+                resumed = None
+        assert killed == 10
+        counts = Counter((b["model"], b["messages"][-1]["content"]) for b in server.bodies)
+    assert len(counts) == asked
+    assert server.count - asked <= killed * CONCURRENCY
+    assert tables(tmp_path / "killed") == tables(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_how_to_go_on(number, chat_model, tmp_path):
+    def slow(request, nth):
+        if nth == 20:
+            process.send_signal(number)
+        time.sleep(0.2)
+        return solve(request, nth)
+
+    with ChatServer(slow) as server:
+        recipe = recipe_of(tmp_path / "build", chat_model, server)
+        command = [sys.executable, "-m", "persyn_datasets.cli", "build", recipe, "--output", str(tmp_path / "out")]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        words = process.communicate(timeout=120)[1]
+        assert process.returncode == 130
+        assert "interrupted. What was generated is kept: the same command goes on" in words.splitlines()[-1]
+        assert "Traceback" not in words
+        before, server.reply = server.count, solve
+        assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 0
+        assert len({json.dumps(b["messages"]) + b["model"] for b in server.bodies}) >= server.count - CONCURRENCY
+        assert before < server.count
