@@ -16,7 +16,7 @@ from huggingface_hub.utils import get_session, get_token_to_send, httpx
 
 from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, failed
-from persyn_datasets.engines.lane import POLL, Lane
+from persyn_datasets.engines.lane import POLL, Lane, Row
 from persyn_datasets.engines.server import Server, headers, says, short
 from persyn_datasets.errors import InputError
 from persyn_datasets.teacher import Teacher
@@ -95,41 +95,36 @@ async def _answer_all(
     requests: Sequence[Request], account: Account, put: Callable[[tuple[int, Response]], None]
 ) -> None:
     """Put all responses. Each teacher has its own workers, so that a slow server holds up no other."""
-    rows: dict[Any, deque[int]] = {}
+    rows: dict[Any, deque[Row]] = {}
     for index, request in enumerate(requests):
         teacher = request.teacher
-        rows.setdefault((teacher.name, teacher.base_urls, teacher.api_key_env), deque()).append(index)
+        rows.setdefault((teacher.name, teacher.base_urls, teacher.api_key_env), deque()).append(
+            Row(0.0, index, request)
+        )
 
-    async def work(lane: Lane, pending: deque[int]) -> None:
-        while pending:
-            index = pending.popleft()
-            response = await lane.answer(requests[index])
-            if response is None:  # max_cost: what is in flight is still taken
-                for waiting in rows.values():
-                    waiting.clear()
-            else:
-                put((index, response))
+    async def work(lane: Lane) -> None:
+        if not await lane.work(put):  # max_cost: what is in flight is still taken
+            for pending in rows.values():
+                pending.clear()
 
     async with AsyncExitStack() as stack:
         servers: dict[str, Server] = {}
         counter = ThreadPoolExecutor(1, "persyn-tokens")
         stack.callback(counter.shutdown, wait=False, cancel_futures=True)
-        workers = []
+        lanes = []
         for pending in rows.values():
-            teacher = requests[pending[0]].teacher
+            teacher = pending[0].request.teacher
             try:
                 keys = {_url(teacher, url, "/chat/completions"): _key(teacher, url) for url in teacher.base_urls}
             except InputError as error:
-                for index in pending:
-                    put((index, failed(requests[index].teacher, str(error))))
+                for row in pending:
+                    put((row.index, failed(row.request.teacher, str(error))))
                 continue
             for url in keys:
                 server = servers.setdefault(url, Server(url, teacher.concurrency, stack))
                 server.limit = server.most = min(server.most, teacher.concurrency)
-            lane = Lane(teacher, {servers[url]: key for url, key in keys.items()}, account, counter)
-            # Twice as many as places, since those that wait for another try hold none.
-            for _ in range(min(len(pending), 2 * sum(server.limit for server in lane.servers))):
-                workers.append(asyncio.create_task(work(lane, pending)))
+            lanes.append(Lane(teacher, pending, {servers[url]: key for url, key in keys.items()}, account, counter))
+        workers = [asyncio.create_task(work(lane)) for lane in lanes for _ in range(lane.places)]
         answered = asyncio.gather(*workers)
         try:
             while not answered.done() and not account.closed.is_set():

@@ -4,8 +4,12 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
+from heapq import heappop, heappush
 from typing import Any
 
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -26,57 +30,77 @@ POLL = 0.05
 logger = logging.getLogger(__name__)
 
 
+@dataclass(order=True)
+class Row:
+    """A request on its way. `due`: not before this time; `began`: its first try."""
+
+    due: float
+    index: int
+    request: Request = field(compare=False)
+    tries: int = field(default=0, compare=False)  # that were its failures
+    sent: int = field(default=0, compare=False)
+    began: float = field(default=0.0, compare=False)
+
+
 class Lane:
-    """Sends a teacher's requests, in order of `answer` and one after another, to its servers with their keys."""
+    """A teacher's requests, its servers with their keys, and what was learnt from them."""
 
     def __init__(
-        self, teacher: Teacher, keys: dict[Server, str | None], account: Account, counter: ThreadPoolExecutor
+        self,
+        teacher: Teacher,
+        rows: deque[Row],
+        keys: dict[Server, str | None],
+        account: Account,
+        counter: ThreadPoolExecutor,
     ) -> None:
-        self.keys, self.servers, self.account, self.counter = keys, list(keys), account, counter
+        self.rows, self.keys, self.servers, self.account, self.counter = rows, keys, list(keys), account, counter
+        self.later: list[Row] = []  # a heap: to be tried again
         limits = {"requests": teacher.requests_per_minute, "tokens": teacher.tokens_per_minute}
         self.limits = {
             unit: window(teacher.name, teacher.base_urls, unit, most) for unit, most in limits.items() if most
         }
         self.completion = float((teacher.sampling or Sampling()).max_tokens)  # tokens to expect; later their mean
-        self.gate = asyncio.Lock()
+        self.gate = asyncio.Lock()  # places are given one after another
         self.refuses_top_p = False
 
-    async def answer(self, request: Request) -> Response | None:
-        """The answer, or why there is none after all tries; None if `max_cost` is reached."""
-        tries = sent = 0
-        began = 0.0
-        while True:
-            body = self._body(request)
+    @property
+    def places(self) -> int:
+        """Requests in flight, at most."""
+        return min(len(self.rows), sum(server.most for server in self.servers))
+
+    async def work(self, put: Callable[[tuple[int, Response]], None]) -> bool:
+        """Take requests until there are none; False if `max_cost` is reached. So many work as there are places."""
+        while self.rows or self.later:
+            row = self._next()
+            if (wait := row.due - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
             try:
                 async with self.gate:
-                    place = await self._place(request, new=not sent)
+                    place = await self._place(row)
                     if place is None:
-                        return None
-                    tokens = self._spend(request)
-                server, at = place
-                if sent:
-                    self.account.retried(request)
-                began, sent = began or at, sent + 1
-                return await self._try(request, server, at, body, tokens)
+                        return False
+                    tokens = self._spend(row.request)
+                put((row.index, await self._try(row, *place, tokens)))
             except OfflineModeIsEnabled as error:
-                return failed(request.teacher, str(error))
+                put((row.index, failed(row.request.teacher, str(error))))
             except Fault as fault:
-                why = str(fault)
-                if body.get("top_p") == 1 and "top_p" in why and why.startswith(("HTTP 400", "HTTP 422")):
-                    self.refuses_top_p = True
-                    continue
-                if not fault.again:
-                    return failed(request.teacher, why)
-                if fault.down and server.dead and not all(s.dead for s in self.servers):
-                    continue  # no failure of this request: another server takes it
-                tries += 1
-                if tries >= TRIES or time.monotonic() - began > IN_ALL:
-                    return failed(request.teacher, f"{why} (tried {sent} times)")
-                await asyncio.sleep(BACKOFF * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
+                if fault.again and row.tries < TRIES and time.monotonic() - row.began < IN_ALL:
+                    heappush(self.later, row)
+                else:
+                    tried = f" (tried {row.sent} times)" if fault.again else ""
+                    put((row.index, failed(row.request.teacher, f"{fault}{tried}")))
+        return True
 
-    async def _place(self, request: Request, new: bool) -> tuple[Server, float] | None:
+    def _next(self) -> Row:
+        """What is due again comes first; what is not yet does not hold up others, unless they are too many."""
+        many = len(self.later) > sum(server.most for server in self.servers)
+        if self.later and (many or not self.rows or self.later[0].due <= time.monotonic()):
+            return heappop(self.later)
+        return self.rows.popleft()
+
+    async def _place(self, row: Row) -> tuple[Server, float] | None:
         """Wait for the limits, then for a server, then for the money; None if there is none left."""
-        amounts = self._amounts(request)
+        amounts = self._amounts(row.request)
         while not all(window.fits(amounts[unit]) for unit, window in self.limits.items()):
             await asyncio.sleep(POLL)
         while not (free := [server for server in self.servers if server.room]):
@@ -97,9 +121,9 @@ class Lane:
         at = server.take()
         for other in self.servers:  # this one may have been woken for a place that it did not take
             other.wake()
-        while new:
+        while not row.sent:
             reserved = self.account.reserved
-            if self.account.admit(request):
+            if self.account.admit(row.request):
                 break
             if not (reserved or self.account.reserved):
                 server.release(at)
@@ -107,14 +131,22 @@ class Lane:
             await asyncio.sleep(POLL)
         return server, at
 
-    async def _try(
-        self, request: Request, server: Server, at: float, body: dict[str, Any], tokens: list[int]
-    ) -> Response:
+    async def _try(self, row: Row, server: Server, at: float, tokens: list[int]) -> Response:
+        request, key, body = row.request, self.keys[server], self._body(row.request)
+        if row.sent:
+            self.account.retried(request)
+        row.began, row.sent = row.began or at, row.sent + 1
         try:
-            output = await server.ask(at, body, self.keys[server], request.teacher.timeout)
-            response = _response(request.teacher, output, self.keys[server])
-        except Fault:
+            output = await server.ask(at, body, key, request.teacher.timeout)
+            response = _response(request.teacher, output, key)
+        except Fault as fault:
             tokens[0] = 0
+            if body.get("top_p") == 1 and "top_p" in str(fault) and str(fault).startswith(("HTTP 400", "HTTP 422")):
+                self.refuses_top_p = fault.again = True
+            elif not (fault.down and server.dead and not all(s.dead for s in self.servers)):
+                # Else it was no failure of this request, and another server takes it at once.
+                row.due = time.monotonic() + BACKOFF * 2**row.tries * random.uniform(0.5, 1.5)
+                row.tries += 1
             raise
         if None in (response["prompt_tokens"], response["completion_tokens"]):
             loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ PAUSE = 2.0  # of a server put aside; doubles with each probe that fails
 MAX_PAUSE = 60.0
 MAX_RETRY_AFTER = 120.0
 CONNECT_TIMEOUT = 20.0
-PER_SESSION = 32  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
+PER_SESSION = 16  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Server:
         self.waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._opening: asyncio.TimerHandle | None = None
         self._stack = stack
-        self._sessions: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []  # sessions, as often as they may take a request
 
     @property
     def room(self) -> int:
@@ -97,9 +97,10 @@ class Server:
             self.release(sent)
 
     async def _post(self, body: dict[str, Any], key: str | None, timeout: float) -> Any:
+        session = self._idle.pop() if self._idle else await self._connect()
         try:
             async with asyncio.timeout(timeout):  # httpx's own is for each read
-                reply = await (await self._session()).post(
+                reply = await session.post(
                     self.url,
                     json=body,
                     headers=headers(key),
@@ -110,6 +111,8 @@ class Server:
             raise Fault(f"timed out after {timeout:g} s", busy=True, down=True) from None
         except httpx.HTTPError as error:
             raise Fault(f"connection failed: {short(str(error) or type(error).__name__, key)}", down=True) from None
+        finally:
+            self._idle.append(session)
         status = reply.status_code
         if status >= 300:
             wait = _retry_after(reply)
@@ -125,11 +128,11 @@ class Server:
         except ValueError as error:
             raise Fault(f"not a chat completion: {short(str(error), key)}") from None
 
-    async def _session(self) -> httpx.AsyncClient:
-        """huggingface_hub's own, with its hooks and what the user has set for it."""
-        if self.in_flight > PER_SESSION * len(self._sessions):
-            self._sessions.append(await self._stack.enter_async_context(get_async_session()))
-        return random.choice(self._sessions)
+    async def _connect(self) -> httpx.AsyncClient:
+        """A session of huggingface_hub, with its hooks and what the user has set for it."""
+        session = await self._stack.enter_async_context(get_async_session())
+        self._idle += [session] * (PER_SESSION - 1)
+        return session
 
     def _answered(self) -> None:
         self.dead, self.faults, self.pauses = False, 0, 0

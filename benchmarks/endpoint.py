@@ -1,0 +1,276 @@
+"""The endpoint engine against a bare asyncio + httpx loop and against other libraries, on one server on loopback.
+
+python benchmarks/endpoint.py [--concurrency 32 256] [--requests 3000] [--repeats 3] [--latency 0.2]
+                              [--peer datatrove=/path/to/its/venv/bin/python …]
+
+The server, in a process of its own, answers each prompt after a time drawn from a heavy tail (log-normal, its median
+`--latency` seconds, sigma 1, at most 5 s): the same for all. Each contender runs in a process of its own too, in turn
+with the others. The rate is the server's: prompts per second from the first request to the last answer, so that no
+start-up counts. Peers are run as their users run them, each by the Python that has it installed:
+distilabel (`pip install "distilabel[openai]"`), curator (`pip install bespokelabs-curator`), datatrove
+(`pip install datatrove aiosqlite orjson httpx loguru`).
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from importlib.metadata import version
+
+PROMPT = "Question {}: which of these numbers is the largest, and how do you know? " + "12 7 45 30 21 " * 10
+ANSWER = "The answer follows in a few steps. " * 30
+OPTIONS = {"temperature": 0.7, "max_tokens": 512, "top_p": 0.9}
+MAX_LATENCY = 5.0
+
+
+# The server ---------------------------------------------------------------------------------------------------------
+class Server(asyncio.Protocol):
+    """Chat completions; GET /stats tells the times and questions since the last one."""
+
+    median: float
+    first, last = math.inf, 0.0
+    asked: list[int] = []  # noqa: RUF012
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport, self.data = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        head, complete, body = self.data.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+        if not complete or len(body) < (int(length[1]) if length else 0):
+            return
+        self.data, loop = b"", asyncio.get_running_loop()
+        if question := re.search(rb"Question (\d+)", body):
+            Server.first = min(Server.first, loop.time())
+            Server.asked.append(int(question[1]))
+            draw = random.Random(int(question[1])).lognormvariate(0, 1)
+            loop.call_later(min(MAX_LATENCY, Server.median * draw), self.answer, int(question[1]))
+        elif b"/stats" in head:
+            self.send({"seconds": Server.last - Server.first, "asked": Server.asked})
+            Server.first, Server.last, Server.asked = math.inf, 0.0, []
+        else:
+            self.send({"object": "list", "data": [{"id": "m", "object": "model"}]})
+
+    def answer(self, question: int) -> None:
+        message = {"role": "assistant", "content": f"{question}. {ANSWER}"}
+        usage = {"prompt_tokens": 70, "completion_tokens": 240, "total_tokens": 310}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
+        self.send(body)
+        Server.last = asyncio.get_running_loop().time()
+
+    def send(self, body: object) -> None:
+        data = json.dumps(body).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.transport.write(head.encode() + data)  # type: ignore[attr-defined]
+
+
+async def serve(median: float) -> None:
+    Server.median = median
+    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+# The contenders: each gives the answers in the order of the prompts --------------------------------------------------
+def bare(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    from huggingface_hub.utils import httpx
+
+    answers = [""] * len(prompts)
+
+    async def work(client: "httpx.AsyncClient", rest: "enumerate[str]") -> None:
+        for i, prompt in rest:
+            body = {"model": "m", "messages": [{"role": "user", "content": prompt}], **OPTIONS}
+            reply = await client.post(f"{url}/chat/completions", json=body)
+            answers[i] = reply.json()["choices"][0]["message"]["content"]
+
+    async def main() -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+            rest = enumerate(prompts)
+            await asyncio.gather(*(work(client, rest) for _ in range(concurrency)))
+
+    asyncio.run(main())
+    return answers
+
+
+def inference_client(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    from huggingface_hub import AsyncInferenceClient
+
+    answers = [""] * len(prompts)
+
+    async def work(client: AsyncInferenceClient, rest: "enumerate[str]") -> None:
+        for i, prompt in rest:
+            output = await client.chat_completion([{"role": "user", "content": prompt}], model="m", **OPTIONS)
+            answers[i] = output.choices[0].message.content or ""
+
+    async def main() -> None:
+        async with AsyncInferenceClient(base_url=url, api_key="none", timeout=60) as client:
+            rest = enumerate(prompts)
+            await asyncio.gather(*(work(client, rest) for _ in range(concurrency)))
+
+    asyncio.run(main())
+    return answers
+
+
+def persyn(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    from persyn_datasets import Sampling, Teacher
+    from persyn_datasets.account import Account
+    from persyn_datasets.engines import Request, endpoint
+
+    teacher = Teacher("m", engine="endpoint", base_url=url, concurrency=concurrency, sampling=Sampling(**OPTIONS))
+    requests = [Request(teacher, str(i), [{"role": "user", "content": prompt}]) for i, prompt in enumerate(prompts)]
+    responses = dict(endpoint.generate(requests, Account()))
+    return [responses[i]["text"] for i in range(len(prompts))]
+
+
+def datatrove(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    from pathlib import Path
+
+    from datatrove.data import Document
+    from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
+    from datatrove.pipeline.writers import JsonlWriter
+
+    async def rollout(document, generate):  # type: ignore[no-untyped-def]
+        return await generate({"messages": [{"role": "user", "content": document.text}], **OPTIONS})
+
+    config = InferenceConfig(
+        server_type="endpoint",
+        endpoint_url=url.removesuffix("/v1"),
+        model_name_or_path="m",
+        max_concurrent_generations=concurrency,
+        metric_interval=3600,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        runner = InferenceRunner(rollout, config, JsonlWriter(folder, compression=None))
+        list(runner.run(Document(text=prompt, id=str(i)) for i, prompt in enumerate(prompts)) or [])
+        lines = [json.loads(line) for file in Path(folder).rglob("*.jsonl") for line in file.open()]
+    texts = {int(line["id"]): line["metadata"]["rollout_results"][0]["text"] for line in lines}
+    return [texts[i] for i in range(len(prompts))]
+
+
+def distilabel(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    from distilabel.models import OpenAILLM
+    from distilabel.pipeline import Pipeline
+    from distilabel.steps import LoadDataFromDicts
+    from distilabel.steps.tasks import TextGeneration
+
+    options = {"temperature": 0.7, "max_new_tokens": 512, "top_p": 0.9}
+    with Pipeline() as pipeline:
+        rows = LoadDataFromDicts(
+            data=[{"instruction": prompt, "i": i} for i, prompt in enumerate(prompts)], batch_size=concurrency
+        )
+        llm = OpenAILLM(model="m", base_url=url, api_key="none", generation_kwargs=options)
+        rows >> TextGeneration(llm=llm, input_batch_size=concurrency)
+    data = pipeline.run(use_cache=False)["default"]["train"]
+    texts = dict(zip(data["i"], data["generation"], strict=True))
+    return [texts[i] for i in range(len(prompts))]
+
+
+def curator(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    from bespokelabs import curator
+    from datasets import Dataset
+
+    params = {"base_url": url, "api_key": "none", "max_concurrent_requests": concurrency}
+    params |= {"max_requests_per_minute": 10**6, "max_tokens_per_minute": 10**9}
+
+    class Ask(curator.LLM):  # type: ignore[misc]
+        def prompt(self, row: dict) -> str:
+            return row["prompt"]
+
+        def parse(self, row: dict, response: str) -> dict:
+            return {"i": row["i"], "text": response}
+
+    data = Dataset.from_dict({"i": list(range(len(prompts))), "prompt": prompts})
+    with tempfile.TemporaryDirectory() as folder:
+        llm = Ask(model_name="m", backend="openai", backend_params=params, generation_params=OPTIONS)
+        answers = llm(data, working_dir=folder)
+        answers = getattr(answers, "dataset", answers)
+        texts = dict(zip(answers["i"], answers["text"], strict=True))
+    return [texts[i] for i in range(len(prompts))]
+
+
+CONTENDERS = {f.__name__: f for f in (bare, inference_client, persyn, datatrove, distilabel, curator)}
+PACKAGES = {"bare": "httpx2", "inference_client": "huggingface_hub", "persyn": "persyn-datasets"}
+PACKAGES |= {"curator": "bespokelabs-curator"}
+
+
+def contend(name: str, url: str, requests: int, concurrency: int) -> None:
+    answers = CONTENDERS[name](url, [PROMPT.format(i) for i in range(requests)], concurrency)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    right = sum(answer.startswith(f"{i}. ") for i, answer in enumerate(answers))
+    cpu = sum(u.ru_utime + u.ru_stime for u in used)
+    package = PACKAGES.get(name, name)
+    print(json.dumps({"right": right, "cpu_s": cpu, "version": f"{package} {version(package)}"}))
+
+
+def measure(name: str, python: str, url: str, requests: int, concurrency: int) -> dict:
+    command = [python, __file__, "--contend", name, url, str(requests), str(concurrency)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    with urllib.request.urlopen(f"{url}/stats") as reply:
+        stats = json.load(reply)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    if told["right"] != requests or sorted(stats["asked"]) != list(range(requests)):
+        print(f"{name}: {told['right']} of {requests} right, {len(stats['asked'])} requests", file=sys.stderr)
+    return told | {"rate": requests / stats["seconds"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[32, 256])
+    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--latency", type=float, default=0.2)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--contend", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return asyncio.run(serve(args.latency))
+    if args.contend:
+        name, url, requests, concurrency = args.contend
+        return contend(name, url, int(requests), int(concurrency))
+
+    from persyn_datasets.tables import table
+
+    peers = [peer.partition("=") for peer in args.peer]
+    pythons = dict.fromkeys(["bare", "persyn", "inference_client"], sys.executable) | {n: p for n, _, p in peers}
+    command = [sys.executable, __file__, "--serve", "--latency", str(args.latency)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout
+            url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+            rows, results = [], {}
+            for concurrency in args.concurrency:
+                runs: dict[str, list[dict]] = {name: [] for name in pythons}
+                for _ in range(args.repeats):
+                    for name, python in pythons.items():
+                        runs[name].append(measure(name, python, url, args.requests, concurrency))
+                for name, tries in runs.items():
+                    rates = [run["rate"] for run in tries]
+                    of_bare = statistics.median(r / b["rate"] for r, b in zip(rates, runs["bare"], strict=True))
+                    cpu = statistics.median(run["cpu_s"] for run in tries) / args.requests
+                    rows.append(
+                        [tries[0]["version"], str(concurrency), f"{statistics.median(rates):,.0f}"]
+                        + [f"{min(rates):,.0f}–{max(rates):,.0f}", f"{of_bare:.1%}", f"{cpu * 1e3:.2f}"]
+                    )
+                    results[f"{name}_{concurrency}"] = {"rate": statistics.median(rates), "of_bare": of_bare}
+        finally:
+            server.terminate()
+    print(table(["contender", "concurrency", "prompts/s", "range", "of bare", "CPU ms/prompt"], rows))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
