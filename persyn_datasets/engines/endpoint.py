@@ -102,10 +102,9 @@ async def _answer_all(
             Row(0.0, index, request)
         )
 
-    async def work(lane: Lane) -> None:
-        if not await lane.work(put):  # max_cost: what is in flight is still taken
-            for pending in rows.values():
-                pending.clear()
+    def stop() -> None:  # what is in flight is still taken
+        for pending in rows.values():
+            pending.clear()
 
     async with AsyncExitStack() as stack:
         servers: dict[str, Server] = {}
@@ -124,7 +123,7 @@ async def _answer_all(
                 server = servers.setdefault(url, Server(url, teacher.concurrency, stack))
                 server.limit = server.most = min(server.most, teacher.concurrency)
             lanes.append(Lane(teacher, pending, {servers[url]: key for url, key in keys.items()}, account, counter))
-        workers = [asyncio.create_task(work(lane)) for lane in lanes for _ in range(lane.places)]
+        workers = [asyncio.create_task(lane.work(put, stop)) for lane in lanes for _ in range(lane.places)]
         answered = asyncio.gather(*workers)
         try:
             while not answered.done() and not account.closed.is_set():

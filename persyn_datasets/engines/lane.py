@@ -65,22 +65,31 @@ class Lane:
 
     @property
     def places(self) -> int:
-        """Requests in flight, at most."""
+        """Requests in flight, at most: so many are to `work`."""
         return min(len(self.rows), sum(server.most for server in self.servers))
 
-    async def work(self, put: Callable[[tuple[int, Response]], None]) -> bool:
-        """Take requests until there are none; False if `max_cost` is reached. So many work as there are places."""
+    async def work(self, put: Callable[[tuple[int, Response]], None], stop: Callable[[], None]) -> None:
+        """Take requests until there are none; `stop` empties `rows`, once `max_cost` is reached."""
         while self.rows or self.later:
             row = self._next()
             if (wait := row.due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
+            reserved = self.account.reserved
             try:
                 async with self.gate:
-                    place = await self._place(row)
-                    if place is None:
-                        return False
-                    tokens = self._spend(row.request)
-                put((row.index, await self._try(row, *place, tokens)))
+                    server = await self._server(row)
+                    at = server.take()
+                    if admitted := bool(row.sent) or self.account.admit(row.request):
+                        tokens = self._spend(row.request)
+                    else:
+                        server.release(at)
+                if admitted:
+                    put((row.index, await self._try(row, server, at, tokens)))
+                elif reserved or self.account.reserved:  # what is in flight may cost less than its highest price
+                    self.rows.appendleft(row)
+                    await asyncio.sleep(POLL)
+                else:
+                    stop()
             except OfflineModeIsEnabled as error:
                 put((row.index, failed(row.request.teacher, str(error))))
             except Fault as fault:
@@ -89,7 +98,6 @@ class Lane:
                 else:
                     tried = f" (tried {row.sent} times)" if fault.again else ""
                     put((row.index, failed(row.request.teacher, f"{fault}{tried}")))
-        return True
 
     def _next(self) -> Row:
         """What is due again comes first; what is not yet does not hold up others, unless they are too many."""
@@ -98,8 +106,8 @@ class Lane:
             return heappop(self.later)
         return self.rows.popleft()
 
-    async def _place(self, row: Row) -> tuple[Server, float] | None:
-        """Wait for the limits, then for a server, then for the money; None if there is none left."""
+    async def _server(self, row: Row) -> Server:
+        """Wait for the limits, then for a server with room."""
         amounts = self._amounts(row.request)
         while not all(window.fits(amounts[unit]) for unit, window in self.limits.items()):
             await asyncio.sleep(POLL)
@@ -117,19 +125,9 @@ class Lane:
             finally:
                 for server in self.servers:
                     del server.waiting[turn]
-        server = min(free, key=lambda server: server.in_flight)
-        at = server.take()
-        for other in self.servers:  # this one may have been woken for a place that it did not take
-            other.wake()
-        while not row.sent:
-            reserved = self.account.reserved
-            if self.account.admit(row.request):
-                break
-            if not (reserved or self.account.reserved):
-                server.release(at)
-                return None
-            await asyncio.sleep(POLL)
-        return server, at
+        for server in free:  # this one may have been woken for a place that it does not take
+            server.wake()
+        return min(free, key=lambda server: server.in_flight)
 
     async def _try(self, row: Row, server: Server, at: float, tokens: list[int]) -> Response:
         request, key, body = row.request, self.keys[server], self._body(row.request)
