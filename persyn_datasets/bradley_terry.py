@@ -1,10 +1,12 @@
 """Bradley–Terry over pairs of teachers: P(B preferred to A) = σ(Zᵀ π(x)), Z = −1 at A and +1 at B (paper §3)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from torch import nn
 
 from persyn_datasets.teacher import Message
 
@@ -95,3 +97,20 @@ def _ridge_path(z: torch.Tensor, prefer: torch.Tensor) -> list[torch.Tensor]:
         optimizer.step(objective)
         path.append(w.detach().clone())
     return path
+
+
+class WithFeatures(nn.Module):
+    """A head that gives what it sees, too."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.head(features), features], -1)
+
+
+def head_of(model: Any) -> tuple[nn.Module, str, nn.Linear]:
+    """The last linear layer, with the module that holds it and its name there."""
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    return model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], head

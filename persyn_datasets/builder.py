@@ -139,8 +139,10 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
         metrics = router.evaluate(calibration["test"], calibration["train"])
         router = router.record(
-            student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics
-        )
+            student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics,
+            # Of prompts that it was not trained on: of those it is too sure.
+            typical=router.profile(calibration["test"]["messages"]),
+        )  # fmt: skip
 
         routed = _map(prompts, Route(router), schema.ROUTED, batch_size=1000, load_from_cache_file=True)
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)

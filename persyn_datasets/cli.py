@@ -1,4 +1,4 @@
-"""The command line: `persyn build`, `persyn route`, `persyn synthesize`."""
+"""The command line: `persyn build`, `route`, `synthesize`, `push` and `report`."""
 
 import argparse
 import signal
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                        help="override a key of the recipe, e.g. --set reward.alpha=0.2 (may be repeated)")  # fmt: skip
     build.add_argument("--dry-run", action="store_true", help="check everything, print the plan and its cost, and stop")
+    _publishing(build, "--push-to-hub")
     build.set_defaults(run=_build)
 
     route = commands.add_parser("route", help="assign a teacher to each prompt", description=_route.__doc__)
@@ -49,10 +50,40 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("router", help="Hub id or folder of a router")
         command.add_argument("prompts", help="Hub id, folder, or .jsonl, .json, .csv, .tsv or .parquet file")
         command.add_argument("--output", required=True, help="folder for data/*.parquet; opens with load_dataset")
+        command.add_argument("--revision", help="branch, tag or commit of a router on the Hub, e.g. v1.0.0")
         command.add_argument("--split", default="train", help="split of the prompts (default: train)")
         command.add_argument("--column", help="column with the prompts (default: messages, else prompt)")
+        command.add_argument(
+            "--streaming", action="store_true", help="read the prompts as they are needed, 1,000 at once"
+        )
+        command.add_argument("--teachers", nargs="+", action="extend", metavar="NAME",
+                             help="only these are available (default: all that the router knows)")  # fmt: skip
         command.set_defaults(run=run)
+    synthesize.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                            help="override how a teacher is asked, e.g. --set teachers.2.base_url=http://tgi:8080/v1 "
+                                 "(counting from 0). A router from the Hub names servers, variables with keys, local "
+                                 "paths and code in vain unless you name them here, too")  # fmt: skip
+    _publishing(synthesize, "--push-to-hub")
+    synthesize.add_argument("--append", action="store_true", help="add the rows to those that are published there")
+
+    push = commands.add_parser("push", help="publish what build or synthesize wrote", description=_push.__doc__)
+    push.add_argument("output", metavar="DIR", help="their --output")
+    _publishing(push, "repo")
+    push.add_argument("--append", action="store_true", help="add the rows of a synthesize to those that are published")
+    push.set_defaults(run=_push)
+
+    page = commands.add_parser("report", help="tables and pictures of a build", description=_report.__doc__)
+    page.add_argument("output", metavar="DIR", help="the --output of a build")
+    page.set_defaults(run=_report)
     return parser
+
+
+def _publishing(command: argparse.ArgumentParser, repo: str) -> None:
+    command.add_argument(
+        repo, metavar="ORG/NAME", help="publish as this dataset on the Hub, the router as ORG/NAME-router"
+    )
+    command.add_argument("--private", action="store_true", help="make new repositories private")
+    command.add_argument("--version", help="e.g. 1.1.0 (default: the next minor one)")
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -60,12 +91,14 @@ def _build(options: argparse.Namespace) -> None:
     scores are kept as they arrive and never bought twice."""
     from transformers.utils import logging
 
-    from persyn_datasets import plan, report
+    from persyn_datasets import hub, plan, report
     from persyn_datasets.builder import PersynBuilder
     from persyn_datasets.recipe import Recipe
 
     recipe = Recipe.load(options.recipe, options.set)
     builder = PersynBuilder(recipe, options.output or Path("outputs") / recipe.name)
+    if options.push_to_hub:  # after a finished build the version may be there already, with this very content
+        hub.check(options.push_to_hub, None if builder.stats else options.version, options.private)
     if options.dry_run:
         print(plan.describe(recipe, plan.check(recipe)))
         return
@@ -76,69 +109,86 @@ def _build(options: argparse.Namespace) -> None:
     print(f"\n{report.describe(recipe, builder.stats)}\n")
     print(f"Dataset: load_dataset({str(builder.folder)!r})")
     print(f"Router:  pipeline('text-classification', {str(builder.output / 'router')!r}, top_k=None)")
+    if options.push_to_hub:
+        _publish(options, options.push_to_hub, str(builder.output))
 
 
-def _routed(options: argparse.Namespace) -> tuple[Any, Any]:
-    from datasets import Features
+def _publish(options: argparse.Namespace, repo: str, output: str) -> None:
+    from persyn_datasets import hub
 
-    from persyn_datasets import schema
+    append = getattr(options, "append", False)
+    tag = hub.publish(output, repo, version=options.version, private=options.private, append=append)
+    print(f"Published: load_dataset({repo!r}, revision={tag!r})")
+
+
+def _reused(options: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
+    """The router, the prompts, and the names of the teachers that are available."""
+    from persyn_datasets import reuse
     from persyn_datasets.prompts import load_prompts
     from persyn_datasets.route import Route
     from persyn_datasets.router import Router
 
-    output = Path(options.output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output} is not an empty folder; give another --output, or remove it.")
-    router = Router.from_pretrained(options.router)
-    prompts = load_prompts(options.prompts, split=options.split, column=options.column)
-    features = Features({**prompts.features, **schema.ROUTED})
-    return router, prompts.map(Route(router), batched=True, features=features, desc="Route")
+    reuse.check_output(Path(options.output))
+    router = Router.from_pretrained(options.router, options.revision)
+    names = [name for part in options.teachers or [] for name in part.split(",")] or None
+    Route(router, names)  # an unknown name is an error before the prompts are loaded
+    prompts = load_prompts(options.prompts, split=options.split, column=options.column, streaming=options.streaming)
+    return router, prompts, names
 
 
-def _write(rows: Any, output: str) -> None:
-    from collections import Counter
-
+def _done(counts: Any, output: str) -> None:
     from persyn_datasets.tables import table
 
-    for split in rows:
-        folder = Path(output) / "data"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows[split].to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    counts = Counter(name for part in rows.values() for name in part["teacher"])
     print(table(["teacher", "prompts"], [[name, f"{n:,}"] for name, n in counts.most_common()]))
     print(f"\nDataset: load_dataset({output!r})")
 
 
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(f"persyn: warning: {sentence}", file=sys.stderr)
+
+
 def _route(options: argparse.Namespace) -> None:
     """Assign each prompt to a teacher by a router; nothing is generated."""
-    _write({"train": _routed(options)[1]}, options.output)
+    from persyn_datasets import reuse
+
+    router, prompts, names = _reused(options)
+    _warn(reuse.warnings(router, prompts))
+    counts, _ = reuse.write(reuse.route(router, prompts, names), Path(options.output))
+    _done(counts, options.output)
 
 
 def _synthesize(options: argparse.Namespace) -> None:
     """Assign each prompt to a teacher by a router, and let only that teacher answer it. The teachers are those
     in the router's config."""
-    from datasets import Features
+    from persyn_datasets import hub, reuse
+    from persyn_datasets.recipe import Prompts
 
-    from persyn_datasets import schema
-    from persyn_datasets.engines import engine_of
-    from persyn_datasets.synthesize import Synthesize
+    if options.push_to_hub:
+        hub.check(options.push_to_hub, options.version, options.private)
+    router, prompts, names = _reused(options)
+    _warn(warned := reuse.warnings(router, prompts))
+    source = Prompts(options.prompts, split=options.split, column=options.column)
+    counts = reuse.synthesize(router, prompts, Path(options.output), source, names, options.set, warned)
+    _done(counts, options.output)
+    if options.push_to_hub:
+        _publish(options, options.push_to_hub, options.output)
 
-    router, routed = _routed(options)
-    if not router.teachers:
-        raise InputError(f"{options.router} does not say how its teachers are asked: train it with teachers=[…].")
-    used = set(routed.unique("teacher"))
-    for teacher in router.teachers:
-        if teacher.name in used:
-            engine_of(teacher).check(teacher)
-    rows = routed.map(
-        Synthesize(router.teachers), batched=True, batch_size=None, load_from_cache_file=False, desc="Synthesize",
-        features=Features({**routed.features, **schema.SYNTHESIZED}), remove_columns=["messages"],
-    )  # fmt: skip
-    failed = rows.filter(lambda error: error != "", input_columns="error")
-    done = rows.filter(lambda error: error == "", input_columns="error")
-    if len(done) == 0:
-        raise BuildError(f"Every response failed, the first with: {rows[0]['error']}")
-    _write({"train": done} | ({"failed": failed} if len(failed) else {}), options.output)
+
+def _push(options: argparse.Namespace) -> None:
+    """Publish a build, or the answers of synthesize, on the Hub: one commit and one tag, v1.0.0 and so on. What is
+    published stays as it is; publishing the same again does nothing."""
+    _publish(options, options.repo, options.output)
+
+
+def _report(options: argparse.Namespace) -> None:
+    """Print the tables of a build, and write its figures and one page for the browser, without any link, to
+    DIR/report."""
+    from persyn_datasets import page, report
+
+    recipe, stats = page.load(Path(options.output))
+    print(report.describe(recipe, stats))
+    print(f"\nPage: {page.write(Path(options.output), recipe, stats)}")
 
 
 if __name__ == "__main__":

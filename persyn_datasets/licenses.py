@@ -156,6 +156,6 @@ def worked_out(lines: list[dict[str, Any]], of: tuple[str, ...] = ("prompts", "t
 def _metadata(strictest: list[str], unknown: bool) -> dict[str, Any]:
     if unknown or not strictest:
         return {"license": "unknown"}
-    if len(strictest) == 1 and TERMS[strictest[0]].on_hub:
-        return {"license": strictest[0]}
+    if all(TERMS[name].on_hub for name in strictest):
+        return {"license": strictest[0] if len(strictest) == 1 else strictest}
     return {"license": "other", "license_name": "-and-".join(strictest)}

@@ -13,6 +13,7 @@ from persyn_datasets import schema
 from persyn_datasets.errors import InputError
 from persyn_datasets.teacher import Message
 
+FIRST_ROWS = 100
 _FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
@@ -57,8 +58,17 @@ def messages_of(batch: Mapping[str, Sequence[Any]]) -> list[list[Message]]:
     return [to_messages(cell, f"row {i} of the batch, column {column!r}") for i, cell in enumerate(batch[column])]
 
 
-def load_table(path: str, *, name: str | None = None, split: str = "train", revision: str | None = None) -> Dataset:
+def load_table(
+    path: str,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+) -> Any:
     """Load a Hub dataset, a folder, or a .jsonl, .json, .csv, .tsv or .parquet file (globs too).
+
+    Returns a `Dataset`, or an `IterableDataset` if it is `streaming`.
 
     Raises:
         InputError: nothing is there, the format is unknown, or a file cannot be read as what its name says.
@@ -73,13 +83,13 @@ def load_table(path: str, *, name: str | None = None, split: str = "train", revi
                 _check_utf8(file)
         options = {"sep": "\t"} if suffix == ".tsv" else {}
         data_files = [str(f) for f in files]
-        return _load_dataset(path, _FILES[suffix], data_files=data_files, split="train", **options)
+        return _load_dataset(path, _FILES[suffix], data_files=data_files, split="train", streaming=streaming, **options)
     if Path(path).is_file():
         raise InputError(f"{path}: unknown format {suffix or 'without extension'!r}; expected {', '.join(_FILES)}.")
-    return _load_dataset(path, path, name, split=split, revision=revision)
+    return _load_dataset(path, path, name, split=split, revision=revision, streaming=streaming)
 
 
-def _load_dataset(shown: str, *args: Any, **options: Any) -> Dataset:
+def _load_dataset(shown: str, *args: Any, **options: Any) -> Any:
     try:
         return load_dataset(*args, **options)
     except FileNotFoundError as error:  # DatasetNotFoundError and EmptyDatasetError are of this kind
@@ -119,23 +129,26 @@ def load_prompts(
     revision: str | None = None,
     column: str | None = None,
     answer_column: str | None = None,
-) -> Dataset:
+    streaming: bool = False,
+) -> Any:
     """Load prompts as rows of `prompt_id`, `messages` and, if named, `answer`; other columns pass through.
 
     Args:
         column: the column with the prompts. Default: `messages`, else `prompt`.
         answer_column: the column with the reference answers.
+        streaming: give an `IterableDataset`: rows are read, and checked, as they are needed.
 
     Raises:
         InputError: with the row and column of the first cell that is not a prompt.
     """
-    table = load_table(path, name=name, split=split, revision=revision)
-    names = table.column_names
+    table = load_table(path, name=name, split=split, revision=revision, streaming=streaming)
+    columns = table.features or Dataset.from_list(list(table.take(FIRST_ROWS))).features  # a stream may not know them
+    names = list(columns)
     column = column or next((c for c in ("messages", "prompt") if c in names), "messages")
     for wanted, key in ((column, "column"), (answer_column, "answer_column")):
         if wanted and wanted not in names:
             raise InputError(f"prompts.{key}: {path} has no column {wanted!r}; it has {', '.join(names)}.")
-    if len(table) == 0:
+    if not streaming and len(table) == 0:
         raise InputError(f"{path}: there are no rows; expected prompts.")
 
     def identify(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -149,12 +162,12 @@ def load_prompts(
         return columns
 
     answer = {"answer": schema.Value("string")} if answer_column else {}
-    kept = {k: v for k, v in table.features.items() if k not in (column, answer_column)}
+    kept = {k: v for k, v in columns.items() if k not in (column, answer_column)}
     return table.map(
         identify,
         batched=True,
         with_indices=True,
         remove_columns=[c for c in (column, answer_column) if c and c not in ("messages", "answer")],
         features=Features({**kept, **schema.PROMPT, **answer}),
-        desc="Prompts",
+        **({} if streaming else {"desc": "Prompts"}),
     )

@@ -4,7 +4,8 @@ Trained on pairs of teachers by Bradley–Terry: for teachers A and B on prompt 
 P(B preferred) = σ(Zᵀ π(x)) (paper §3). All pairs of a prompt share one encoding of the prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,11 +28,13 @@ from transformers import (
     set_seed,
 )
 
-from persyn_datasets.bradley_terry import bradley_terry_loss, fit_head, preferences
+from persyn_datasets.bradley_terry import WithFeatures, bradley_terry_loss, fit_head, head_of, preferences
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import digest, folder_hash
+from persyn_datasets.likeness import profile, unlike
 from persyn_datasets.metrics import router_metrics
 from persyn_datasets.models import batches, device, dtype
+from persyn_datasets.recipe import apply_overrides, teachers_from
 from persyn_datasets.teacher import Message, Teacher
 
 TOKENS_PER_BATCH = 16_384
@@ -86,8 +89,27 @@ class Router:
 
     @property
     def teachers(self) -> list[Teacher]:
-        """The teachers as they were asked; empty if the router was trained without their specifications."""
-        return [Teacher.from_dict(t) for t in self.config.persyn["teachers"]]
+        """See `teachers_with`."""
+        return self.teachers_with()
+
+    def teachers_with(self, overrides: Iterable[str] = (), names: Sequence[str] | None = None) -> list[Teacher]:
+        """The teachers as they were asked; empty if the router was trained without their specifications.
+
+        A router from the Hub is data: that a teacher of it runs code here, or gets your prompts at a server or your key
+        from a variable, counts only if you say so too.
+
+        Args:
+            overrides: `teachers.PLACE.KEY=VALUE`, PLACE counting from 0 in the router's order.
+            names: only these.
+
+        Raises:
+            InputError: an override that is missing, or wrong.
+        """
+        specifications = deepcopy(self.config.persyn["teachers"])
+        chosen = {str(i): t for i, t in enumerate(specifications) if names is None or t["name"] in names}
+        values = {"teachers": chosen}
+        apply_overrides(values, overrides, "" if Path(self.path).is_dir() else f"The router {self.path}")
+        return teachers_from(values, self.path)
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -96,8 +118,27 @@ class Router:
 
     def scores(self, prompts: Sequence[list[Message]]) -> np.ndarray:
         """o = π(x) for each prompt: float32 (prompts, teachers)."""
+        return self.read(prompts)[0]
+
+    def read(self, prompts: Sequence[list[Message]]) -> tuple[np.ndarray, np.ndarray]:
+        """o = π(x), and what the last layer sees of each prompt: float32 (prompts, teachers) and (prompts, width)."""
         model, tokenizer = _load(self.path, self.revision, self.content)
-        return _forward(model, tokenizer, [router_text(m) for m in prompts]).numpy()
+        parent, leaf, head = head_of(model)
+        setattr(parent, leaf, WithFeatures(head))
+        try:
+            both = _forward(model, tokenizer, [router_text(m) for m in prompts]).numpy()
+        finally:
+            setattr(parent, leaf, head)
+        return both[:, : len(self.names)], both[:, len(self.names) :]
+
+    def profile(self, prompts: Sequence[list[Message]]) -> dict[str, Any]:
+        """What is typical of these prompts: see `likeness`."""
+        return profile(*self.read(prompts), prompts)
+
+    def unlike(self, prompts: Sequence[list[Message]]) -> list[str]:
+        """Warnings, with numbers, if these prompts look unlike the calibration prompts: see `likeness`."""
+        typical = self.config.persyn.get("typical")
+        return unlike(typical, *self.read(prompts), prompts) if typical else []
 
     def evaluate(self, held_out: Dataset, trained_on: Dataset) -> dict[str, Any]:
         """`metrics.router_metrics` on rows of `Rank`; `trained_on` names the best single teacher."""
@@ -221,7 +262,8 @@ def train_router(
     model.config.persyn = {"teachers": specifications, "training": training}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # last: says that the router is whole
-    return Router.from_pretrained(folder)
+    router = Router.from_pretrained(folder)
+    return router.record(typical=router.profile(prompts))
 
 
 def rewards_of(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
@@ -236,9 +278,7 @@ def rewards_of(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
 
 def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], prefer: torch.Tensor) -> float:
     """Fit the last linear layer to the pairs; returns the ridge that cross-validation chose."""
-    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    parent = model.get_submodule(name.rpartition(".")[0])
-    leaf = name.rpartition(".")[2]
+    parent, leaf, head = head_of(model)
     setattr(parent, leaf, nn.Identity())  # now the model's logits are the features that its head would see
     features = _forward(model.eval(), tokenizer, texts)
     weight, bias, ridge = fit_head(features, prefer, with_bias=head.bias is not None)

@@ -59,14 +59,14 @@ def _short(value: Any) -> str:
 
 
 def align(file: Path, schema: pa.Schema, to: Path) -> Path:
-    """Write the rows of a Parquet file with the columns of another: those it lacks are empty.
+    """Write the rows of a Parquet file with the columns of another: those it lacks are empty, `router_scores` may go.
 
     Raises:
         InputError: it has columns that the other has not, or of another type.
     """
     table, features = Dataset.from_parquet(str(file)), Features.from_arrow_schema(schema)
     assert isinstance(table, Dataset)
-    if unknown := [name for name in table.column_names if name not in features]:
+    if unknown := [name for name in table.column_names if name not in (*features, "router_scores")]:
         raise InputError(
             f"The rows to add have the column {unknown[0]!r}, and the published ones have not (they have "
             f"{', '.join(features)}); remove it from the prompts, or publish under another name."

@@ -1,0 +1,54 @@
+"""One page for the browser with all that is known of a build; it needs no network."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from persyn_datasets import cards, report
+from persyn_datasets.account import account_table
+from persyn_datasets.errors import InputError
+from persyn_datasets.figures import CAPTIONS, draw
+from persyn_datasets.licenses import worked_out
+from persyn_datasets.recipe import Recipe
+from persyn_datasets.tables import html_table
+
+
+def load(output: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe and the numbers of a finished build.
+
+    Raises:
+        InputError: there is none.
+    """
+    recipe, stats = (output / "dataset" / name for name in ("recipe.yaml", "stats.json"))
+    if not (recipe.exists() and stats.exists()):
+        raise InputError(
+            f"{output} holds no finished build (dataset/recipe.yaml, dataset/stats.json); run persyn build."
+        )
+    return Recipe.load(str(recipe)), json.loads(stats.read_text())
+
+
+def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
+    """Write `report/index.html` and its figures; returns the page's path."""
+    figures = draw(recipe, stats, output / "report")
+    images = {f.stem: f"data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}" for f in figures}
+    page = output / "report" / "index.html"
+    page.write_text(
+        cards.templates().get_template("report.html").render(
+            recipe=recipe,
+            stats=stats,
+            images=images,
+            captions=CAPTIONS,
+            student=Path(recipe.student.model).name if recipe.student.model in stats["local"] else recipe.student.model,
+            verdict=report.verdict(stats["router"]),
+            against_random=report.against_random(stats["router"]),
+            reward=report.reward_words(recipe),
+            saved=report.saved(stats),
+            teachers_table=html_table(report.teachers_table(recipe, stats)),
+            router_table=html_table(report.router_table(stats["router"])),
+            account=html_table(account_table(stats["account"])),
+            license=worked_out(stats["licenses"]),
+            text=cards.to_yaml(recipe.to_dict()),
+        )
+    )  # fmt: skip
+    return page
