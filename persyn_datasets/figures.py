@@ -15,7 +15,7 @@ CAPTIONS = {
     "allocation": "Prompts per teacher, beside how often each was the best in calibration",
     "rewards": "Mean quality, learnability and reward of each teacher's calibration responses, by its size",
     "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
-    "router": "How sure the router is of its choices, and how often its favourite of two teachers really is better",
+    "router": "How sure the router is, and how often its favourite of two teachers really is better (of how many times)",
     "cost": "Answers that were asked for, against generate-then-select",
 }
 
@@ -79,6 +79,7 @@ def _rewards(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
         axes.scatter([x for x, _ in points], [i for _, i in points], color=color, zorder=3)
         axes.grid(axis="y", color="#e4e7eb")
         axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel({"learnability": "learnability (log-prob./token)"}.get(key, key))
     return figure
 
@@ -93,6 +94,7 @@ def _lengths(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
         axes.hlines([y for y, _ in known], [p[0] for _, p in known], [p[2] for _, p in known], color=color, linewidth=3)
         axes.scatter([p[1] for _, p in known], [y for y, _ in known], color=color, zorder=3, label=label)
     axes.set_xlabel("characters")
+    axes.margins(x=0.05)
     axes.set_xlim(left=0)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -103,6 +105,7 @@ def _router(routing: dict[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2)
     counts = routing["confidence"]
     left.bar([(i + 0.5) / len(counts) for i in range(len(counts))], counts, 0.9 / len(counts), color=BLUE)
+    left.yaxis.get_major_locator().set_params(integer=True)
     left.set(xlabel="highest router score of a prompt", ylabel="prompts", xlim=(0, 1))
     bins = routing["reliability"]
     right.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=1)

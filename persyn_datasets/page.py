@@ -42,7 +42,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             student=Path(recipe.student.model).name if recipe.student.model in stats["local"] else recipe.student.model,
             verdict=report.verdict(stats["router"]),
             against_random=report.against_random(stats["router"]),
-            reward=report.reward_words(recipe),
+            reward=report.reward_words(recipe).replace("`", ""),
             saved=report.saved(stats),
             teachers_table=html_table(report.teachers_table(recipe, stats)),
             router_table=html_table(report.router_table(stats["router"])),
