@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ FORKS.set_forkserver_preload(["persyn_datasets.builder", "persyn_datasets.engine
 
 
 def solve(request, nth):
-    time.sleep(0.01)
+    time.sleep(0.05)
     return 200, {}, completion(answer(request["model"], request["messages"][-1]["content"]))
 
 
@@ -54,37 +53,36 @@ def tables(folder):
     return found
 
 
+def run(folder, seconds=None):
+    """The exit code, or None if it was killed after so many seconds."""
+    process = FORKS.Process(target=build, args=(folder, str(folder / "journal")))
+    process.start()
+    process.join(seconds)
+    if process.exitcode is not None:
+        return process.exitcode
+    process.kill()
+    process.join()
+    return None
+
+
 def test_ten_kills_cost_only_what_was_in_flight_and_change_nothing(chat_model, tmp_path):
     with ChatServer(solve) as server:
         recipe_of(tmp_path / "calm", chat_model, server)
         start = time.monotonic()
-        calm = FORKS.Process(target=build, args=(tmp_path / "calm", str(tmp_path / "calm" / "journal")))
-        calm.start()
-        calm.join()
-        took, asked = time.monotonic() - start, server.count
-        assert calm.exitcode == 0
-        server.bodies.clear()
-
-        recipe_of(tmp_path / "killed", chat_model, server)
-        r, killed, resumed = random.Random(0), 0, None
-        while resumed is None or resumed.exitcode != 0:
-            resumed = FORKS.Process(target=build, args=(tmp_path / "killed", str(tmp_path / "killed" / "journal")))
-            resumed.start()
-            resumed.join(r.uniform(0.2, 0.9) * took if killed < 10 else None)
-            if resumed.exitcode is None:
-                resumed.kill()
-                resumed.join()
-                killed += 1
-            else:
-                assert resumed.exitcode == 0
-            if resumed.exitcode == 0 and killed < 10:  # it was done before its kill came: kill another from the start
-                (tmp_path / "killed" / "out" / "dataset" / "stats.json").unlink()
-                resumed = None
-        assert killed == 10
-        counts = Counter((b["model"], b["messages"][-1]["content"]) for b in server.bodies)
-    assert len(counts) == asked
-    assert server.count - asked <= killed * CONCURRENCY
-    assert tables(tmp_path / "killed") == tables(tmp_path / "calm")
+        assert run(tmp_path / "calm") == 0
+        took, asked, calm = time.monotonic() - start, server.count, tables(tmp_path / "calm")
+        r, kills, builds = random.Random(0), 0, 0
+        while kills < 10:  # a build that ends before its next kill makes room for another one
+            server.bodies.clear()
+            folder, before = tmp_path / str(builds), kills
+            recipe_of(folder, chat_model, server)
+            while (code := run(folder, r.uniform(0, 0.6 * took) if kills < 10 else None)) is None:
+                kills += 1
+            assert code == 0
+            assert len({(b["model"], b["messages"][-1]["content"]) for b in server.bodies}) == asked
+            assert server.count - asked <= (kills - before) * CONCURRENCY
+            assert tables(folder) == calm
+            builds += 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
