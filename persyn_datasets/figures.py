@@ -15,7 +15,7 @@ CAPTIONS = {
     "allocation": "Prompts per teacher, beside how often each was the best in calibration",
     "rewards": "Mean quality, learnability and reward of each teacher's calibration responses, by its size",
     "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
-    "router": "How sure the router is, and how often its favourite of two teachers really is better (of how many times)",
+    "router": "How sure the router is, and how often its favourite of two teachers is better (of how many times)",
     "cost": "Answers that were asked for, against generate-then-select",
 }
 
