@@ -1,4 +1,4 @@
-.PHONY: demo test test-vllm lint bench clean
+.PHONY: demo test test-vllm bench-vllm lint bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -31,8 +31,10 @@ REQUIRES := import re; from importlib.metadata import requires; \
 	$(VLLM)/pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt --editable . gguf pytest
 	touch $@
 
-test-vllm: .venv-vllm/installed  ## the vllm engine against real vllm, real servers, and the engine's overhead
+test-vllm: .venv-vllm/installed  ## the vllm engine with real vllm; a recipe against real servers
 	$(VLLM)/python -m pytest tests/test_vllm.py tests/test_real_servers.py
+
+bench-vllm: .venv-vllm/installed  ## what the vllm engine adds to vllm's own time
 	$(VLLM)/python benchmarks/vllm_engine.py
 
 lint: .venv/installed  ## style and types
