@@ -10,7 +10,7 @@ from chat_server import ChatServer, completion, echo
 
 from persyn_datasets import BuildError, Generate, Price, Sampling, Teacher
 from persyn_datasets.account import Account, highest_price
-from persyn_datasets.engines import Request, Response, endpoint, failed, transformers
+from persyn_datasets.engines import Request, Response, lane, transformers
 from persyn_datasets.respond import FIRST_FAILURES
 
 PRICE = Price(input=1.0, output=10.0)
@@ -18,7 +18,7 @@ PRICE = Price(input=1.0, output=10.0)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.002)
+    monkeypatch.setattr(lane, "BACKOFF", 0.002)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
@@ -117,44 +117,43 @@ def test_endpoints_work_while_a_local_teacher_does(monkeypatch):
     assert [[r["text"].split()[0] for r in row] for row in rows] == [["m", "local", "n"]] * 20
 
 
-@pytest.mark.parametrize("lane", ["endpoint", "local"])
-def test_an_error_in_one_lane_ends_the_other_soon_and_keeps_its_answers(lane, monkeypatch, journal_root):
-    with ChatServer(echo) as server:
-        slow = ChatServer(lambda request, nth: (time.sleep(0.2), echo(request, nth))[1])
+def test_an_error_of_a_local_teacher_ends_the_endpoints_at_once_and_keeps_their_answers(monkeypatch):
+    def generate(requests, account):
+        while server.count < 40:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+        yield
 
-        def generate(requests, account):
-            for i, (teacher, _, _) in enumerate(requests):
-                if not account.admit(requests[i]):
-                    return
-                if lane == "local" and i == 3:
-                    raise KeyboardInterrupt
-                time.sleep(0.05)
-                yield (
-                    i,
-                    failed(teacher, "nothing")
-                    if lane == "endpoint" and i > 9
-                    else Response(
-                        teacher=teacher.name,
-                        text="x",
-                        finish_reason="stop",
-                        prompt_tokens=1,
-                        completion_tokens=1,
-                        error="",
-                    ),
-                )
+    monkeypatch.setattr(transformers, "generate", generate)
+    with ChatServer(lambda request, nth: (time.sleep(0.1), echo(request, nth))[1]) as server:
+        remote = teach(server)
+        with pytest.raises(KeyboardInterrupt):
+            Generate([Teacher("local"), remote])(prompts(500))
+        asked = server.count
+        assert asked < 500 and not [t for t in threading.enumerate() if t.name == "persyn-endpoint"]
+        time.sleep(0.3)
+        assert server.count == asked
+        Generate([remote])(prompts(500))
+        assert server.count <= 500 + remote.concurrency
 
-        monkeypatch.setattr(transformers, "generate", generate)
-        with slow:
-            if lane == "endpoint":
-                slow.reply = lambda request, nth: (401, {}, {"error": "no"})
-            start = time.monotonic()
-            with pytest.raises(BuildError if lane == "endpoint" else KeyboardInterrupt):
-                Generate([Teacher("local"), teach(slow)])(prompts(3000))
-            assert time.monotonic() - start < 20  # 3,000 local answers take 150 s, the slow server's 19 s
-            asked = slow.count
-            time.sleep(0.3)
-            assert slow.count == asked
-    assert not [t for t in threading.enumerate() if "endpoint" in t.name]
+
+def test_an_error_of_an_endpoint_ends_the_local_teachers_soon(monkeypatch):
+    done = []
+
+    def generate(requests, account):
+        for i, request in enumerate(requests):
+            if not account.admit(request):
+                return
+            time.sleep(0.02)
+            done.append(i)
+            yield i, Response(teacher=request.teacher.name, text="x", finish_reason="stop", prompt_tokens=1,
+                              completion_tokens=1, error="")  # fmt: skip
+
+    monkeypatch.setattr(transformers, "generate", generate)
+    refuse = ChatServer(lambda request, nth: (401, {}, {"error": "no"}))
+    with refuse as server, pytest.raises(BuildError, match="'m' fails"):
+        Generate([Teacher("local"), teach(server)])(prompts(3000))
+    assert len(done) < 1500
 
 
 def test_max_cost_is_never_passed_and_goes_on_with_more():
@@ -165,7 +164,7 @@ def test_max_cost_is_never_passed_and_goes_on_with_more():
         account = Account(max_cost=limit)
         with pytest.raises(BuildError, match=r"Generate: max_cost \$0\.\d\d is reached: .* left.*raise max_cost"):
             Generate([teacher], account=account)(prompts(1000))
-        paid = sum(PRICE.of(7, body_words) for body_words in (n % 90 for n in range(1, server.count + 1)))
+        paid = sum(PRICE.of(7, n % 90) for n in range(1, server.count + 1))
         assert limit - 2 * one < paid <= limit
         assert account.spent == pytest.approx(paid)
         # The same again spends nothing: what is in the journal counts too.
