@@ -1,6 +1,6 @@
 """The endpoint engine against a bare asyncio + httpx loop and against other libraries, on one server on loopback.
 
-python benchmarks/endpoint.py [--concurrency 32 256] [--requests 3000] [--repeats 3] [--latency 0.2]
+python benchmarks/endpoint.py [--concurrency 32 256] [--rounds 20] [--repeats 3] [--latency 0.2]
                               [--peer datatrove=/path/to/its/venv/bin/python …]
 
 The server, in a process of its own, answers each prompt after a time drawn from a heavy tail (log-normal, its median
@@ -8,7 +8,7 @@ The server, in a process of its own, answers each prompt after a time drawn from
 with the others. The rate is the server's: prompts per second from the first request to the last answer, so that no
 start-up counts. Peers are run as their users run them, each by the Python that has it installed:
 distilabel (`pip install "distilabel[openai]"`), curator (`pip install bespokelabs-curator`), datatrove
-(`pip install datatrove aiosqlite orjson httpx loguru`).
+(`pip install datatrove aiofiles aiosqlite httpx orjson`).
 """
 
 import argparse
@@ -49,6 +49,7 @@ class Server(asyncio.Protocol):
         if not complete or len(body) < (int(length[1]) if length else 0):
             return
         self.data, loop = b"", asyncio.get_running_loop()
+        self.last = b"connection: close" in head.lower()
         if question := re.search(rb"Question (\d+)", body):
             Server.first = min(Server.first, loop.time())
             Server.asked.append(int(question[1]))
@@ -72,6 +73,8 @@ class Server(asyncio.Protocol):
         data = json.dumps(body).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         self.transport.write(head.encode() + data)  # type: ignore[attr-defined]
+        if self.last:
+            self.transport.close()
 
 
 async def serve(median: float) -> None:
@@ -152,7 +155,7 @@ def datatrove(url: str, prompts: list[str], concurrency: int) -> list[str]:
     )
     with tempfile.TemporaryDirectory() as folder:
         runner = InferenceRunner(rollout, config, JsonlWriter(folder, compression=None))
-        list(runner.run(Document(text=prompt, id=str(i)) for i, prompt in enumerate(prompts)) or [])
+        runner.run(Document(text=prompt, id=str(i)) for i, prompt in enumerate(prompts))
         lines = [json.loads(line) for file in Path(folder).rglob("*.jsonl") for line in file.open()]
     texts = {int(line["id"]): line["metadata"]["rollout_results"][0]["text"] for line in lines}
     return [texts[i] for i in range(len(prompts))]
@@ -177,6 +180,13 @@ def distilabel(url: str, prompts: list[str], concurrency: int) -> list[str]:
 
 
 def curator(url: str, prompts: list[str], concurrency: int) -> list[str]:
+    import os
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    # It wants a tokenizer from the network; litellm, which it depends on, brings the same.
+    litellm = Path(find_spec("litellm").origin).parent  # type: ignore[union-attr, arg-type]
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(litellm / "litellm_core_utils" / "tokenizers"))
     from bespokelabs import curator
     from datasets import Dataset
 
@@ -229,7 +239,7 @@ def measure(name: str, python: str, url: str, requests: int, concurrency: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[32, 256])
-    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--rounds", type=int, default=20, help="prompts, as a multiple of the concurrency")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
@@ -239,8 +249,8 @@ def main() -> None:
     if args.serve:
         return asyncio.run(serve(args.latency))
     if args.contend:
-        name, url, requests, concurrency = args.contend
-        return contend(name, url, int(requests), int(concurrency))
+        name, url, count, concurrency = args.contend
+        return contend(name, url, int(count), int(concurrency))
 
     from persyn_datasets.tables import table
 
@@ -253,17 +263,19 @@ def main() -> None:
             url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
             rows, results = [], {}
             for concurrency in args.concurrency:
+                requests = args.rounds * concurrency
                 runs: dict[str, list[dict]] = {name: [] for name in pythons}
                 for _ in range(args.repeats):
                     for name, python in pythons.items():
-                        runs[name].append(measure(name, python, url, args.requests, concurrency))
+                        runs[name].append(measure(name, python, url, requests, concurrency))
                 for name, tries in runs.items():
                     rates = [run["rate"] for run in tries]
                     of_bare = statistics.median(r / b["rate"] for r, b in zip(rates, runs["bare"], strict=True))
-                    cpu = statistics.median(run["cpu_s"] for run in tries) / args.requests
+                    cpu = statistics.median(run["cpu_s"] for run in tries) / requests
+                    spread = f"{min(rates):,.0f}–{max(rates):,.0f}"
+                    rate = f"{statistics.median(rates):,.0f}"
                     rows.append(
-                        [tries[0]["version"], str(concurrency), f"{statistics.median(rates):,.0f}"]
-                        + [f"{min(rates):,.0f}–{max(rates):,.0f}", f"{of_bare:.1%}", f"{cpu * 1e3:.2f}"]
+                        [tries[0]["version"], str(concurrency), rate, spread, f"{of_bare:.1%}", f"{cpu * 1e3:.2f}"]
                     )
                     results[f"{name}_{concurrency}"] = {"rate": statistics.median(rates), "of_bare": of_bare}
         finally:

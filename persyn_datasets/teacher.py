@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import folder_hash
@@ -72,8 +73,8 @@ class Teacher:
             the endpoint in the journal: add and remove others as you like.
         api_key_env: name of the environment variable that holds the endpoint's key. Never the key itself.
         concurrency: requests in flight per base_url, at most. It is lowered while a server pushes back.
-        requests_per_minute, tokens_per_minute: limits of the endpoint, over all its base_urls.
-        timeout: seconds for one request to an endpoint.
+        requests_per_minute, tokens_per_minute: limits of the endpoint, over all its base_urls, in each process.
+        timeout: seconds for one try of a request to an endpoint; an hour after its first, it is not tried again.
         system_prompt: put before the prompt's own system message, if it has one.
         examples: few-shot messages (alternating user and assistant) put between system prompt and prompt.
         sampling: see `Sampling`; `None` takes the recipe's, or `Sampling()`.
@@ -116,6 +117,11 @@ class Teacher:
             )
         if self.engine == "endpoint" and not self.base_url:
             raise InputError(f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. http://host:8080/v1.")
+        if any(urlsplit(url).username for url in self.base_urls):  # recipes and routers are published
+            raise InputError(
+                f"Teacher {self.name!r}: its base_url holds a user or a key; take it out and name the variable that holds "
+                "the key with api_key_env."
+            )
         if self.engine != "endpoint" and self.base_url:
             raise InputError(f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected 'endpoint'.")
         if self.engine != "vllm" and self.engine_args:
