@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from persyn_datasets.errors import BuildError as BuildError
     from persyn_datasets.errors import InputError as InputError
     from persyn_datasets.generate import Generate as Generate
+    from persyn_datasets.hub import publish as publish
     from persyn_datasets.pairify import Pairify as Pairify
     from persyn_datasets.prompts import load_prompts as load_prompts
     from persyn_datasets.rank import Rank as Rank
@@ -26,6 +27,7 @@ _HOMES = {
     "builder": ("PersynBuilder",),
     "errors": ("BuildError", "InputError"),
     "generate": ("Generate",),
+    "hub": ("publish",),
     "pairify": ("Pairify",),
     "prompts": ("load_prompts",),
     "rank": ("Rank",),

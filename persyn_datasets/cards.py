@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,18 @@ def files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
 def hashes(found: dict[str, Path]) -> dict[str, str]:
     """path → SHA-256 of the data files among these."""
     data = {path: file for path, file in found.items() if path.endswith(".parquet")}
-    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in data.items()}
+    return {path: sha256(file) for path, file in data.items()}
+
+
+def sha256(file: Path) -> str:
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)  # weights are large, and asked about several times in a publish
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def configs(data: dict[str, str]) -> list[dict[str, Any]]:

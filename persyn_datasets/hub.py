@@ -108,9 +108,9 @@ class _Repo:
 
 
 def _same(there: RepoFile, here: Path) -> bool:
-    content = here.read_bytes()
     if there.lfs:
-        return there.lfs.sha256 == hashlib.sha256(content).hexdigest()
+        return there.lfs.sha256 == cards.sha256(here)
+    content = here.read_bytes()
     return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
-from pool import built, make_recipe
+from pool import built, make_recipe, save
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe, Router
+from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe, Router, publish
 from persyn_datasets import hub as hub_module
-from persyn_datasets.hub import publish
+from persyn_datasets.cli import main
 
 ORG = "org/tiny"
 
@@ -294,3 +294,32 @@ def test_two_publish_at_once(hub, first, second, at):
     again = publish(second, ORG)
     assert again == ("v0.4.0" if last else "v0.3.0") and rows(again) == local(second)
     assert hub.repo(ORG).tags[version] is theirs and rows("v0.1.0") == local(first)
+
+
+def test_build_and_publish_at_once(hub, chat_model, tmp_path, capsys):
+    recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), str(tmp_path / "out")
+    arguments = ["build", recipe, "--output", output, "--push-to-hub", ORG, "--private", "--version", "1.0.0"]
+    assert main([*arguments, "--dry-run"]) == 0 and hub.repos == {}
+    for _ in range(2):
+        assert main(arguments) == 0
+        assert "Published: load_dataset('org/tiny', revision='v1.0.0')" in capsys.readouterr().out
+    assert hub.repo(ORG).private and rows("v1.0.0") == local(tmp_path / "out")
+    assert main(["push", output, ORG, "--version", "1.2.0"]) == 0  # the same content: nothing new
+    assert tags(hub) == {"dataset": ["v1.0.0"], "model": ["v1.0.0"]}
+
+
+def test_where_we_may_not_publish_nothing_is_built(hub, chat_model, tmp_path, capsys, monkeypatch):
+    recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), tmp_path / "out"
+    for dry in ([], ["--dry-run"]):
+        assert main(["build", recipe, "--output", str(output), "--push-to-hub", "nobody/x", *dry]) == 1
+        assert "may not publish to nobody, but to me, org" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["build", recipe, "--output", str(output), "--push-to-hub", ORG]) == 1
+    assert "HF_HUB_OFFLINE" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_failed_publish_says_so_last(hub, first, capsys):
+    hub.count_again(lambda n, method, path: 500 if "/commit/" in path else None)
+    assert main(["push", str(first), ORG]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith("the same command goes on from here.")

@@ -80,3 +80,9 @@ def test_defaults_and_forms():
 def test_mistakes(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_an_address_that_holds_a_key_is_refused():
+    with pytest.raises(InputError, match="its base_url holds a user or a key") as error:
+        Teacher("m", engine="endpoint", base_url=["http://a/v1", "https://me:sk-123@host/v1"])
+    assert "sk-123" not in str(error.value)
