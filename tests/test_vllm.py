@@ -145,7 +145,9 @@ def test_more_rows_than_are_in_flight_and_a_seed_for_each_prompt(chat_model, loa
 def test_a_child_that_cannot_load_or_dies_fails_the_rows_that_it_owes(chat_model, loads, monkeypatch, caplog):
     teacher = Teacher(chat_model, name="t", engine="vllm", engine_args={"gpu_memory_utilization": 0.1})
     requests = requests_of(teacher, prompts(5))
-    found = by_id(requests, engine.generate(requests, Account()))
+    refused = requests_of(teacher, {"refused": [{"role": "user", "content": "refuse me"}]})
+    found = by_id(requests + refused, engine.generate(requests + refused, Account()))
+    assert "refuses the prompt" in found.pop(("t", "refused"))["error"]
     assert {r["error"].partition(" RuntimeError")[0][:57] for r in found.values()} == {
         "the vLLM process died: ValueError: no memory for the cach"
     }
@@ -177,6 +179,8 @@ def test_it_stops_when_the_account_is_closed_or_refuses(chat_model, loads, monke
         account.settle(requests[i], response)
         count += 1
     assert count == 4 and account.spent == 40
+    refused = requests_of(priced, {"refused": [{"role": "user", "content": "refuse me"}]})
+    assert [i for i, _ in engine.generate(refused + requests, account)] == [0]  # a failure that costs nothing is told
 
 
 def test_check(chat_model, loads, monkeypatch, tmp_path):

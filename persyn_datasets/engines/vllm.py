@@ -64,12 +64,11 @@ def _answer(
     child: _Child | None = None
     with ExitStack() as stack:
         while row or in_flight:
-            answers: Answers = []
-            dead = ""
             while row and len(in_flight) < IN_FLIGHT:
                 i, ids = row
                 if isinstance(ids, str):
-                    answers.append((i, ids))
+                    yield i, _response(requests[i].teacher, ids)
+                    del left[i]
                 elif account.admit(requests[i]):
                     child = child or stack.enter_context(_Child(_arguments(requests[i].teacher)))
                     child.send((i, ids, _sampling(requests[i])))
@@ -79,35 +78,38 @@ def _answer(
                 else:
                     return False
                 row = next(rows, None)
-            if child:
-                arrived, dead = child.receive()
-                answers += arrived
-            for i, answer in answers + [(i, dead) for i in left if dead]:
-                if isinstance(answer, str):
-                    yield i, failed(requests[i].teacher, answer)
-                else:
-                    yield i, Response(teacher=requests[i].teacher.name, **answer)  # type: ignore[typeddict-item]
+            answers, dead = child.receive() if child else ([], "")
+            for i, answer in answers:
+                yield i, _response(requests[i].teacher, answer)
                 in_flight.discard(i)
-                left.pop(i, None)
+                del left[i]
             if dead:
+                yield from ((i, _response(requests[i].teacher, dead)) for i in left)
                 return True
             if account.closed.is_set():
                 return False
     return True
 
 
+def _response(teacher: Teacher, answer: dict[str, Any] | str) -> Response:
+    """Of an answer, or of the reason why there is none."""
+    if isinstance(answer, str):
+        return failed(teacher, answer)
+    return Response(teacher=teacher.name, **answer)  # type: ignore[typeddict-item]
+
+
 def _rows(requests: Sequence[Request], indices: Sequence[int]) -> Iterator[tuple[int, list[int] | str]]:
     """The token ids of each request, or the reason why it has none; made when they are needed."""
     teacher = requests[indices[0]].teacher
     tokenizer = models.load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
-    limit = teacher.engine_args.get("max_model_len")  # where it is not given, the child finds it by vLLM's own rules
+    limit = teacher.engine_args.get("max_model_len", 0)  # else, as for -1, the child finds it by vLLM's own rules
     for i in indices:
         try:
             ids = models.prompt_ids(tokenizer, requests[i].messages)
         except TemplateError as error:
             yield i, f"the model's chat template refuses the prompt: {error}"
             continue
-        too_long = limit and len(ids) >= limit
+        too_long = isinstance(limit, int) and 0 < limit <= len(ids)
         yield i, f"the prompt has {len(ids)} tokens, the model's context {limit}" if too_long else ids
 
 
