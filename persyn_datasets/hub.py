@@ -120,14 +120,7 @@ def check(repo_id: str, version: str | None = None, private: bool = False) -> No
     Raises:
         InputError: no token, no permission, a name or version that cannot be, a public repository for `private`.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise InputError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from error
-    if repo_id.count("/") != 1:
-        raise InputError(f"{repo_id!r}: expected ORG/NAME, the organisation or user and the dataset's name.")
-    if version and not numbers(version):
-        raise InputError(f"--version {version}: expected three numbers, e.g. 1.1.0.")
+    _check_words(repo_id, version)
     if not get_token():
         raise InputError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi()
@@ -143,6 +136,17 @@ def check(repo_id: str, version: str | None = None, private: bool = False) -> No
                 raise InputError(f"{name} exists and is public; make it private on the Hub first, or drop --private.")
             if version and kind == "dataset":
                 _check_version(version, [tag.name for tag in api.list_repo_refs(name, repo_type=kind).tags])
+
+
+def _check_words(repo_id: str, version: str | None) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from error
+    if repo_id.count("/") != 1:
+        raise InputError(f"{repo_id!r}: expected ORG/NAME, the organisation or user and the dataset's name.")
+    if version and not numbers(version):
+        raise InputError(f"--version {version}: expected three numbers, e.g. 1.1.0.")
 
 
 def _check_namespace(who: dict[str, Any], namespace: str) -> None:
@@ -179,9 +183,12 @@ def publish(
             the same call goes on.
     """
     build, api = Build.load(Path(output)), HfApi()
-    check(repo_id, None, private)
+    _check_words(repo_id, version)
+    check(repo_id, None, private)  # the version may be there already, with this very content
     with _plainly(repo_id), tempfile.TemporaryDirectory() as folder:
         names = {"dataset": repo_id} | ({"model": f"{repo_id}-router"} if build.router else {})
+        if append and not api.repo_exists(repo_id, repo_type="dataset"):
+            raise InputError(f"There is no dataset {repo_id}, so --append has nothing to add to.")
         for kind, name in names.items():
             api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
         # The router comes first, everywhere: the dataset's tag makes the version.
@@ -191,7 +198,7 @@ def publish(
             build = _appended(build, dataset, Path(folder))
         elif build.recipe is None and "recipe.yaml" in dataset.files:
             raise InputError(f"{repo_id} holds a build; add your rows to it with --append, or give another name.")
-        published = dataset.stats(dataset.head)
+        published = dataset.stats(dataset.head) if cards.BEGIN in dataset.card else {}
         latest = dataset.versions[-1][0] if dataset.versions else None
         if latest and not any(
             latest not in dict(repo.versions) or _changes(repo, build, repo.versions, repo_id, published)
@@ -241,9 +248,10 @@ def _changes(
     """
     of_dataset = repo.kind == "dataset"
     files, patterns = (build.dataset, DATASET_FILES) if of_dataset else (build.router, ROUTER_FILES)
-    stale = [] if build.appended else [path for path in _matching(repo.files, patterns) if path not in files]
-    if stale and cards.BEGIN not in repo.card:
-        raise InputError(f"{repo.id} has files that persyn did not put there, e.g. {stale[0]}; give another name.")
+    there = _matching(repo.files, patterns)
+    if there and cards.BEGIN not in repo.card:
+        raise InputError(f"{repo.id} has files that persyn did not put there, e.g. {there[0]}; give another name.")
+    stale = [] if build.appended else [path for path in there if path not in files]
     existing, before = (repo.card, published) if repo.card else (build.cards[repo.kind], build.stats)
     if of_dataset:
         data = {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in repo.files.items()}
@@ -275,7 +283,7 @@ def _appended(build: Build, dataset: _Repo, folder: Path) -> Build:
     stats, recipe = dataset.stats(dataset.head), dataset.read("recipe.yaml", dataset.head)
     if build.recipe:
         raise InputError("--append adds the rows of a persyn synthesize, and this is a whole build; drop it.")
-    if not stats:
+    if not stats or cards.BEGIN not in dataset.card:
         raise InputError(f"{dataset.id} is no dataset that persyn published, so --append has nothing to add to.")
     like = next(path for path in dataset.files if path.startswith("data/persyn-train"))
     schema = pq.read_schema(hf_hub_download(dataset.id, like, repo_type="dataset", revision=dataset.head))

@@ -48,15 +48,10 @@ def right(rows):
     ]
 
 
-@pytest.mark.parametrize("source", ["org/new", "new.jsonl", "new.csv", "new.parquet"])
-def test_a_process_without_any_of_the_first_ones_files(source, hub, published, tmp_path):
-    table = Dataset.from_list([{"prompt": p} for p in NEW])
-    table.to_json(tmp_path / "new.jsonl")
-    table.to_csv(tmp_path / "new.csv")
-    table.to_parquet(tmp_path / "new.parquet")
+def test_a_process_without_any_of_the_first_ones_files(hub, published, tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "PERSYN_JOURNAL": str(tmp_path / "own")}
     run = subprocess.run(
-        [*COMMAND, "synthesize", ROUTER, source, "--revision", "v1.0.0", "--output", "out"],
+        [*COMMAND, "synthesize", ROUTER, "org/new", "--revision", "v1.0.0", "--output", "out"],
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -64,6 +59,14 @@ def test_a_process_without_any_of_the_first_ones_files(source, hub, published, t
     assert right(rows)
     local = Router.from_pretrained(str(published / "router"))
     assert rows["teacher"] == Route(local)({"prompt": NEW})["teacher"]
+
+
+@pytest.mark.parametrize("write", ["to_json", "to_csv", "to_parquet"])
+def test_prompts_from_local_files(write, published, tmp_path):
+    source = str(tmp_path / f"new.{write.removeprefix('to_').replace('json', 'jsonl')}")
+    getattr(Dataset.from_list([{"prompt": p} for p in NEW]), write)(source)
+    assert main(["synthesize", ROUTER, source, "--output", str(tmp_path / write)]) == 0
+    assert right(load_dataset(str(tmp_path / write), split="train"))
 
 
 def test_streams_give_the_same(published, tmp_path, monkeypatch):
@@ -179,7 +182,7 @@ def test_columns_that_the_published_rows_have_not_are_refused(hub, published, tm
     assert main(arguments) == 1
     assert "column 'mood'" in capsys.readouterr().err and sorted(hub.repo(ORG).tags) == ["v1.0.0"]
     assert main(["push", str(tmp_path / "o"), "org/none", "--append"]) == 1
-    assert "nothing to add to" in capsys.readouterr().err
+    assert "nothing to add to" in capsys.readouterr().err and ("dataset", "org/none") not in hub.repos
 
 
 def test_prompts_unlike_the_calibration_are_told_with_numbers(published, tmp_path, capsys):
