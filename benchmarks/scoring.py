@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py [--rows 64] [--layers 30]
 
-Both ways score the same rows (16 prompts of 40 to 120 tokens, 4 responses of 20 to 400 tokens to each) with the same
+Both ways score the same rows (prompts of 40 to 120 tokens, 19 responses of 20 to 400 tokens to each) with the same
 random weights of SmolLM2-135M's shape, each in a process of its own; peak memory is above that of the loaded model.
 """
 
@@ -17,26 +17,23 @@ from collections.abc import Callable
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from persyn_datasets.learnability import TOKENS_PER_BATCH, response_log_probs
-from persyn_datasets.models import batches
+from persyn_datasets.learnability import response_log_probs
 from persyn_datasets.tables import table
 
-VOCABULARY = 49152
+VOCABULARY, TEACHERS = 49152, 19
 Rows = list[tuple[list[int], list[int]]]
 
 
 def make_rows(n: int) -> Rows:
     r = random.Random(0)
-    prompts = [[r.randrange(VOCABULARY) for _ in range(r.randint(40, 120))] for _ in range(n // 4)]
-    return [(x, [r.randrange(VOCABULARY) for _ in range(r.randint(20, 400))]) for x in prompts for _ in range(4)]
+    prompts = [[r.randrange(VOCABULARY) for _ in range(r.randint(40, 120))] for _ in range(n // TEACHERS)]
+    return [(x, [r.randrange(VOCABULARY) for _ in range(r.randint(20, 400))]) for x in prompts for _ in range(TEACHERS)]
 
 
 def ours(model: LlamaForCausalLM, rows: Rows) -> list[float]:
     means = [0.0] * len(rows)
-    for batch in batches([len(x) + len(y) for x, y in rows], TOKENS_PER_BATCH):
-        scores = response_log_probs(model, [rows[i][0] for i in batch], [rows[i][1] for i in batch])
-        for i, log_probs in zip(batch, scores, strict=True):
-            means[i] = log_probs.mean().item()
+    for i, log_probs in response_log_probs(model, rows):
+        means[i] = log_probs.mean().item()
     return means
 
 
@@ -71,7 +68,7 @@ def measure(way: Callable[..., list[float]], rows: Rows, layers: int) -> tuple[f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=76)
     parser.add_argument("--layers", type=int, default=30)
     options = parser.parse_args()
     rows = make_rows(options.rows)

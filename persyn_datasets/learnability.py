@@ -1,9 +1,10 @@
 """Learnability: how likely the student finds a response, r_l(y, θ) = (1/|y|) Σ_t log p_θ(y_t | y_<t, x)."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from persyn_datasets.errors import InputError
 from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids, text_ids
@@ -44,39 +45,82 @@ def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) 
             encoded.append((i, x, y))
         else:
             yield i, float("nan"), 0
-    for places in batches([len(x) + len(y) for _, x, y in encoded], TOKENS_PER_BATCH):
-        batch = [encoded[place] for place in places]
-        scores = response_log_probs(model, [x for _, x, _ in batch], [y for _, _, y in batch])
-        for (i, _, y), log_probs in zip(batch, scores, strict=True):
-            yield i, log_probs.mean().item(), len(y)
+    for place, log_probs in response_log_probs(model, [(x, y) for _, x, y in encoded]):
+        i, _, y = encoded[place]
+        yield i, log_probs.mean().item(), len(y)
 
 
 @torch.inference_mode()
 def response_log_probs(
-    model: PreTrainedModel, prompts: Sequence[list[int]], responses: Sequence[list[int]]
-) -> list[torch.Tensor]:
-    """log p_θ(y_t | y_<t, x) for each token of each response: one float32 vector per row.
+    model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """log p_θ(y_t | y_<t, x) of (prompt, response) rows of token ids: (index, one float32 per response token).
 
-    Only the response positions go through the language-model head, in chunks, so that no tensor of
-    batch × length × vocabulary is ever made.
+    A prompt is encoded once for all its responses; these are batched by length, whatever their prompts. Only their
+    positions go through the language-model head, in chunks, so that no tensor of batch × length × vocabulary is
+    ever made.
     """
-    rows = [x + y for x, y in zip(prompts, responses, strict=True)]
-    width = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-    predicts = torch.zeros(len(rows), width, dtype=torch.bool)  # positions whose next token is of the response
-    for r, (x, row) in enumerate(zip(prompts, rows, strict=True)):
-        ids[r, : len(row)], mask[r, : len(row)] = torch.tensor(row), 1
-        predicts[r, len(x) - 1 : len(row) - 1] = True
-    hidden = model.base_model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)[0]
-    hidden = hidden[predicts.to(model.device)]
-    targets = torch.tensor([t for y in responses for t in y], device=model.device)
+    of_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, (x, _) in enumerate(rows):
+        of_prompt.setdefault(tuple(x[:-1]), []).append(
+            i
+        )  # its last token goes with the response: it predicts the first
+    prompts = list(of_prompt)
+    for window in batches(list(map(len, prompts)), TOKENS_PER_BATCH):
+        width = max(len(prompts[p]) for p in window)
+        mask = torch.tensor([[0] * (width - len(prompts[p])) + [1] * len(prompts[p]) for p in window])
+        ids = torch.tensor([[0] * (width - len(prompts[p])) + list(prompts[p]) for p in window])
+        encoded = DynamicCache(config=model.config)
+        if width:
+            _hidden(model, ids, mask, mask.cumsum(-1) - 1, encoded)
+        places = [(place, i) for place, p in enumerate(window) for i in of_prompt[prompts[p]]]
+        for batch in batches([width + 1 + len(rows[i][1]) for _, i in places], TOKENS_PER_BATCH):
+            prompt = torch.tensor([places[b][0] for b in batch])
+            ours = [rows[places[b][1]] for b in batch]
+            scores = _responses(model, ours, mask[prompt], _select(encoded, prompt.to(model.device)))
+            yield from zip((places[b][1] for b in batch), scores, strict=True)
+
+
+def _select(encoded: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+    """A cache of its own for these rows: layers replace their tensors, and never write into them."""
+    cache = copy(encoded)
+    cache.layers = [copy(layer) for layer in encoded.layers]
+    cache.batch_select_indices(rows)
+    return cache
+
+
+def _responses(
+    model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], prompt_mask: torch.Tensor, cache: DynamicCache
+) -> Sequence[torch.Tensor]:
+    """The log-probabilities of one batch, whose prompts are in the cache (left-padded, as the mask says)."""
+    lengths = torch.tensor([len(y) for _, y in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([x[-1:] + y + [0] * (width - len(y)) for x, y in rows])
+    positions = torch.arange(width + 1)
+    mask = torch.cat([prompt_mask, (positions <= lengths[:, None]).long()], dim=-1)
+    hidden = _hidden(model, ids, mask, prompt_mask.sum(-1, keepdim=True) + positions, cache)
+    hidden = hidden[(positions < lengths[:, None]).to(model.device)]  # whose next token is of the response
+    targets = torch.tensor([t for _, y in rows for t in y], device=model.device)
     log_probs = torch.cat(
         [
             _head_log_probs(model, h, t)
             for h, t in zip(hidden.split(POSITIONS_PER_CHUNK), targets.split(POSITIONS_PER_CHUNK), strict=True)
         ]
     )
-    return list(log_probs.cpu().split([len(y) for y in responses]))
+    return log_probs.cpu().split(lengths.tolist())
+
+
+def _hidden(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """The last hidden states (rows, length, size); the cache grows by these rows."""
+    return model.base_model(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        position_ids=positions.clamp(min=0).to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    )[0]
 
 
 def _head_log_probs(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

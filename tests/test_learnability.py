@@ -12,6 +12,9 @@ TEXTS = ["the", "the other day", "x" * 90, "a + b = c\n" * 5, " ", "Zebra? 12", 
 ROWS = [([{"role": "user", "content": f"{i} is {'odd ' * (i % 3)}"}], text) for i, text in enumerate(TEXTS)]
 
 
+SHARED = [(ROWS[p][0], text) for text in TEXTS for p in (0, 1, 5)]  # several responses to each of three prompts
+
+
 def reference(model, messages, text):
     """(−loss of the response tokens by the model itself, one row alone; their number)."""
     tokenizer, loaded = load_tokenizer(model), load_causal_lm(model)
@@ -36,21 +39,25 @@ def test_equals_the_models_own_loss(fixture, batch, chunk, request, monkeypatch)
     monkeypatch.setattr(learnability, "TOKENS_PER_BATCH", batch)
     monkeypatch.setattr(learnability, "POSITIONS_PER_CHUNK", chunk)
     check_against_reference(request.getfixturevalue(fixture))
+    check_against_reference(request.getfixturevalue(fixture), SHARED)
 
 
 ARCHITECTURES = {
-    "Gemma2": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    "Gemma2": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8, "sliding_window": 8},
     "Granite": {"logits_scaling": 6.0},
     "Cohere": {"logit_scale": 0.25},
     "Qwen3": {},
     "Phi": {},  # a head with a bias
+    "Mistral": {"sliding_window": 8},  # shorter than the prompts
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},  # positions are learned
 }
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_heads_that_scale_or_cap_their_logits(kind, tmp_path):
-    check_against_reference(save_model(tmp_path, kind, **ARCHITECTURES[kind]))
+    model = save_model(tmp_path, kind, **ARCHITECTURES[kind])
+    check_against_reference(model)
+    check_against_reference(model, SHARED)
 
 
 def test_an_empty_response_is_nan(chat_model):
