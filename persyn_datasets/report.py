@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from persyn_datasets.account import account_table
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.tables import table
 
@@ -195,6 +196,7 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
         f"The router on {r['prompts']} held-out calibration prompts (best single teacher: {r['best_single_teacher']}):",
         router_table(r),
         saved(stats),
+        account_table(stats["account"]),
         verdict(r),
     ]
     if stats["failed"]:
