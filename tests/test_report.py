@@ -3,6 +3,7 @@ from datasets import Dataset
 from pool import built
 
 from persyn_datasets import report
+from persyn_datasets.tables import html_table, table
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,45 @@ def test_the_closing_report_holds_the_equation_the_numbers_and_the_verdict(chat_
     assert rows["guesser"][1] == "0.000"  # its quality
     for name, told in stats["per_teacher"].items():
         assert rows[name][-2:] == [str(told["routed"]), f"{told['routed'] / 24:.0%}"]
+
+
+def test_confidence_and_its_calibration_by_hand():
+    routed = Dataset.from_list(
+        [
+            {"prompt_id": "x", "router_scores": [0.66, 0.33, 0.11]},
+            {"prompt_id": "y", "router_scores": [0.0, 0.2, 0.8]},
+            {"prompt_id": "z", "router_scores": [0.97, 0.02, 0.01]},
+        ]
+    )
+    rewards = {"x": [1.0, 0.0, 0.5], "y": [0.2, 0.9, None]}  # held out; on y the third failed and the favourite loses
+    held_out = Dataset.from_list(
+        [
+            {"prompt_id": k, "responses": [{"teacher": t, "reward": r} for t, r in zip("abc", v, strict=True)]}
+            for k, v in rewards.items()
+        ]
+    )
+    told = report.measure_routing(held_out, routed, list("abc"))
+    assert told["confidence"] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1] and told["mean_confidence"] == pytest.approx(0.81)
+    # x: a over b with 2/3 (right), a over c with 6/7 (right), b over c with 3/4 (wrong); y: b over a with 1 (right)
+    assert [(r["comparisons"], r["observed"]) for r in told["reliability"]] == [(1, 1.0), (1, 0.0), (1, 1.0), (1, 1.0)]
+    assert [r["predicted"] for r in told["reliability"]] == pytest.approx([2 / 3, 3 / 4, 6 / 7, 1.0])
+    assert told["calibration_error"] == pytest.approx((1 / 3 + 3 / 4 + 1 / 7 + 0) / 4)
+    nothing = report.measure_routing(held_out.select([]), routed, list("abc"))
+    assert (nothing["reliability"], nothing["calibration_error"]) == ([], None)
+
+
+def test_cost_by_hand():
+    line = {"usd": 0.0, "reused_usd": 0.0, "answers": 10}
+    account = [
+        line | {"stage": "Generate", "usd": 2.0, "reused_usd": 1.0},  # 0.3 an answer
+        line | {"stage": "Generate", "usd": 0.5},  # 0.05 an answer
+        line | {"stage": "Synthesize", "usd": 7.0},
+    ]
+    assert report.cost(account, 100) == pytest.approx({"usd": 10.5, "generate_then_select_usd": 35.0})
+    assert report.cost([line | {"stage": "Generate"}], 100) is None
+
+
+def test_tables_hold_any_name():
+    text = table(["a", "b"], [["x|y <z>", "1"]])
+    assert r"| x\|y <z> |" in text
+    assert html_table(text).splitlines()[2] == "<tr><td>x|y &lt;z&gt;</td><td>1</td></tr>"
