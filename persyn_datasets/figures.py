@@ -80,7 +80,7 @@ def _rewards(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
         axes.grid(axis="y", color="#e4e7eb")
         axes.margins(x=0.15)
         axes.locator_params(axis="x", nbins=4)
-        axes.set_xlabel({"learnability": "learnability (log-prob./token)"}.get(key, key))
+        axes.set_xlabel(key)
     return figure
 
 
