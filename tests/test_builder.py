@@ -254,6 +254,7 @@ def test_an_output_folder_that_holds_something_else_is_refused(done, chat_model,
     with pytest.raises(InputError, match=r"holds a build of the recipe 'tiny'.*this recipe is 'other'.*--output"):
         PersynBuilder(Recipe.from_dict(values), done.output)
     (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    (tmp_path / "mine" / "dataset" / "README.md").write_text("# Mine")
     with pytest.raises(InputError, match="a dataset that no recipe made"):
         PersynBuilder(Recipe.from_dict(values), tmp_path / "mine")
 
