@@ -18,7 +18,7 @@ PAUSE = 2.0  # of a server put aside; doubles with each probe that fails
 MAX_PAUSE = 60.0
 MAX_RETRY_AFTER = 120.0
 CONNECT_TIMEOUT = 20.0
-PER_SESSION = 16  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
+PER_SESSION = 32  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
 
 logger = logging.getLogger(__name__)
 
