@@ -51,32 +51,33 @@ class Rank:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         rows = [[dict(r) for r in row] for row in batch["responses"]]
-        ids = batch["prompt_id"]
-        width = max((len(row) for row in rows), default=0)
-        r_q, r_l = (
-            np.array([[_float(r[s], r["error"]) for r in row] + [np.nan] * (width - len(row)) for row in rows], float)
-            for s in ("quality", "learnability")
-        )
-        r_q[np.isnan(r_l)] = r_l[np.isnan(r_q)] = np.nan
+        r_q, r_l = (matrix(rows, signal) for signal in ("quality", "learnability"))
+        failed = matrix(rows, "error", missing="x") != ""
+        r_q[failed | np.isnan(r_l)] = r_l[failed | np.isnan(r_q)] = np.nan
         reward = combined_reward(r_q, r_l, self.alpha, self.normalize)
+        rank = np.ones(reward.shape, int)
+        for column in reward.T:
+            rank += column[:, None] > reward
+        first = (rank == 1) & ~np.isnan(reward)
+        first &= r_l == np.max(r_l, axis=-1, where=first, initial=-np.inf, keepdims=True)
         best_teacher: list[str | None] = []
-        for i, row in enumerate(rows):
-            valid = reward[i, : len(row)][~np.isnan(reward[i, : len(row)])]
-            for j, r in enumerate(row):
-                takes_part = not np.isnan(reward[i, j])
-                r["reward"] = float(reward[i, j]) if takes_part else None
-                r["rank"] = 1 + int((valid > reward[i, j]).sum()) if takes_part else None
-            first = [r for r in row if r["rank"] == 1]
-            best = max(first, key=lambda r: (r["learnability"], self._draw(ids[i], r["teacher"])), default=None)
-            best_teacher.append(best["teacher"] if best else None)
+        columns = zip(batch["prompt_id"], rows, reward.tolist(), rank.tolist(), first.tolist(), strict=True)
+        for key, row, rewards, ranks, firsts in columns:
+            for r, value, place in zip(row, rewards, ranks, strict=False):  # as wide as the longest row
+                r["reward"], r["rank"] = (value, place) if value == value else (None, None)
+            best = [r["teacher"] for r, is_first in zip(row, firsts, strict=False) if is_first]
+            best_teacher.append(max(best, key=lambda t: self._draw(key, t)) if len(best) > 1 else (best or [None])[0])
         return {"responses": rows, "best_teacher": best_teacher}
 
     def _draw(self, prompt_id: str, teacher: str) -> bytes:
         return hashlib.sha256(f"{self.seed}:{prompt_id}:{teacher}".encode()).digest()
 
 
-def _float(value: float | None, error: str) -> float:
-    return np.nan if value is None or error else value
+def matrix(rows: Sequence[Sequence[Mapping[str, Any]]], key: str, missing: Any = np.nan) -> np.ndarray:
+    """One field of the responses, as (prompts, teachers): of floats, or of strings if `missing` is one."""
+    width = max(map(len, rows), default=0)
+    values = [[missing if r[key] is None else r[key] for r in row] + [missing] * (width - len(row)) for row in rows]
+    return np.array(values, type(missing) if isinstance(missing, float) else object).reshape(len(rows), width)
 
 
 def combined_reward(r_q: np.ndarray, r_l: np.ndarray, alpha: float, normalize: Normalize = "prompt") -> np.ndarray:
