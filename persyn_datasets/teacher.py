@@ -117,7 +117,7 @@ class Teacher:
             )
         if self.engine == "endpoint" and not self.base_url:
             raise InputError(f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. http://host:8080/v1.")
-        if any(urlsplit(url).username for url in self.base_urls):  # recipes and routers are published
+        if any("@" in urlsplit(url).netloc for url in self.base_urls):  # recipes and routers are published
             raise InputError(
                 f"Teacher {self.name!r}: its base_url holds a user or a key; take it out, and name the variable that "
                 "holds the key with api_key_env."

