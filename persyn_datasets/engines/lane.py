@@ -189,6 +189,7 @@ def _response(teacher: Teacher, output: Any, key: str | None) -> Response:
         case {"choices": [{"message": {"content": str() | None as text}, "finish_reason": str() | None as reason}, *_]}:
             if not text and not reason:
                 raise Fault("not a chat completion: the choice is empty")
+            text = storable(text or "").strip()  # as the local engines do
         case _:
             said = {k: v for k, v in output.items() if v is not None} if isinstance(output, dict) else output
             raise Fault(f"not a chat completion: {short(message(said), key)}")
@@ -197,7 +198,7 @@ def _response(teacher: Teacher, output: Any, key: str | None) -> Response:
     prompt, completion = (counts.get(f"{part}_tokens") for part in ("prompt", "completion"))
     return Response(
         teacher=teacher.name,
-        text=storable(text or ""),
+        text=text,
         finish_reason="stop" if reason in (None, "", "eos_token", "stop_sequence") else reason,
         prompt_tokens=prompt if isinstance(prompt, int) else None,
         completion_tokens=completion if isinstance(completion, int) else None,
