@@ -45,6 +45,8 @@ lint: .venv/installed  ## style and types
 bench: .venv/installed  ## the benchmarks that run on a CPU; each prints a table, and last a line of JSON
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/journal.py
+	$(BIN)/python benchmarks/endpoint.py
 
 clean:
 	rm -rf .venv .venv-vllm outputs
