@@ -112,3 +112,46 @@ def test_every_recipe_that_ships_loads_by_its_name():
         assert Recipe.load(file.stem).name == yaml.safe_load(file.read_text())["name"]
     with pytest.raises(InputError, match=r"No recipe 'quickstrat'.*quickstart"):
         Recipe.load("quickstrat")
+
+
+def on_the_hub(hub, **changes):
+    """A recipe as somebody else has published it."""
+    teachers = [{"model": "org/a"}, {"model": "org/b"}]
+    values = {"name": "x", "student": {"model": "org/s"}, "prompts": {"path": "org/p"}, "teachers": teachers} | changes
+    hub.put("org/theirs", {"recipe.yaml": yaml.safe_dump(values)})
+    return "org/theirs"
+
+
+def test_a_recipe_from_the_hub_is_read(hub):
+    assert [t.model for t in Recipe.load(on_the_hub(hub), ["reward.alpha=0.2"]).teachers] == ["org/a", "org/b"]
+    with pytest.raises(InputError, match=r"No recipe.yaml in the dataset 'org/nothing' on the Hub"):
+        Recipe.load("org/nothing")
+
+
+SERVED = {"model": "m", "engine": "endpoint", "base_url": "http://them/v1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"quality": "os.system"}, "quality"),
+        ({"student": {"model": "org/s", "trust_remote_code": True}}, "student.trust_remote_code"),
+        ({"quality": {"reward_model": "org/r", "trust_remote_code": True}}, "quality.trust_remote_code"),
+        ({"prompts": {"path": str(Path(__file__))}}, "prompts.path"),
+        ({"teachers": [{"model": "org/a"}, SERVED]}, "teachers.1.base_url"),
+        ({"teachers": [{"model": "org/a"}, SERVED | {"base_url": ["http://them/v1"]}]}, "teachers.1.base_url.0"),
+        ({"router": {"backbone": str(Path(__file__).parent)}}, "router.backbone"),
+    ],
+)
+def test_a_recipe_from_the_hub_touches_nothing_that_the_user_did_not_name(hub, changes, key):
+    recipe = on_the_hub(hub, **changes)
+    with pytest.raises(InputError, match=f"on the Hub sets {key} to .*--set {key}="):
+        Recipe.load(recipe)
+    mended = {"quality": "math-verify", "student.trust_remote_code": "false", "quality.trust_remote_code": "false"}
+    assert Recipe.load(recipe, [f"{key}={mended.get(key, 'http://mine/v1' if 'url' in key else 'org/mine')}"])
+
+
+def test_a_recipe_from_the_hub_cannot_have_a_variable_sent(hub):
+    recipe = on_the_hub(hub, teachers=[{"model": "org/a"}, SERVED | {"api_key_env": "AWS_SECRET_ACCESS_KEY"}])
+    with pytest.raises(InputError, match=r"teachers\.1\.api_key_env to 'AWS_SECRET_ACCESS_KEY'"):
+        Recipe.load(recipe, ["teachers.1.base_url=http://mine/v1"])
