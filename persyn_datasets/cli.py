@@ -1,6 +1,8 @@
 """The command line: `persyn build`, `route`, `synthesize`, `push` and `report`."""
 
 import argparse
+import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\npersyn: interrupted. What was generated is kept: the same command goes on from here.", file=sys.stderr)
         return 130
+    except Exception as error:  # libraries raise it in many types
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        print(f"persyn: {error}. Free some space, and the same command goes on from here.", file=sys.stderr)
+        return 1
     return 0
 
 
