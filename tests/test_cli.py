@@ -70,15 +70,16 @@ def test_an_interruption_says_how_to_go_on(chat_model, tmp_path, capsys, monkeyp
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_with_what_to_do(chat_model, tmp_path, capsys):
-    """The card's file is a device that is always full."""
+    """One of the files is a device that is always full."""
     recipe, out = save(tmp_path, make_recipe(tmp_path, chat_model)), tmp_path / "out"
-    (out / "dataset").mkdir(parents=True)
-    (out / "dataset" / "README.md").symlink_to("/dev/full")
+    file = out / "dataset" / "pairs" / "train-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True)
+    file.symlink_to("/dev/full")
     (out / "dataset" / "recipe.yaml").write_text("name: tiny")
     assert main(["build", recipe, "--output", str(out)]) == 1
     assert "No space left on device" in (last := capsys.readouterr().err.splitlines()[-1])
     assert last.endswith("Free some space, and the same command goes on from here.")
-    (out / "dataset" / "README.md").unlink()
+    file.unlink()
     assert main(["build", recipe, "--output", str(out)]) == 0
 
 
