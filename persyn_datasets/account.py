@@ -1,10 +1,12 @@
 """The account: what each stage spends on each teacher, and the limit that it keeps to."""
 
 import threading
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from persyn_datasets.engines import Request, Response
+from persyn_datasets.errors import InputError
 from persyn_datasets.tables import table
 from persyn_datasets.teacher import Sampling, Teacher
 
@@ -136,6 +138,20 @@ class Account:
 
     def _tally(self, teacher: Teacher) -> Tally:
         return self._tallies.setdefault((self._stage, teacher.name), Tally(self._stage, teacher.name))
+
+
+def check_prices(teachers: Iterable[Teacher], max_cost: float | None) -> None:
+    """Raises `InputError` if the limit cannot be kept: an endpoint without a price."""
+    if max_cost is None:
+        return
+    if max_cost <= 0:
+        raise InputError(f"max_cost is {max_cost}; expected more than 0 USD.")
+    for teacher in teachers:
+        if teacher.engine == "endpoint" and not teacher.price:
+            raise InputError(
+                f"max_cost is {max_cost}, but the teacher {teacher.name!r} has no price; add price: {{input: …, "
+                "output: …}, in USD per million tokens (0 if it is free)."
+            )
 
 
 def highest_price(request: Request) -> float:

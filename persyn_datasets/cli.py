@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
                             help="override how a teacher is asked, e.g. --set teachers.2.base_url=http://tgi:8080/v1 "
                                  "(counting from 0). A router from the Hub names servers, variables with keys, local "
                                  "paths and code in vain unless you name them here, too")  # fmt: skip
+    synthesize.add_argument("--max-cost", type=float, metavar="USD", help="stop before more than this is spent")
     _publishing(synthesize, "--push-to-hub")
     synthesize.add_argument("--append", action="store_true", help="add the rows to those that are published there")
 
@@ -176,7 +177,8 @@ def _synthesize(options: argparse.Namespace) -> None:
     router, prompts, names = _reused(options)
     _warn(warned := reuse.warnings(router, prompts))
     source = Prompts(options.prompts, split=options.split, column=options.column)
-    counts = reuse.synthesize(router, prompts, Path(options.output), source, names, options.set, warned)
+    limit = options.max_cost
+    counts = reuse.synthesize(router, prompts, Path(options.output), source, names, options.set, warned, limit)
     _done(counts, options.output)
     if options.push_to_hub:
         _publish(options, options.push_to_hub, options.output)

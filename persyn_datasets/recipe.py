@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import TypeAdapter, ValidationError
 
+from persyn_datasets.account import check_prices
 from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import load_prompts
 from persyn_datasets.rank import Normalize, Rank
@@ -117,15 +118,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.max_failed <= 1:
             raise InputError(f"max_failed is {self.max_failed}; expected a share from 0 to 1.")
-        if self.max_cost is not None:
-            unpriced = next((t.name for t in self.teachers if t.engine == "endpoint" and not t.price), None)
-            if unpriced or self.max_cost <= 0:
-                raise InputError(
-                    f"max_cost is {self.max_cost}, but the teacher {unpriced!r} has no price; add price: {{input: …, "
-                    "output: …}, in USD per million tokens (0 if it is free)."
-                    if unpriced
-                    else f"max_cost is {self.max_cost}; expected more than 0 USD."
-                )
+        check_prices(self.teachers, self.max_cost)
         if len(self.teachers) < 2:
             raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
         check_names(self.teachers)

@@ -88,7 +88,7 @@ def respond(requests: Sequence[Request], stage: str, account: Account, max_faile
             _ask(again, account, keep)
     if left := len(asked) - len(responses):
         raise BuildError(
-            f"{stage}: max_cost ${account.max_cost:,.2f} is reached: ${account.spent:,.2f} spent, and the next request "
+            f"{stage}: max_cost ${account.max_cost:g} is reached: ${account.spent:,.4f} spent, and the next request "
             f"may pass it; {left:,} of {len(asked):,} are left. All answers are kept: raise max_cost, and the same "
             "command goes on."
         )

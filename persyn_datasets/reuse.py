@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset
 
 from persyn_datasets import cards, licenses, report, schema
-from persyn_datasets.account import Account
+from persyn_datasets.account import Account, check_prices
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.recipe import Prompts
@@ -56,6 +56,7 @@ def synthesize(
     names: Sequence[str] | None = None,
     overrides: Iterable[str] = (),
     warned: Sequence[str] = (),
+    max_cost: float | None = None,
 ) -> Counter[str]:
     """Assign and answer, and write the answers with their card; returns prompts per teacher.
 
@@ -64,20 +65,22 @@ def synthesize(
         names: the teachers that are available. Default: all.
         overrides: see `Router.teachers_with`.
         warned: what `warnings` said, for the card.
+        max_cost: USD; see `Account`.
 
     Raises:
         InputError: before anything is spent: a teacher cannot be asked, or the router does not say how.
-        BuildError: every response failed.
+        BuildError: every response failed, or `max_cost` is reached.
     """
     teachers = router.teachers_with(overrides, names)
     if not teachers:
         raise InputError(f"{router.path} does not say how its teachers are asked: train it with teachers=[…].")
+    check_prices(teachers, max_cost)
     routed = route(router, prompts, names)
     used = routed.unique("teacher") if isinstance(routed, Dataset) else [t.name for t in teachers]
     for teacher in teachers:
         if teacher.name in used:
             engine_of(teacher).check(teacher)
-    account = Account()
+    account = Account(max_cost)
     whole = None if isinstance(prompts, Dataset) else ROWS
     answers = _map(routed, Synthesize(teachers, account=account), schema.SYNTHESIZED, batch_size=whole)
     answers = answers.remove_columns(["messages"])

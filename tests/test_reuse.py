@@ -148,6 +148,18 @@ def test_what_the_user_names_counts(hub, published, tmp_path, monkeypatch):
     assert main([*arguments[:4], str(tmp_path / "x"), "--set", "teachers.1.base_ulr=x", *settings]) == 1
 
 
+def test_max_cost_holds_for_synthesize_too(hub, published, tmp_path, monkeypatch, capsys):
+    with ChatServer() as server:
+        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1")
+        arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), "--teachers", "multiplier"]
+        arguments += ["--set", f"teachers.1.base_url={server.url}", "--max-cost", "0.00001"]
+        assert main(arguments) == 1
+        assert "'multiplier' has no price" in capsys.readouterr().err
+        assert main([*arguments, "--set", "teachers.1.price={input: 1, output: 1}"]) == 1
+        assert server.count == 0 and not (tmp_path / "out").exists()
+    assert "max_cost $1e-05 is reached" in capsys.readouterr().err
+
+
 def test_the_answers_become_a_dataset_of_their_own_or_are_appended(hub, published, tmp_path):
     output = tmp_path / "mine"
     assert main(["synthesize", ROUTER, "org/new", "--output", str(output), "--push-to-hub", "org/mine"]) == 0
