@@ -96,7 +96,10 @@ def test_an_interruption_says_how_to_go_on(number, chat_model, tmp_path):
     with ChatServer(slow) as server:
         recipe = recipe_of(tmp_path / "build", chat_model, server)
         command = [sys.executable, "-m", "persyn_datasets.cli", "build", recipe, "--output", str(tmp_path / "out")]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )  # fmt: skip
         words = process.communicate(timeout=120)[1]
         assert process.returncode == 130
         assert "interrupted. What was generated is kept: the same command goes on" in words.splitlines()[-1]
