@@ -1,7 +1,7 @@
 """The builder: the stages in their order, as a `datasets.ArrowBasedBuilder` whose config is a recipe.
 
-<output>/recipe.yaml
-<output>/dataset/       README.md, stats.json, data/ (train, failed), calibration/, pairs/, routing/, figures/
+<output>/dataset/       README.md, recipe.yaml, stats.json, figures/; the tables: data/ (train, failed),
+                        calibration/, pairs/, routing/
 <output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
 """
 

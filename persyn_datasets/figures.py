@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from persyn_datasets.recipe import Recipe
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#d9822b", "#9aa5b1"
+BLUE, GREY = "#1f5fa8", "#9aa5b1"
 # What each one shows, in the order of the page: the alternative text, too.
 CAPTIONS = {
     "allocation": "Prompts per teacher, beside how often each was the best in calibration",

@@ -82,7 +82,7 @@ class Journal:
             replace_file(self.folder / "identity.json", json.dumps(identity, indent=2, ensure_ascii=False).encode())
         self._lock = threading.Lock()
         self._log: BinaryIO | None = None
-        self._rows, self._synced = 0, time.monotonic()
+        self._rows, self._synced = 0, time.time()
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """The records that are there, by key."""
@@ -106,13 +106,15 @@ class Journal:
         line = f"{key}\t{json.dumps(record, ensure_ascii=False)}\n".encode()
         with self._lock:
             try:
+                if self._log and time.time() > self._synced + DEAD_AFTER / 2:
+                    self._seal()  # after so long a rest another process may have taken it for a dead writer's
                 if not self._log:
                     self._log = (self.folder / f"{uuid.uuid4().hex}.log").open("wb", buffering=0)
                 if self._log.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                if time.monotonic() > self._synced + SYNC_SECONDS:
+                if time.time() > self._synced + SYNC_SECONDS:
                     os.fsync(self._log.fileno())
-                    self._synced = time.monotonic()
+                    self._synced = time.time()
                 self._rows += 1
                 if self._rows >= ROWS_PER_PART:
                     self._seal()
@@ -128,10 +130,11 @@ class Journal:
         dead, small = time.time() - DEAD_AFTER, []
         for file in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process tidies too
-                if file.suffix == ".parquet" and len(_keys(file)) < ROWS_PER_PART:
+                left = file.suffix in (".log", ".tmp") and file.stat().st_mtime < dead
+                if left and file.suffix == ".tmp":
+                    file.unlink()
+                elif left or (file.suffix == ".parquet" and len(_keys(file)) < ROWS_PER_PART):
                     small.append(file)
-                elif file.suffix in (".log", ".tmp") and file.stat().st_mtime < dead:
-                    small.append(file) if file.suffix == ".log" else file.unlink()
         if len(small) > SMALL_PARTS:
             self._merge(small)
 

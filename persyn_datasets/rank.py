@@ -52,8 +52,7 @@ class Rank:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         rows = [[dict(r) for r in row] for row in batch["responses"]]
         r_q, r_l = (matrix(rows, signal) for signal in ("quality", "learnability"))
-        failed = matrix(rows, "error", missing="x") != ""
-        r_q[failed | np.isnan(r_l)] = r_l[failed | np.isnan(r_q)] = np.nan
+        r_q[np.isnan(r_l)] = r_l[np.isnan(r_q)] = np.nan
         reward = combined_reward(r_q, r_l, self.alpha, self.normalize)
         rank = np.ones(reward.shape, int)
         for column in reward.T:
@@ -73,11 +72,14 @@ class Rank:
         return hashlib.sha256(f"{self.seed}:{prompt_id}:{teacher}".encode()).digest()
 
 
-def matrix(rows: Sequence[Sequence[Mapping[str, Any]]], key: str, missing: Any = np.nan) -> np.ndarray:
-    """One field of the responses, as (prompts, teachers): of floats, or of strings if `missing` is one."""
+def matrix(rows: Sequence[Sequence[Mapping[str, Any]]], signal: str) -> np.ndarray:
+    """A signal of the responses, as (prompts, teachers); NaN where there is none."""
     width = max(map(len, rows), default=0)
-    values = [[missing if r[key] is None else r[key] for r in row] + [missing] * (width - len(row)) for row in rows]
-    return np.array(values, type(missing) if isinstance(missing, float) else object).reshape(len(rows), width)
+    values = [
+        [np.nan if r["error"] or r[signal] is None else r[signal] for r in row] + [np.nan] * (width - len(row))
+        for row in rows
+    ]
+    return np.array(values, float).reshape(len(rows), width)
 
 
 def combined_reward(r_q: np.ndarray, r_l: np.ndarray, alpha: float, normalize: Normalize = "prompt") -> np.ndarray:

@@ -136,7 +136,10 @@ class Router:
         return profile(*self.read(prompts), prompts)
 
     def unlike(self, prompts: Sequence[list[Message]]) -> list[str]:
-        """Warnings, with numbers, if these prompts look unlike the calibration prompts: see `likeness`."""
+        """Warnings, with numbers, if these prompts look unlike the calibration prompts: see `likeness`.
+
+        None from a router that was not told what is typical: a build does `record(typical=profile(held_out))`.
+        """
         typical = self.config.persyn.get("typical")
         return unlike(typical, *self.read(prompts), prompts) if typical else []
 
@@ -262,8 +265,7 @@ def train_router(
     model.config.persyn = {"teachers": specifications, "training": training}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # last: says that the router is whole
-    router = Router.from_pretrained(folder)
-    return router.record(typical=router.profile(prompts))
+    return Router.from_pretrained(folder)
 
 
 def rewards_of(ranked: Dataset, names: Sequence[str]) -> np.ndarray:

@@ -125,6 +125,17 @@ def test_what_dead_writers_left_is_harmless_and_tidied(monkeypatch):
     assert journal.get(expected) == expected
 
 
+def test_a_writer_that_rested_long_and_was_taken_for_dead_loses_nothing(monkeypatch):
+    monkeypatch.setattr(module, "SMALL_PARTS", 0)
+    with Journal("kind", "n", {"a": 1}) as journal:
+        journal.put("k0", 0)
+        monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
+        Journal("kind", "n", {"a": 1}).tidy()
+        assert not list(journal.folder.glob("*.log"))
+        journal.put("k1", 1)
+    assert Journal("kind", "n", {"a": 1}).get(["k0", "k1"]) == {"k0": 0, "k1": 1}
+
+
 def test_readers_and_writers_see_everything_while_parts_are_merged(monkeypatch):
     monkeypatch.setattr(module, "SMALL_PARTS", 2)
     code = "m.SMALL_PARTS = 2\nfor i in range(40):\n"
