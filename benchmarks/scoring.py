@@ -32,7 +32,7 @@ def make_rows(n: int) -> Rows:
 
 def ours(model: LlamaForCausalLM, rows: Rows) -> list[float]:
     means = [0.0] * len(rows)
-    for i, log_probs in response_log_probs(model, rows):
+    for i, log_probs, _ in response_log_probs(model, rows):
         means[i] = log_probs.mean().item()
     return means
 

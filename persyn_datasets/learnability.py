@@ -1,7 +1,12 @@
-"""Learnability: how likely the student finds a response, r_l(y, θ) = (1/|y|) Σ_t log p_θ(y_t | y_<t, x)."""
+"""Learnability: how likely the student finds a response, r_l(y, θ) = (1/|y|) Σ_t log p_θ(y_t | y_<t, x).
+
+From the same forward pass, the Rank-Surprisal Ratio RSR = Σ_t min(rank_t, 100) / Σ_t −log p_θ(y_t | y_<t, x), where
+rank_t counts the tokens that the student finds likelier, plus 1 (arXiv 2601.14249, Eq. 7): lower is better.
+"""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from typing import TypedDict
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -13,9 +18,23 @@ from persyn_datasets.teacher import Message
 
 TOKENS_PER_BATCH = 4096
 POSITIONS_PER_CHUNK = 256
+HIGHEST_RANK = 100
 
 
-def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) -> Iterator[tuple[int, float, int]]:
+class Signals(TypedDict):
+    """What the student says of a response; None where it has no token.
+
+    learnability: mean natural-log probability per token.
+    rsr: Rank-Surprisal Ratio.
+    tokens: of the response, by the student's tokenizer.
+    """
+
+    learnability: float | None
+    rsr: float | None
+    tokens: int
+
+
+def signals(student: Student, rows: Sequence[tuple[list[Message], str]]) -> Iterator[tuple[int, Signals]]:
     """Score (messages, response text) rows with the student.
 
     The prompt is formatted by the student's own chat template (`models.PLAIN_TEMPLATE` for a base student);
@@ -23,8 +42,7 @@ def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) 
     fit into the student's context is cut off at the end of the response.
 
     Yields:
-        (index of the row, mean natural-log probability per response token, number of response tokens), in an
-        order of the function's choice. A row without a response token has the mean NaN.
+        (index of the row, its signals), in an order of the function's choice.
 
     Raises:
         InputError: a prompt alone fills the student's context.
@@ -44,17 +62,21 @@ def mean_log_probs(student: Student, rows: Sequence[tuple[list[Message], str]]) 
         if y:
             encoded.append((i, x, y))
         else:
-            yield i, float("nan"), 0
-    for place, log_probs in response_log_probs(model, [(x, y) for _, x, y in encoded]):
+            yield i, Signals(learnability=None, rsr=None, tokens=0)
+    for place, log_probs, ranks in response_log_probs(model, [(x, y) for _, x, y in encoded]):
+        surprisal = -log_probs.sum()
+        rsr = ranks.clamp(max=HIGHEST_RANK).sum() / surprisal
         i, _, y = encoded[place]
-        yield i, log_probs.mean().item(), len(y)
+        yield i, Signals(learnability=-surprisal.item() / len(y), rsr=rsr.item(), tokens=len(y))
 
 
 @torch.inference_mode()
 def response_log_probs(
     model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """log p_θ(y_t | y_<t, x) of (prompt, response) rows of token ids: (index, one float32 per response token).
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """log p_θ(y_t | y_<t, x) and the rank of y_t, of (prompt, response) rows of token ids.
+
+    Yields (index, float32, int64), each with one value per response token.
 
     A prompt is encoded once for all its responses; these are batched by length, whatever their prompts. Only their
     positions go through the language-model head, in chunks, so that no tensor of batch × length × vocabulary is
@@ -78,7 +100,7 @@ def response_log_probs(
             prompt = torch.tensor([places[b][0] for b in batch])
             ours = [rows[places[b][1]] for b in batch]
             scores = _responses(model, ours, mask[prompt], _select(encoded, prompt.to(model.device)))
-            yield from zip((places[b][1] for b in batch), scores, strict=True)
+            yield from ((places[b][1], *of_row) for b, of_row in zip(batch, scores, strict=True))
 
 
 def _select(encoded: DynamicCache, rows: torch.Tensor) -> DynamicCache:
@@ -91,8 +113,8 @@ def _select(encoded: DynamicCache, rows: torch.Tensor) -> DynamicCache:
 
 def _responses(
     model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]], prompt_mask: torch.Tensor, cache: DynamicCache
-) -> Sequence[torch.Tensor]:
-    """The log-probabilities of one batch, whose prompts are in the cache (left-padded, as the mask says)."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The log-probabilities and ranks of one batch, whose prompts are in the cache (left-padded, as the mask says)."""
     lengths = torch.tensor([len(y) for _, y in rows])
     width = int(lengths.max())
     ids = torch.tensor([x[-1:] + y + [0] * (width - len(y)) for x, y in rows])
@@ -101,13 +123,9 @@ def _responses(
     hidden = _hidden(model, ids, mask, prompt_mask.sum(-1, keepdim=True) + positions, cache)
     hidden = hidden[(positions < lengths[:, None]).to(model.device)]  # whose next token is of the response
     targets = torch.tensor([t for _, y in rows for t in y], device=model.device)
-    log_probs = torch.cat(
-        [
-            _head_log_probs(model, h, t)
-            for h, t in zip(hidden.split(POSITIONS_PER_CHUNK), targets.split(POSITIONS_PER_CHUNK), strict=True)
-        ]
-    )
-    return log_probs.cpu().split(lengths.tolist())
+    chunks = zip(hidden.split(POSITIONS_PER_CHUNK), targets.split(POSITIONS_PER_CHUNK), strict=True)
+    log_probs, ranks = (torch.cat(t).cpu() for t in zip(*(_head(model, h, t) for h, t in chunks), strict=True))
+    return zip(log_probs.split(lengths.tolist()), ranks.split(lengths.tolist()), strict=True)
 
 
 def _hidden(
@@ -123,7 +141,8 @@ def _hidden(
     )[0]
 
 
-def _head_log_probs(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _head(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p and rank of each target: float32 and int64, (positions,)."""
     logits = model.get_output_embeddings()(hidden).float()
     config = model.config.get_text_config()
     if scale := getattr(config, "logit_scale", None):  # Cohere
@@ -132,4 +151,5 @@ def _head_log_probs(model: PreTrainedModel, hidden: torch.Tensor, targets: torch
         logits = logits / scale
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
         logits = cap * torch.tanh(logits / cap)
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    target = logits.gather(-1, targets[:, None])
+    return target[:, 0] - logits.logsumexp(-1), 1 + (logits > target).sum(-1)

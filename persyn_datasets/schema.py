@@ -19,7 +19,7 @@ RESPONSE = {
     **_COUNTS,
     "error": Value("string"),
 }
-SCORED_RESPONSE = RESPONSE | {"quality": Value("float64"), "learnability": Value("float64")}
+SCORED_RESPONSE = RESPONSE | {key: Value("float64") for key in ("quality", "learnability", "rsr")}
 RANKED_RESPONSE = SCORED_RESPONSE | {"reward": Value("float64"), "rank": Value("int64")}
 
 GENERATED = PROMPT | {"responses": List(RESPONSE)}

@@ -1,6 +1,5 @@
-"""Score: the two raw signals of every response, learnability r_l and quality r_q."""
+"""Score: the raw signals of every response, learnability r_l (and RSR beside it) and quality r_q."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,8 @@ from huggingface_hub.utils import tqdm
 from persyn_datasets import quality as q
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import Journal, digest, folder_hash
-from persyn_datasets.learnability import mean_log_probs
+from persyn_datasets.learnability import Signals, signals
+from persyn_datasets.models import dtype
 from persyn_datasets.prompts import messages_of
 from persyn_datasets.student import Student
 from persyn_datasets.teacher import Message
@@ -21,11 +21,12 @@ Quality = str | Mapping[str, Any] | Callable[..., Any]
 
 @dataclass(frozen=True)
 class Score:
-    """A `datasets` map that adds `quality` and `learnability` to each response.
+    """A `datasets` map that adds `quality`, `learnability` and `rsr` to each response.
 
         generated.map(Score(student="Qwen/Qwen2.5-1.5B", quality="math-verify"), batched=True)
 
-    The signals are kept raw, so that another α or normalisation costs nothing. A failed response has neither.
+    The signals are kept raw, so that another α or normalisation costs nothing. A failed response has none.
+    `rsr` is the Rank-Surprisal Ratio (arXiv 2601.14249), which `Rank` can take for learnability.
 
     Args:
         student: Hub id or local folder of the model that is to learn, or a `Student`.
@@ -54,32 +55,33 @@ class Score:
         columns = {k: [batch[k][i] for i, _ in places] for k in batch if k not in ("messages", "prompt", "responses")}
         for row in responses:
             for r in row:
-                r["quality"] = r["learnability"] = None
-        for (_, r), quality, learnability in zip(
-            places, self._quality(rows, columns), self._learnability(rows), strict=True
+                r["quality"] = r["learnability"] = r["rsr"] = None
+        for (_, r), quality, of_student in zip(
+            places, self._quality(rows, columns), self._of_student(rows), strict=True
         ):
             unfinished = self.quality == q.MATH_VERIFY and r["finish_reason"] == "length"
-            r["quality"], r["learnability"] = 0.0 if unfinished else quality, learnability
+            r["quality"] = 0.0 if unfinished else quality
+            r["learnability"], r["rsr"] = of_student["learnability"], of_student["rsr"]
         return {"responses": responses}
 
-    def _learnability(self, rows: list[tuple[list[Message], str]]) -> list[float | None]:
-        """r_l of each row, from the journal or by the student."""
+    def _of_student(self, rows: list[tuple[list[Message], str]]) -> list[Signals]:
+        """What the student says of each row, from the journal or by the student."""
         assert isinstance(self.student, Student)
         identity = {k: v for k, v in asdict(self.student).items() if k != "family"}
-        identity["weights"] = folder_hash(self.student.model)
+        identity |= {"weights": folder_hash(self.student.model), "dtype": str(dtype())}
         keys = [digest(row) for row in rows]
         with Journal("learnability", self.student.model, identity) as journal:
             known = journal.get(keys)
             todo = list({key: row for key, row in zip(keys, rows, strict=True) if key not in known}.items())
             with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="Score · student", unit="response") as bar:
                 scored, start = 0, time.monotonic()
-                for i, mean, tokens in mean_log_probs(self.student, [row for _, row in todo]) if todo else ():
-                    known[todo[i][0]] = {"learnability": None if math.isnan(mean) else mean, "tokens": tokens}
-                    journal.put(todo[i][0], known[todo[i][0]])
-                    scored += tokens
+                for i, of_row in signals(self.student, [row for _, row in todo]) if todo else ():
+                    known[todo[i][0]] = of_row
+                    journal.put(todo[i][0], of_row)
+                    scored += of_row["tokens"]
                     bar.set_postfix_str(f"{scored / (time.monotonic() - start):.0f} tokens/s", refresh=False)
                     bar.update()
-        return [known[key]["learnability"] for key in keys]
+        return [known[key] for key in keys]
 
     def _quality(self, rows: list[tuple[list[Message], str]], columns: dict[str, list[Any]]) -> list[float | None]:
         """r_q of each row. A user's function is called each time: its content has no address to journal it by."""
@@ -90,7 +92,7 @@ class Score:
         if isinstance(self.quality, Mapping):
             model = {"model" if k == "reward_model" else k: v for k, v in self.quality.items()}
             whole = [m + c for (m, _), c in zip(rows, completions, strict=True)]
-            identity = model | {"weights": folder_hash(model["model"])}
+            identity = model | {"weights": folder_hash(model["model"]), "dtype": str(dtype())}
             return self._journalled(model["model"], identity, whole, lambda todo: q.reward_model_scores(todo, **model))
         if "answer" not in columns:
             raise InputError("quality 'math-verify' compares with a column 'answer', and there is none; rename yours.")

@@ -1,11 +1,9 @@
-import math
-
 import pytest
 import torch
 from conftest import save_model
 
 from persyn_datasets import InputError, Student, learnability
-from persyn_datasets.learnability import mean_log_probs
+from persyn_datasets.learnability import signals
 from persyn_datasets.models import load_causal_lm, load_tokenizer, prompt_ids
 
 TEXTS = ["the", "the other day", "x" * 90, "a + b = c\n" * 5, " ", "Zebra? 12", "er"]
@@ -16,21 +14,24 @@ SHARED = [(ROWS[p][0], text) for text in TEXTS for p in (0, 1, 5)]  # several re
 
 
 def reference(model, messages, text):
-    """(−loss of the response tokens by the model itself, one row alone; their number)."""
+    """−loss of the response tokens by the model itself, one row alone; the place of each in the sorted vocabulary."""
     tokenizer, loaded = load_tokenizer(model), load_causal_lm(model)
     x, y = prompt_ids(tokenizer, messages), tokenizer(text, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
-        loss = loaded(torch.tensor([x + y]), labels=torch.tensor([[-100] * len(x) + y])).loss
-    return -loss.item(), len(y)
+        output = loaded(torch.tensor([x + y]), labels=torch.tensor([[-100] * len(x) + y]))
+    order = output.logits[0, len(x) - 1 : -1].argsort(-1, descending=True).tolist()
+    return -output.loss.item(), [row.index(token) + 1 for row, token in zip(order, y, strict=True)]
 
 
 def check_against_reference(model, rows=ROWS):
-    found = {i: (mean, n) for i, mean, n in mean_log_probs(Student(model), rows)}
+    found = dict(signals(Student(model), rows))
     assert set(found) == set(range(len(rows)))
     for i, (messages, text) in enumerate(rows):
-        mean, tokens = reference(model, messages, text)
-        assert abs(found[i][0] - mean) < 1e-4
-        assert found[i][1] == tokens
+        mean, ranks = reference(model, messages, text)
+        assert abs(found[i]["learnability"] - mean) < 1e-4
+        assert found[i]["tokens"] == len(ranks)
+        clipped = [min(rank, learnability.HIGHEST_RANK) for rank in ranks]
+        assert found[i]["rsr"] == pytest.approx(sum(clipped) / (-mean * len(ranks)), rel=1e-4)
 
 
 @pytest.mark.parametrize("fixture", ["chat_model", "base_model"])
@@ -60,18 +61,26 @@ def test_heads_that_scale_or_cap_their_logits(kind, tmp_path):
     check_against_reference(model, SHARED)
 
 
-def test_an_empty_response_is_nan(chat_model):
-    found = {i: (mean, n) for i, mean, n in mean_log_probs(Student(chat_model), [ROWS[0], (ROWS[1][0], "")])}
-    assert math.isnan(found[1][0]) and found[1][1] == 0
-    assert found[0][0] == pytest.approx(reference(chat_model, *ROWS[0])[0], abs=1e-4)
-    assert list(mean_log_probs(Student(chat_model), [])) == []
+def test_ranks_are_clipped(chat_model, monkeypatch):
+    check_against_reference(chat_model)
+    before = dict(signals(Student(chat_model), ROWS))
+    monkeypatch.setattr(learnability, "HIGHEST_RANK", 5)  # the vocabulary has no rank above 100
+    check_against_reference(chat_model)
+    assert all(row["rsr"] <= before[i]["rsr"] for i, row in signals(Student(chat_model), ROWS))
+
+
+def test_an_empty_response_has_no_signals(chat_model):
+    found = dict(signals(Student(chat_model), [ROWS[0], (ROWS[1][0], "")]))
+    assert found[1] == {"learnability": None, "rsr": None, "tokens": 0}
+    assert found[0]["learnability"] == pytest.approx(reference(chat_model, *ROWS[0])[0], abs=1e-4)
+    assert list(signals(Student(chat_model), [])) == []
 
 
 def test_the_context_cuts_the_response_and_refuses_the_prompt(tmp_path):
     small, messages = save_model(tmp_path, max_position_embeddings=64), [{"role": "user", "content": "a"}]
     room = 64 - len(prompt_ids(load_tokenizer(small), messages))
-    [(_, mean, tokens)] = mean_log_probs(Student(small), [(messages, "xy" * 50)])
-    assert tokens == room
-    assert mean == pytest.approx(reference(small, messages, ("xy" * 50)[:room])[0], abs=1e-4)
+    [(_, found)] = signals(Student(small), [(messages, "xy" * 50)])
+    assert found["tokens"] == room
+    assert found["learnability"] == pytest.approx(reference(small, messages, ("xy" * 50)[:room])[0], abs=1e-4)
     with pytest.raises(InputError, match=r"'aaa.*tokens for the student .*, whose context is 64; remove the prompt"):
-        list(mean_log_probs(Student(small), [([{"role": "user", "content": "a" * 70}], "y")]))
+        list(signals(Student(small), [([{"role": "user", "content": "a" * 70}], "y")]))

@@ -9,7 +9,7 @@ from persyn_datasets.rank import combined_reward, normalized
 
 
 def response(teacher, quality=None, learnability=None, error=""):
-    return {"teacher": teacher, "error": error, "quality": quality, "learnability": learnability}
+    return {"teacher": teacher, "error": error, "quality": quality, "learnability": learnability, "rsr": 2.0}
 
 
 def batch_of(*rows):
@@ -131,7 +131,7 @@ def test_arrays_and_nan():
 
 def test_input_is_not_changed_and_map_gives_the_schema():
     Rank()(BATCH)
-    assert set(BATCH["responses"][0][0]) == {"teacher", "error", "quality", "learnability"}
+    assert set(BATCH["responses"][0][0]) == {"teacher", "error", "quality", "learnability", "rsr"}
     full = {"text": "x", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
     rows = [{"prompt_id": p, "responses": [full | r for r in row]} for p, row in zip(*BATCH.values(), strict=True)]
     ranked = Dataset.from_list(rows * 400).map(Rank(), batched=True)

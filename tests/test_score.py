@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from persyn_datasets import InputError, Score, Student, quality, schema, score
-from persyn_datasets.learnability import mean_log_probs
+from persyn_datasets.learnability import signals as of_student
 
 
 def response(teacher, text, error=""):
@@ -37,13 +37,13 @@ def scored_rows(monkeypatch):
 
     def learnability(student, rows):
         given["student"] += len(rows)
-        return mean_log_probs(student, rows)
+        return of_student(student, rows)
 
     def verifier(rows, verify=quality.math_verify):
         given["verifier"] += len(rows)
         return verify(rows)
 
-    monkeypatch.setattr(score, "mean_log_probs", learnability)
+    monkeypatch.setattr(score, "signals", learnability)
     monkeypatch.setattr(quality, "math_verify", verifier)
     return given
 
@@ -57,10 +57,10 @@ def test_both_signals_and_none_for_failures(chat_model):
     assert set(scored) == {"responses"}
     assert signals(scored, "quality") == [[1.0, None, 0.0, 1.0]] * 3
     for row, responses in zip(ROWS, scored["responses"], strict=True):
-        assert responses[1]["learnability"] is None
+        assert responses[1]["learnability"] is responses[1]["rsr"] is None
         for r in responses[:1] + responses[2:]:
-            [(_, alone, _)] = mean_log_probs(Student(chat_model), [(row["messages"], r["text"])])
-            assert r["learnability"] == pytest.approx(alone, abs=1e-4)
+            [(_, alone)] = of_student(Student(chat_model), [(row["messages"], r["text"])])
+            assert [r["learnability"], r["rsr"]] == pytest.approx([alone["learnability"], alone["rsr"]], abs=1e-4)
     assert "quality" not in ROWS[0]["responses"][0]
 
 
