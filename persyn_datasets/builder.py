@@ -3,13 +3,14 @@
 <output>/dataset/       README.md, recipe.yaml, stats.json, figures/; the tables: data/ (train, failed),
                         calibration/, pairs/, routing/
 <output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
+A strategy without a router has no router/ and pairs/, and calibration/ only if it needs one.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, cards, figures, licenses, plan, report, schema
+from persyn_datasets import __version__, cards, figures, licenses, plan, report, schema, strategies
 from persyn_datasets.account import Account
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
@@ -51,6 +52,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     Args:
         recipe: a `Recipe`, or what `Recipe.load` takes.
         output: the folder described above. Default: one in the Hugging Face cache, named by the recipe.
+        strategy: who answers: one of `strategies.STRATEGIES`. Default: the recipe's, which is `persyn` unless it says
+            otherwise. Only `persyn` and its ablations make a router, and only what the strategy needs is generated.
 
     Raises:
         InputError: the output folder holds something else.
@@ -58,21 +61,25 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
     BUILDER_CONFIG_CLASS = PersynConfig
 
-    def __init__(self, recipe: Recipe | str, output: str | Path | None = None):
+    def __init__(self, recipe: Recipe | str, output: str | Path | None = None, strategy: str | None = None):
         self.recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
-        self.output = Path(output or Path(HF_HOME) / "persyn" / "builds" / self.recipe.name)
+        self.recipe = replace(self.recipe, strategy=strategy or self.recipe.strategy)
+        self.output = Path(output or Path(HF_HOME) / "persyn" / "builds" / self.recipe.title)
         self.folder = self.output / "dataset"
         if self.output.is_file():
             raise InputError(f"{self.output} is a file; give another --output.")
-        owner = self.folder / "recipe.yaml"
-        name = yaml.safe_load(owner.read_text())["name"] if owner.exists() else None
-        if name not in (None, self.recipe.name) or (not name and self.folder.exists() and any(self.folder.iterdir())):
-            holds = f"a build of the recipe {name!r}" if name else "a dataset that no recipe made"
+        owner, this = self.folder / "recipe.yaml", (self.recipe.name, self.recipe.strategy)
+        known = yaml.safe_load(owner.read_text()) if owner.exists() else None
+        found = (known["name"], known.get("strategy", "persyn")) if known else None
+        if found not in (None, this) or (not found and self.folder.exists() and any(self.folder.iterdir())):
+            holds = (
+                "a build of the recipe {!r}, strategy {}".format(*found) if found else "a dataset that no recipe made"
+            )
             raise InputError(
-                f"{self.output} holds {holds}, and this recipe is {self.recipe.name!r}; "
+                f"{self.output} holds {holds}, and this recipe is {this[0]!r}, strategy {this[1]}; "
                 "give another --output, or remove that folder."
             )
-        super().__init__(dataset_name="persyn", config_name=self.recipe.name, recipe=self.recipe)
+        super().__init__(dataset_name="persyn", config_name=self.recipe.title, recipe=self.recipe)
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo()
@@ -120,44 +127,30 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         recipe, prompts = self.recipe, self._prompts
         account = Account(recipe.max_cost)
+        ranked = self._calibrate(account) if strategies.calibration_size(recipe, len(prompts)) else None
+        if recipe.strategy in strategies.ROUTED:
+            assert ranked
+            routed = self._route(ranked)
+        else:
+            teachers = strategies.assign(recipe, prompts["prompt_id"], ranked)
+            routed = prompts.select_columns([c for c in prompts.column_names if c != "teacher"])
+            routed = routed.add_column("teacher", pa.array(teachers, pa.string()))
+            if ranked:
+                _write(self.folder / "calibration", DatasetDict(train=ranked))
+            self._stats |= {"router": None, "routing": None}
 
-        ranked = plan.calibration(recipe, prompts)
-        ranked = _map(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
-        ranked = _map(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
-        ranked = _map(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
-        calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
-        pairs = calibration["train"].map(
-            Pairify(), batched=True, remove_columns=ranked.column_names, features=Features(schema.PAIRS),
-            load_from_cache_file=False,
-        )  # fmt: skip
-        if len(pairs) == 0:
-            raise BuildError(f"No prompt has two responses of different reward: {report.errors(ranked)}.")
-        if not any(r["reward"] is not None for row in calibration["test"]["responses"] for r in row):
-            raise BuildError(f"No held-out prompt has a response: {report.errors(calibration['test'])}.")
-
-        options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
-        router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
-        metrics = router.evaluate(calibration["test"], calibration["train"])
-        router = router.record(
-            student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics,
-            # Of prompts that it was not trained on: of those it is too sure.
-            typical=router.profile(calibration["test"]["messages"]),
-        )  # fmt: skip
-
-        routed = _map(prompts, Route(router), schema.ROUTED, batch_size=1000, load_from_cache_file=True)
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = _map(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
-        self._stats |= plan.plan(recipe, len(prompts)) | report.measure(ranked, answered)
-        self._stats |= {"router": metrics, "account": account.to_list(), "versions": report.versions()}
-        self._stats["routing"] = report.measure_routing(calibration["test"], routed, router.names)
+        self._stats |= plan.plan(recipe, len(prompts))
+        self._stats |= report.measure(ranked, answered, [t.name for t in strategies.teachers_of(recipe)])
+        self._stats |= {"account": account.to_list(), "versions": report.versions()}
         self._stats["cost"] = report.cost(account.to_list(), len(prompts))
-        self._stats |= {"name": recipe.name, "student": recipe.student.model}
-        self._stats |= licenses.sources(recipe.prompts, recipe.teachers, recipe.student.model, recipe.router.backbone)
-        _write(self.folder / "calibration", calibration)
-        _write(self.folder / "pairs", DatasetDict(train=pairs))
-        routing = routed.select_columns(["prompt_id", "teacher", "router_scores"])
-        _write(self.folder / "routing", DatasetDict(train=routing))
-        answered = answered.remove_columns(["messages", "router_scores"])
+        self._stats |= {"name": recipe.title, "strategy": recipe.strategy, "student": recipe.student.model}
+        backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
+        self._stats |= licenses.sources(recipe.prompts, strategies.teachers_of(recipe), recipe.student.model, backbone)
+        routing = [c for c in ("prompt_id", "teacher", "router_scores") if c in routed.column_names]
+        _write(self.folder / "routing", DatasetDict(train=routed.select_columns(routing)))
+        answered = answered.remove_columns([c for c in ("messages", "router_scores") if c in answered.column_names])
         splits = {
             "train": answered.filter(lambda error: error == "", input_columns="error"),
             "failed": answered.filter(lambda error: error != "", input_columns="error"),
@@ -167,6 +160,45 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             for name, rows in splits.items()
             if len(rows) or name == "train"
         ]
+
+    def _calibrate(self, account: Account) -> Dataset:
+        """The calibration prompts, answered by all teachers, scored and ranked."""
+        recipe = self.recipe
+        ranked = plan.calibration(recipe, self._prompts)
+        ranked = _map(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
+        ranked = _map(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
+        return _map(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
+
+    def _route(self, ranked: Dataset) -> Dataset:
+        """All prompts with the teacher that a router picks, which learns from the ranked ones."""
+        recipe = self.recipe
+        calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
+        pairs = calibration["train"].map(
+            Pairify(), batched=True, remove_columns=ranked.column_names, features=Features(schema.PAIRS),
+            load_from_cache_file=False,
+        )  # fmt: skip
+        if len(pairs) == 0:
+            raise BuildError(f"No prompt has two responses of different reward: {report.errors(ranked)}.")
+        if not any(r["reward"] is not None for row in calibration["test"]["responses"] for r in row):
+            raise BuildError(f"No held-out prompt has a response: {report.errors(calibration['test'])}.")
+        _write(self.folder / "calibration", calibration)
+        _write(self.folder / "pairs", DatasetDict(train=pairs))
+
+        options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
+        router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
+        available = None
+        if recipe.strategy == "no-long-answers":
+            available = strategies.without_long_answers(calibration["train"], router.names)
+        metrics = router.evaluate(calibration["test"], calibration["train"], available)
+        router = router.record(
+            student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics,
+            # Of prompts that it was not trained on: of those it is too sure.
+            typical=router.profile(calibration["test"]["messages"]),
+        )  # fmt: skip
+        route = Route(router, available)
+        routed = _map(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
+        self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
+        return routed
 
     def _generate_tables(self, rows: Dataset) -> Iterator[tuple[int, pa.Table]]:
         yield from enumerate(rows.with_format("arrow").iter(batch_size=1000))

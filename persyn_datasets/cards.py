@@ -18,6 +18,7 @@ from persyn_datasets.figures import CAPTIONS
 from persyn_datasets.journal import digest
 from persyn_datasets.licenses import worked_out
 from persyn_datasets.recipe import Recipe
+from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import table
 from persyn_datasets.versions import rows
 
@@ -44,12 +45,14 @@ def templates() -> Environment:
 
 
 def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> None:
-    """Write the two cards of a build that is not published; what others wrote into them stays."""
+    """Write the cards of a build that is not published; what others wrote into them stays."""
     dataset, router = output / "dataset", output / "router"
-    for folder, metadata, text in (
-        (dataset, dataset_metadata(stats, hashes(files(dataset, PATTERNS))), dataset_card(recipe, stats, str(dataset))),
-        (router, router_metadata(stats), router_card(recipe, stats, str(router))),
-    ):
+    written = [
+        (dataset, dataset_metadata(stats, hashes(files(dataset, PATTERNS))), dataset_card(recipe, stats, str(dataset)))
+    ]
+    if stats["router"]:
+        written.append((router, router_metadata(stats), router_card(recipe, stats, str(router))))
+    for folder, metadata, text in written:
         card = folder / "README.md"
         card.write_text(merge(card.read_text() if card.exists() else "", metadata, text))
 
@@ -94,11 +97,12 @@ def _fill(
         student=names.get(student) or f"[{student}](https://huggingface.co/{student})",
         student_id=None if student in names else student,
         backbone=names.get(recipe.router.backbone, recipe.router.backbone),
-        verdict=report.verdict(stats["router"]),
-        against_random=report.against_random(stats["router"]),
+        verdict=report.outcome(recipe, stats),
+        who=STRATEGIES[recipe.strategy],
+        against_random=report.against_random(stats["router"]) if stats["router"] else None,
         reward=report.reward_words(recipe),
         teachers_table=report.teachers_table(recipe, stats),
-        router_table=report.router_table(stats["router"]),
+        router_table=report.router_table(stats["router"]) if stats["router"] else None,
         saved=report.saved(stats),
         captions=CAPTIONS,
     )  # fmt: skip

@@ -42,9 +42,12 @@ def _parser() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build", help="build a recipe's dataset and router", description=_build.__doc__)
     build.add_argument("recipe", help="a .yaml file, or the name of a recipe that comes with persyn, e.g. quickstart")
-    build.add_argument("--output", help="folder for dataset/ and router/ (default: outputs/NAME)")
+    build.add_argument("--output", help="folder for dataset/ and router/ (default: outputs/NAME, or NAME-STRATEGY)")
     build.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                        help="override a key of the recipe, e.g. --set reward.alpha=0.2 (may be repeated)")  # fmt: skip
+    build.add_argument("--strategy", metavar="S",
+                       help="who answers: persyn (default), or, to compare with it, strong, mix, family-strong, car, "
+                            "random, oracle, quality-only, learnability-only, no-long-answers")  # fmt: skip
     build.add_argument("--dry-run", action="store_true", help="check everything, print the plan and its cost, and stop")
     _publishing(build, "--push-to-hub")
     build.set_defaults(run=_build)
@@ -103,8 +106,9 @@ def _build(options: argparse.Namespace) -> None:
     from persyn_datasets.builder import PersynBuilder
     from persyn_datasets.recipe import Recipe
 
-    recipe = Recipe.load(options.recipe, options.set)
-    builder = PersynBuilder(recipe, options.output or Path("outputs") / recipe.name)
+    strategy = [f"strategy={options.strategy}"] if options.strategy else []
+    recipe = Recipe.load(options.recipe, [*options.set, *strategy])
+    builder = PersynBuilder(recipe, options.output or Path("outputs") / recipe.title)
     if options.push_to_hub:  # after a finished build the version may be there already, with this very content
         hub.check(options.push_to_hub, None if builder.stats else options.version, options.private)
     if options.dry_run:
@@ -116,7 +120,8 @@ def _build(options: argparse.Namespace) -> None:
     assert builder.stats
     print(f"\n{report.describe(recipe, builder.stats)}\n")
     print(f"Dataset: load_dataset({str(builder.folder)!r})")
-    print(f"Router:  pipeline('text-classification', {str(builder.output / 'router')!r}, top_k=None)")
+    if builder.stats["router"]:
+        print(f"Router:  pipeline('text-classification', {str(builder.output / 'router')!r}, top_k=None)")
     if options.push_to_hub:
         _publish(options, options.push_to_hub, str(builder.output))
 

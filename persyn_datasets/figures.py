@@ -21,7 +21,7 @@ CAPTIONS = {
 
 
 def draw(recipe: Recipe, stats: dict[str, Any], folder: Path) -> list[Path]:
-    """Write one PNG for each of `CAPTIONS`; returns their paths."""
+    """Write one PNG for each of `CAPTIONS` that the build has numbers for; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in _figures(recipe, stats):
@@ -40,7 +40,8 @@ def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figur
     yield "allocation", _allocation(labels, list(teachers.values()))
     yield "rewards", _rewards(labels, list(teachers.values()))
     yield "lengths", _lengths(labels, list(teachers.values()))
-    yield "router", _router(stats["routing"])
+    if stats["routing"]:
+        yield "router", _router(stats["routing"])
     yield "cost", _cost(stats)
 
 

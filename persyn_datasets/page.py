@@ -11,6 +11,7 @@ from persyn_datasets.errors import InputError
 from persyn_datasets.figures import CAPTIONS, draw
 from persyn_datasets.licenses import worked_out
 from persyn_datasets.recipe import Recipe
+from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import html_table
 
 
@@ -40,12 +41,13 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             images=images,
             captions=CAPTIONS,
             student=Path(recipe.student.model).name if recipe.student.model in stats["local"] else recipe.student.model,
-            verdict=report.verdict(stats["router"]),
-            against_random=report.against_random(stats["router"]),
+            verdict=report.outcome(recipe, stats),
+            who=STRATEGIES[recipe.strategy],
+            against_random=report.against_random(stats["router"]) if stats["router"] else None,
             reward=report.reward_words(recipe).replace("`", ""),
             saved=report.saved(stats),
             teachers_table=html_table(report.teachers_table(recipe, stats)),
-            router_table=html_table(report.router_table(stats["router"])),
+            router_table=html_table(report.router_table(stats["router"])) if stats["router"] else None,
             account=html_table(account_table(stats["account"])),
             license=worked_out(stats["licenses"]),
             text=cards.to_yaml(recipe.to_dict()),

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig
 
-from persyn_datasets import quality
+from persyn_datasets import quality, strategies
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import InputError
 from persyn_datasets.recipe import Recipe
@@ -19,28 +19,37 @@ def check(recipe: Recipe) -> Dataset:
     Raises:
         InputError: at the first thing that would not work, with its place and mend.
     """
+    teachers = strategies.teachers_of(recipe)
     prompts = recipe.prompts.load()
-    size = recipe.calibration.size
+    if strategies.calibration_size(recipe, len(prompts)):
+        _check_calibration(recipe, prompts)
+    for teacher in teachers:
+        engine_of(teacher).check(teacher)
+    return prompts
+
+
+def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
+    size = strategies.calibration_size(recipe, len(prompts))
     if not 2 <= size <= len(prompts):
         raise InputError(
             f"calibration.size is {size}, and there are {len(prompts)} prompts; expected 2 to {len(prompts)}. "
             "Lower it, e.g. with --set calibration.size=…"
         )
-    if not 1 <= round(recipe.router.holdout * size) < size:
+    routed = recipe.strategy in strategies.ROUTED
+    if routed and not 1 <= round(recipe.router.holdout * size) < size:
         raise InputError(
             f"router.holdout {recipe.router.holdout} of {size} calibration prompts leaves none; change it."
         )
     _check_quality(recipe, calibration(recipe, prompts))
-    for key, spec in (("student.model", recipe.student.model), ("router.backbone", recipe.router.backbone)):
-        _check_model(key, spec, recipe.student.revision if key == "student.model" else recipe.router.revision)
-    for teacher in recipe.teachers:
-        engine_of(teacher).check(teacher)
-    return prompts
+    _check_model("student.model", recipe.student.model, recipe.student.revision)
+    if routed:
+        _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
 
 
 def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:
-    """The prompts that every teacher answers."""
-    return prompts.shuffle(seed=recipe.calibration.seed).select(range(recipe.calibration.size)).flatten_indices()
+    """The prompts that every teacher answers: none for a strategy that needs no calibration, all for the oracle."""
+    size = strategies.calibration_size(recipe, len(prompts))
+    return prompts.shuffle(seed=recipe.calibration.seed).select(range(size)).flatten_indices()
 
 
 def _check_model(key: str, model: str, revision: str | None) -> None:
@@ -73,7 +82,7 @@ def _check_quality(recipe: Recipe, rows: Dataset) -> None:
 
 def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
     """Generations: c·|M| + (N − c), against N·|M| of generate-then-select (paper §2)."""
-    n, m, c = prompts, len(recipe.teachers), recipe.calibration.size
+    n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
     return {"prompts": n, "teachers": m, "calibration": c, "generations": c * m + n - c, "generate_then_select": n * m}
 
 
@@ -84,7 +93,7 @@ def describe(recipe: Recipe, prompts: Dataset) -> str:
     characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
     rows = []
     dearest = 0.0
-    for t in recipe.teachers:
+    for t in strategies.teachers_of(recipe):
         own = sum(len(m["content"]) for m in t.examples) + len(t.system_prompt or "")
         input_tokens, output_tokens = (characters + own) / 4, (t.sampling or recipe.sampling).max_tokens
         usd = (input_tokens * t.price.input + output_tokens * t.price.output) / 1e6 if t.price else 0.0
@@ -94,9 +103,9 @@ def describe(recipe: Recipe, prompts: Dataset) -> str:
     head = ["teacher", "engine", "calibration responses", "prompt tokens", "response tokens, at most", "cost, at most"]
     saved = p["generate_then_select"] / p["generations"]
     return (
-        f"{recipe.name}: {p['prompts']:,} prompts, {p['teachers']} teachers, student {recipe.student.model}\n\n"
+        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student {recipe.student.model}\n\n"
         f"{table(head, rows)}\n\n"
-        f"then {rest:,} responses, each from the teacher that the router picks"
+        f"then {rest:,} responses, each from {strategies.STRATEGIES[recipe.strategy]}"
         + (f" (at most ${rest * dearest:,.2f})" if dearest else "")
         + f"\n{p['generations']:,} generations in all; generate-then-select needs {p['generate_then_select']:,} "
         f"({saved:.1f} times as many)"

@@ -17,6 +17,7 @@ from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import load_prompts
 from persyn_datasets.rank import Normalize, Rank
 from persyn_datasets.respond import check_names
+from persyn_datasets.strategies import ALPHA, STRATEGIES, Baselines
 from persyn_datasets.student import Student
 from persyn_datasets.teacher import WHERE_AND_HOW_FAST, Price, Sampling, Teacher
 
@@ -99,7 +100,8 @@ class Recipe:
     """One published dataset. `sampling` holds for every teacher; a teacher's own keys override it.
 
     A build stops when more than the share `max_failed` of a stage's responses failed, and before it has spent more than
-    `max_cost` USD.
+    `max_cost` USD. `strategy` says who answers: see `strategies.STRATEGIES`; `quality-only` and `learnability-only` set
+    `reward.alpha`.
     """
 
     __pydantic_config__ = _FORBID
@@ -112,10 +114,14 @@ class Recipe:
     quality: str | dict[str, Any] = "math-verify"
     reward: Reward = field(default_factory=Reward)
     router: RouterTraining = field(default_factory=RouterTraining)
+    strategy: str = "persyn"
+    baselines: Baselines = field(default_factory=Baselines)
     max_failed: float = 0.05
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}.")
         if not 0 <= self.max_failed <= 1:
             raise InputError(f"max_failed is {self.max_failed}; expected a share from 0 to 1.")
         check_prices(self.teachers, self.max_cost)
@@ -124,6 +130,13 @@ class Recipe:
         check_names(self.teachers)
         teachers = tuple(t if t.sampling else replace(t, sampling=self.sampling) for t in self.teachers)
         object.__setattr__(self, "teachers", teachers)
+        if self.strategy in ALPHA:
+            object.__setattr__(self, "reward", replace(self.reward, alpha=ALPHA[self.strategy]))
+
+    @property
+    def title(self) -> str:
+        """The name of its dataset: that of the recipe, with the strategy if it is not PerSyn's."""
+        return self.name if self.strategy == "persyn" else f"{self.name}-{self.strategy}"
 
     @classmethod
     def load(cls, recipe: str, overrides: Iterable[str] = ()) -> "Recipe":
@@ -267,6 +280,7 @@ def _explain(error: Any) -> str:
         sections = {
             "student": Student, "prompts": Prompts, "teachers": Teacher, "sampling": Sampling, "price": Price,
             "calibration": Calibration, "reward": Reward, "router": RouterTraining,
+            "baselines": Baselines,
         }  # fmt: skip
         section = next((sections[p] for p in reversed(above) if p in sections), Recipe)
         known = [f.name for f in fields(section)]

@@ -11,10 +11,11 @@ from datasets import Dataset
 
 from persyn_datasets.account import account_table
 from persyn_datasets.recipe import Recipe
+from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import table
 
 PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
-STRATEGIES = ("router", "best single", "random", "oracle")
+COLUMNS = ("router", "best single", "random", "oracle")
 BINS = 10  # of the router's confidence
 
 
@@ -26,17 +27,17 @@ def errors(ranked: Dataset, most: int = 3) -> str:
     return "; ".join(f"{count} × {reason[:200]}" for reason, count in reasons.most_common(most))
 
 
-def measure(ranked: Dataset, answered: Dataset) -> dict[str, Any]:
-    """The numbers per teacher: what it is worth in calibration, and what it was given to answer.
+def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> dict[str, Any]:
+    """The numbers per teacher of these names: what it is worth in calibration, and what it was given to answer.
 
     `characters` and `routed_characters` are the 10th, 50th and 90th percentile of the length of its answers, in
     calibration and in the dataset: tokenizers differ from teacher to teacher, characters do not.
     """
-    responses: dict[str, list[dict[str, Any]]] = {}
-    for row in ranked["responses"]:
+    responses: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for row in ranked["responses"] if ranked else ():
         for r in row:
-            responses.setdefault(r["teacher"], []).append(r)
-    best, routed = Counter(ranked["best_teacher"]), Counter(answered["teacher"])
+            responses[r["teacher"]].append(r)
+    best, routed = Counter(ranked["best_teacher"] if ranked else ()), Counter(answered["teacher"])
     answers: dict[str, list[str]] = {name: [] for name in responses}
     for name, completion in zip(answered["teacher"], answered["completion"], strict=True):
         answers[name] += [message["content"] for message in completion]
@@ -134,6 +135,13 @@ def _interval(a: dict[str, float]) -> str:
     return f"{a['mean']:+.3f} reward per prompt [95% interval {a['low']:+.3f} to {a['high']:+.3f}]"
 
 
+def outcome(recipe: Recipe, stats: dict[str, Any]) -> str:
+    """The verdict on the router; of a strategy without one, what it does."""
+    if stats["router"]:
+        return verdict(stats["router"])
+    return f"Strategy {recipe.strategy}: every prompt is answered by {STRATEGIES[recipe.strategy]}; there is no router."
+
+
 def against_random(metrics: dict[str, Any]) -> str:
     return f"Against a random teacher: {_interval(metrics['advantage_over_random'])}."
 
@@ -157,7 +165,7 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
 def router_table(metrics: dict[str, Any]) -> str:
     """The router on held-out prompts, beside the best single teacher, a random one and the oracle."""
     measures = ("hit@1", "hit@3", "reward", "regret")
-    return table(["", *STRATEGIES], [[m, *(f"{metrics[m][name]:.3f}" for name in STRATEGIES)] for m in measures])
+    return table(["", *COLUMNS], [[m, *(f"{metrics[m][name]:.3f}" for name in COLUMNS)] for m in measures])
 
 
 def saved(stats: dict[str, Any]) -> str:
@@ -186,19 +194,20 @@ def reward_words(recipe: Recipe) -> str:
 
 def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     """The closing report, in Markdown."""
-    r = stats["router"]
     lines = [
-        f"# {recipe.name}",
-        f"{stats['rows'] - stats['failed']:,} prompts, each answered by the teacher that the student "
-        f"{recipe.student.model} learns most from.",
-        reward_words(recipe),
+        f"# {recipe.title}",
+        f"{stats['rows'] - stats['failed']:,} prompts for the student {recipe.student.model}, each answered by "
+        f"{STRATEGIES[recipe.strategy]}.",
         teachers_table(recipe, stats),
-        f"The router on {r['prompts']} held-out calibration prompts (best single teacher: {r['best_single_teacher']}):",
-        router_table(r),
         saved(stats),
         account_table(stats["account"]),
-        verdict(r),
+        outcome(recipe, stats),
     ]
+    if stats["calibration"]:
+        lines.insert(2, reward_words(recipe))
+    if r := stats["router"]:
+        best = f"(best single teacher: {r['best_single_teacher']})"
+        lines[-3:-3] = [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
     if stats["failed"]:
         lines.insert(2, f"{stats['failed']:,} prompts failed: see the split `failed`, column `error`.")
     return "\n\n".join(lines)

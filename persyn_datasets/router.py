@@ -143,10 +143,15 @@ class Router:
         typical = self.config.persyn.get("typical")
         return unlike(typical, *self.read(prompts), prompts) if typical else []
 
-    def evaluate(self, held_out: Dataset, trained_on: Dataset) -> dict[str, Any]:
-        """`metrics.router_metrics` on rows of `Rank`; `trained_on` names the best single teacher."""
+    def evaluate(self, held_out: Dataset, trained_on: Dataset, teachers: Sequence[str] | None = None) -> dict[str, Any]:
+        """`metrics.router_metrics` on rows of `Rank`; `trained_on` names the best single teacher.
+
+        The router may pick these `teachers` only (default: all); the others still count for the oracle.
+        """
         rewards, before = (rewards_of(ranked, self.names) for ranked in (held_out, trained_on))
-        return router_metrics(self.scores(held_out["messages"]), rewards, before, self.names)
+        available = [teachers is None or name in teachers for name in self.names]
+        scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
+        return router_metrics(scores, rewards, before, self.names)
 
     def record(self, **facts: Any) -> "Router":
         """Write facts (JSON values) into the stored config of a local router."""

@@ -41,7 +41,7 @@ def test_the_numbers_per_teacher():
     rows = [("a", "", "123"), ("a", "late", ""), ("b", "", "12345")]
     said = [[{"content": text}] if text else [] for _, _, text in rows]
     answered = [{"teacher": t, "error": e, "completion": c} for (t, e, _), c in zip(rows, said, strict=True)]
-    stats = report.measure(Dataset.from_list(RANKED), Dataset.from_list(answered))
+    stats = report.measure(Dataset.from_list(RANKED), Dataset.from_list(answered), "ab")
     assert (stats["rows"], stats["failed"], stats["errors"]) == (3, 1, {"late": 1})
     a, b = stats["per_teacher"]["a"], stats["per_teacher"]["b"]
     assert (a["quality"], a["learnability"], a["reward"]) == pytest.approx((0.75, -0.75, 0.8))
