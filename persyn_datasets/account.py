@@ -42,10 +42,11 @@ class Account:
     Args:
         max_cost: USD. A request is sent only if everything asked so far and it, at its highest price (`max_tokens`
             in full), stay within. Teachers without a `price` cost nothing.
+        before: USD of it that is spent already, as other accounts say.
     """
 
-    def __init__(self, max_cost: float | None = None):
-        self.max_cost = max_cost
+    def __init__(self, max_cost: float | None = None, before: float = 0.0):
+        self.max_cost, self.before = max_cost, before
         self.closed = threading.Event()  # set: engines stop asking, and drop what is in flight
         self._stage = ""
         self._tallies: dict[tuple[str, str], Tally] = {}
@@ -55,7 +56,7 @@ class Account:
 
     def __getstate__(self) -> dict[str, Any]:
         """The limit only: what was spent belongs to this process, and no cache may hang on it."""
-        return {"max_cost": self.max_cost}
+        return {"max_cost": self.max_cost, "before": self.before}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -63,7 +64,7 @@ class Account:
     @property
     def spent(self) -> float:
         """USD of all answers in use."""
-        return sum(t.usd + t.reused_usd for t in self.tallies)
+        return self.before + sum(t.usd + t.reused_usd for t in self.tallies)
 
     @property
     def reserved(self) -> float:
@@ -160,6 +161,18 @@ def highest_price(request: Request) -> float:
         return 0.0
     prompt = sum(len(m["content"].encode()) + TEMPLATE_TOKENS for m in request.messages) + TEMPLATE_TOKENS
     return price.of(prompt, (request.teacher.sampling or Sampling()).max_tokens)
+
+
+def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each stage and teacher, of several accounts' lines."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in lines:
+        whole = merged.setdefault(
+            (line["stage"], line["teacher"]), line | {k: 0 for k in line.keys() - {"stage", "teacher"}}
+        )
+        for key in line.keys() - {"stage", "teacher"}:
+            whole[key] += line[key]
+    return list(merged.values())
 
 
 def account_table(lines: list[dict[str, Any]]) -> str:

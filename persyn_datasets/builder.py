@@ -9,7 +9,6 @@ A strategy without a router has no router/ and pairs/, and calibration/ only if 
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.route import Route
 from persyn_datasets.router import train_router
+from persyn_datasets.runner import run
 from persyn_datasets.score import Score
 from persyn_datasets.synthesize import Synthesize
 
@@ -140,7 +140,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             self._stats |= {"router": None, "routing": None}
 
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
-        answered = _map(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
+        answered = run(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
         self._stats |= plan.plan(recipe, len(prompts))
         self._stats |= report.measure(ranked, answered, [t.name for t in strategies.teachers_of(recipe)])
         self._stats |= {"account": account.to_list(), "versions": report.versions()}
@@ -165,9 +165,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe = self.recipe
         ranked = plan.calibration(recipe, self._prompts)
-        ranked = _map(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
-        ranked = _map(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
-        return _map(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
+        ranked = run(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
+        ranked = run(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
+        return run(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
 
     def _route(self, ranked: Dataset) -> Dataset:
         """All prompts with the teacher that a router picks, which learns from the ranked ones."""
@@ -196,7 +196,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             typical=router.profile(calibration["test"]["messages"]),
         )  # fmt: skip
         route = Route(router, available)
-        routed = _map(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
+        routed = run(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
         self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
         return routed
 
@@ -216,26 +216,6 @@ def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:
     for row, key in enumerate(ranked["prompt_id"]):
         sides[key in test].append(row)
     return DatasetDict(train=ranked.select(sides[False]), test=ranked.select(sides[True]))
-
-
-def _map(rows: Dataset, stage: Any, adds: dict[str, Any], **options: Any) -> Dataset:
-    """One stage. The journal remembers better than map's cache, which would keep failed rows for ever."""
-    features = Features({**rows.features, **adds})
-    options = {"load_from_cache_file": False, "desc": type(stage).__name__} | options
-    with _no_progress_bars() if options["batch_size"] is None else nullcontext():
-        return rows.map(stage, batched=True, features=features, **options)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Of `datasets`: a map over one batch has nothing to show, and the stage has a bar of its own."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _write(folder: Path, splits: DatasetDict) -> None:

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--split", default="train", help="split of the prompts (default: train)")
         command.add_argument("--column", help="column with the prompts (default: messages, else prompt)")
         command.add_argument(
-            "--streaming", action="store_true", help="read the prompts as they are needed, 1,000 at once"
+            "--streaming", action="store_true", help="read the prompts as they are needed, a shard of 20,000 at once"
         )
         command.add_argument("--teachers", nargs="+", action="extend", metavar="NAME",
                              help="only these are available (default: all that the router knows)")  # fmt: skip
@@ -167,8 +167,7 @@ def _route(options: argparse.Namespace) -> None:
 
     router, prompts, names = _reused(options)
     _warn(reuse.warnings(router, prompts))
-    counts, _ = reuse.write(reuse.route(router, prompts, names), Path(options.output))
-    _done(counts, options.output)
+    _done(reuse.route(router, prompts, Path(options.output), names), options.output)
 
 
 def _synthesize(options: argparse.Namespace) -> None:

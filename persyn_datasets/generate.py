@@ -36,7 +36,11 @@ class Generate:
         object.__setattr__(self, "teachers", tuple(self.teachers))
         check_names(self.teachers)
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        if rank is not None:
+            from persyn_datasets.models import use_device  # torch takes seconds to import; endpoints need none
+
+            use_device(rank)
         messages = messages_of(batch)
         ids = [prompt_id(m) for m in messages]
         requests = [

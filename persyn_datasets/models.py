@@ -31,6 +31,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def use_device(rank: int | None) -> None:
+    """Of `map(stage, with_rank=True, num_proc=…)`: each process works on a GPU of its own."""
+    if rank is not None and torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+
+
 def dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 

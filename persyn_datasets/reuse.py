@@ -1,33 +1,39 @@
 """A router used again on new prompts: `persyn route` and `persyn synthesize`.
 
-<output>/data/        one Parquet file for each split
+<output>/data/        Parquet files of each split, one for every `ROWS_PER_SHARD` prompts
 <output>/README.md, stats.json      of `synthesize`: the card and its numbers
 """
 
+import hashlib
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset
+from datasets import Dataset, DatasetInfo, IterableDataset
 
 from persyn_datasets import cards, licenses, report, schema
-from persyn_datasets.account import Account, check_prices
+from persyn_datasets.account import Account, check_prices, merge
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import BuildError, InputError
+from persyn_datasets.journal import digest, replace_file
 from persyn_datasets.recipe import Prompts
 from persyn_datasets.route import Route
 from persyn_datasets.router import Router
+from persyn_datasets.runner import run
 from persyn_datasets.synthesize import Synthesize
 
 LOOKED_AT = 256  # prompts that are compared with those of the calibration
-ROWS = 1000  # of a stream that are worked on at once
+ROWS = 1000  # that are routed at once
+ROWS_PER_SHARD = 20_000
 Rows: TypeAlias = Dataset | IterableDataset
 
 
@@ -43,9 +49,16 @@ def warnings(router: Router, prompts: Rows) -> list[str]:
     return router.unlike([row["messages"] for row in islice(prompts, LOOKED_AT)])
 
 
-def route(router: Router, prompts: Rows, names: Sequence[str] | None = None) -> Rows:
-    """The prompts with their teacher; `names` are the teachers that are available."""
-    return _map(prompts, Route(router, names), schema.ROUTED, batch_size=ROWS)
+def route(router: Router, prompts: Rows, output: Path, names: Sequence[str] | None = None) -> Counter[str]:
+    """Write the prompts with their teacher; returns prompts per teacher. `names`: the available ones."""
+    routing = Route(router, names)
+    done = _by_shard(
+        prompts,
+        output,
+        digest([router.content, names]),
+        lambda rows, _: (run(rows, routing, schema.ROUTED, batch_size=ROWS), []),
+    )
+    return sum((Counter(shard["counts"]) for shard in done), Counter())
 
 
 def synthesize(
@@ -65,7 +78,7 @@ def synthesize(
         names: the teachers that are available. Default: all.
         overrides: see `Router.teachers_with`.
         warned: what `warnings` said, for the card.
-        max_cost: USD; see `Account`.
+        max_cost: USD; see `Account`. A prompt that comes again in another shard counts again.
 
     Raises:
         InputError: before anything is spent: a teacher cannot be asked, or the router does not say how.
@@ -75,16 +88,25 @@ def synthesize(
     if not teachers:
         raise InputError(f"{router.path} does not say how its teachers are asked: train it with teachers=[…].")
     check_prices(teachers, max_cost)
-    routed = route(router, prompts, names)
-    used = routed.unique("teacher") if isinstance(routed, Dataset) else [t.name for t in teachers]
+    routing = Route(router, names)
+    used = [t.name for t in teachers]
+    if isinstance(prompts, Dataset):
+        prompts = run(prompts, routing, schema.ROUTED, batch_size=ROWS, load_from_cache_file=True)
+        used = prompts.unique("teacher")
     for teacher in teachers:
         if teacher.name in used:
             engine_of(teacher).check(teacher)
-    account = Account(max_cost)
-    whole = None if isinstance(prompts, Dataset) else ROWS
-    answers = _map(routed, Synthesize(teachers, account=account), schema.SYNTHESIZED, batch_size=whole)
-    answers = answers.remove_columns(["messages"])
-    counts, failures = write(answers, output, prefix="persyn-")
+
+    def answer(rows: Dataset, before: float) -> tuple[Dataset, list[dict[str, Any]]]:
+        if "router_scores" not in rows.column_names:
+            rows = run(rows, routing, schema.ROUTED, batch_size=ROWS)
+        account = Account(max_cost, before)
+        rows = run(rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, batch_size=None)
+        return rows.remove_columns(["messages"]), account.to_list()
+
+    address = digest([router.content, names, [t.identity() for t in teachers]])
+    done = _by_shard(prompts, output, address, answer, prefix="persyn-")
+    counts, failures = (sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors"))
     stats = {
         "name": output.name,
         "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
@@ -94,7 +116,7 @@ def synthesize(
         "per_teacher": {name: {"routed": n} for name, n in counts.most_common()},
         "router": f"{router.path}@{router.revision}" if router.revision else Path(router.path).name,
         "warnings": list(warned),
-        "account": account.to_list(),
+        "account": merge(line for shard in done for line in shard["account"]),
         "versions": report.versions(),
         **licenses.sources(source, teachers),
     }
@@ -105,49 +127,85 @@ def synthesize(
     return counts
 
 
-def write(rows: Rows, output: Path, prefix: str = "") -> tuple[Counter[str], Counter[str]]:
-    """Write rows as they come, failed ones apart; returns rows per teacher, and errors. Nothing is there until all is.
+def _by_shard(
+    prompts: Rows,
+    output: Path,
+    address: str,
+    work: Callable[[Dataset, float], tuple[Dataset, list[dict[str, Any]]]],
+    prefix: str = "",
+) -> list[dict[str, Any]]:
+    """Work on `ROWS_PER_SHARD` prompts at a time and write what comes of them, failed rows apart.
+
+    A finished shard is found again, by its prompts and by `address`, when an interrupted run is started anew. In
+    `output` nothing is there until all is.
+
+    Args:
+        work: takes a shard and the USD that were spent on those before it; gives its rows, and lines of its account.
+
+    Returns:
+        Of each shard: `files` by split, `counts` of rows by teacher, `errors`, and `account`.
 
     Raises:
         BuildError: every response failed.
     """
     unfinished = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / "data").mkdir(parents=True)
-    features, counts, errors = rows.features, Counter[str](), Counter[str]()
-    assert features is not None
-    writers: dict[str, pq.ParquetWriter] = {}
-    try:
-        for table in rows.with_format("arrow").iter(batch_size=ROWS):
-            counts.update(table["teacher"].to_pylist())
-            parts = {"train": table}
-            if "error" in table.column_names:
-                failed = pc.not_equal(table["error"], "")
-                parts = {"train": table.filter(pc.invert(failed)), "failed": table.filter(failed)}
-                errors.update(parts["failed"]["error"].to_pylist())
-            for split, part in parts.items():
-                if part.num_rows and split not in writers:
-                    file = unfinished / "data" / f"{prefix}{split}-00000-of-00001.parquet"
-                    writers[split] = pq.ParquetWriter(file, features.arrow_schema)
-                if part.num_rows:
-                    writers[split].write_table(part.cast(features.arrow_schema))
-    finally:
-        for writer in writers.values():
-            writer.close()
-    if "train" not in writers:
+    shards = unfinished / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(unfinished / "data", ignore_errors=True)
+    done: list[dict[str, Any]] = []
+    for i, rows in enumerate(_shards(prompts)):
+        note = shards / f"{i:05d}-{digest([address, _content(rows)])}.json"
+        shard = json.loads(note.read_text()) if note.exists() else None
+        if not shard or not all((shards / file).exists() for file in shard["files"].values()):
+            before = sum(line["usd"] + line["reused_usd"] for shard in done for line in shard["account"])
+            shard = _write(*work(rows, before), note)
+        done.append(shard)
+    if not any("train" in shard["files"] for shard in done):
         shutil.rmtree(unfinished)
+        errors = sum((Counter(shard["errors"]) for shard in done), Counter())
         why = f"Every response failed, most with: {errors.most_common(1)[0][0]}" if errors else "There are no prompts."
         raise BuildError(why)
+    (unfinished / "data").mkdir()
+    for split in ("train", "failed"):
+        files = [shard["files"][split] for shard in done if split in shard["files"]]
+        for i, file in enumerate(files):
+            os.replace(shards / file, unfinished / "data" / f"{prefix}{split}-{i:05d}-of-{len(files):05d}.parquet")
+    shutil.rmtree(shards)
     unfinished.rename(output)
-    return counts, errors
+    return done
 
 
-def _map(rows: Rows, stage: Any, adds: dict[str, Any], batch_size: int | None) -> Rows:
-    assert rows.features is not None
-    features = Features({**rows.features, **adds})
-    if isinstance(rows, IterableDataset):
-        return rows.map(stage, batched=True, batch_size=batch_size, features=features)
-    return rows.map(
-        stage, batched=True, batch_size=batch_size, features=features, load_from_cache_file=False,
-        desc=type(stage).__name__,
-    )  # fmt: skip
+def _shards(prompts: Rows) -> Iterator[Dataset]:
+    if isinstance(prompts, Dataset):
+        starts = range(0, len(prompts), ROWS_PER_SHARD)
+        yield from (prompts.select(range(i, min(i + ROWS_PER_SHARD, len(prompts)))) for i in starts)
+    else:
+        info = DatasetInfo(features=prompts.features)
+        for table in prompts.with_format("arrow").iter(batch_size=ROWS_PER_SHARD):
+            yield Dataset(table.cast(info.features.arrow_schema), info)
+
+
+def _content(rows: Dataset) -> str:
+    """A hash of the rows. Scores may differ in their last digits from run to run."""
+    rows = rows.remove_columns([c for c in rows.column_names if c == "router_scores"])
+    table, sink = rows.with_format("arrow")[:].combine_chunks(), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+
+
+def _write(rows: Dataset, account: list[dict[str, Any]], note: Path) -> dict[str, Any]:
+    """Write a shard; its note last: it says that the shard is whole."""
+    table = rows.with_format("arrow")[:].cast(rows.features.arrow_schema)
+    parts, errors = {"train": table}, Counter[str]()
+    if "error" in table.column_names:
+        failed = pc.not_equal(table["error"], "")
+        parts = {"train": table.filter(pc.invert(failed)), "failed": table.filter(failed)}
+        errors.update(parts["failed"]["error"].to_pylist())
+    files = {split: f"{note.stem}-{split}.parquet" for split, part in parts.items() if part.num_rows}
+    for split, file in files.items():
+        pq.write_table(parts[split], note.with_name(file))
+    counts = Counter(table["teacher"].to_pylist())
+    shard = {"files": files, "counts": counts, "errors": errors, "account": account}
+    replace_file(note, json.dumps(shard).encode())
+    return shard

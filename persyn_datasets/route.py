@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from persyn_datasets.errors import InputError
+from persyn_datasets.models import use_device
 from persyn_datasets.prompts import messages_of, prompt_id
 from persyn_datasets.router import Router
 
@@ -40,7 +41,8 @@ class Route:
                     f"teachers: {repr(unknown[0]) if unknown else 'none'}; the router knows {', '.join(router.names)}."
                 )
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        use_device(rank)
         assert isinstance(self.router, Router)
         messages = messages_of(batch)
         names = self.router.names

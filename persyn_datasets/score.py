@@ -11,7 +11,7 @@ from persyn_datasets import quality as q
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import Journal, digest, folder_hash
 from persyn_datasets.learnability import Signals, signals
-from persyn_datasets.models import dtype
+from persyn_datasets.models import dtype, use_device
 from persyn_datasets.prompts import messages_of
 from persyn_datasets.student import Student
 from persyn_datasets.teacher import Message
@@ -47,7 +47,8 @@ class Score:
         if isinstance(self.quality, str) and self.quality != q.MATH_VERIFY:
             q.resolve(self.quality)
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        use_device(rank)
         messages = messages_of(batch)
         responses = [[dict(r) for r in row] for row in batch["responses"]]
         places = [(i, r) for i, row in enumerate(responses) for r in row if not r["error"]]

@@ -31,7 +31,11 @@ class Synthesize:
         object.__setattr__(self, "teachers", tuple(self.teachers))
         check_names(self.teachers)
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        if rank is not None:
+            from persyn_datasets.models import use_device  # torch takes seconds to import; endpoints need none
+
+            use_device(rank)
         messages, teachers = messages_of(batch), {t.name: t for t in self.teachers}
         unknown = sorted(set(batch["teacher"]) - set(teachers))
         if unknown:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chat_server import ChatServer
+from chat_server import ChatServer, echo
 from datasets import Dataset, load_dataset
 from pool import TEACHERS, answer, make_recipe, problems
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, Route, Router, reuse
 from persyn_datasets.cli import main
+from persyn_datasets.engines import recorded
 from persyn_datasets.hub import publish
 
 COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
@@ -70,7 +71,7 @@ def test_prompts_from_local_files(write, published, tmp_path):
 
 
 def test_streams_give_the_same(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(reuse, "ROWS", 2)
+    monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 2)
     for name, source, more in (("a", "org/new", []), ("b", "org/new", ["--streaming"])):
         for command in ("route", "synthesize"):
             assert main([command, ROUTER, source, "--output", str(tmp_path / name / command), *more]) == 0
@@ -80,6 +81,83 @@ def test_streams_give_the_same(published, tmp_path, monkeypatch):
             b.features, b.remove_columns("router_scores").to_list(),
         )  # fmt: skip
         assert np.allclose(a["router_scores"], b["router_scores"], atol=1e-5)
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_an_interrupted_run_goes_on_at_its_first_unfinished_shard(hub, published, tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 2)
+    asked, real = [], recorded.generate
+
+    def generate(requests, account):
+        asked.append([r.messages[-1]["content"] for r in requests])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(requests, account)
+
+    monkeypatch.setattr(recorded, "generate", generate)
+    arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), *streaming]
+    assert main(arguments) == 130 and not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+    assert asked == [NEW[:2], NEW[2:4], NEW[2:4], NEW[4:]]  # recorded answers are in no journal
+    files = sorted(path.name for path in (tmp_path / "out/data").iterdir())
+    assert files == [f"persyn-train-0000{i}-of-00003.parquet" for i in range(3)]
+    assert not (tmp_path / "out.unfinished").exists()
+    assert right(load_dataset(str(tmp_path / "out"), split="train"))
+    assert publish(tmp_path / "out", "org/shards") == "v1.0.0"
+    assert right(load_dataset("org/shards", split="train"))
+    before = load_dataset(ORG, split="train").num_rows
+    assert main(["push", str(tmp_path / "out"), ORG, "--append"]) == 0
+    assert load_dataset(ORG, split="train").num_rows == before + len(NEW)
+
+
+def test_other_prompts_are_other_shards(hub, published, tmp_path, monkeypatch):
+    """One prompt was changed since a run was interrupted: its shard is worked on again, the others are not."""
+    monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 1)
+    asked, real = [], recorded.generate
+
+    def generate(requests, account):
+        asked.extend(r.messages[-1]["content"] for r in requests)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return real(requests, account)
+
+    monkeypatch.setattr(recorded, "generate", generate)
+    source, output = tmp_path / "new.jsonl", tmp_path / "out"
+    source.write_text(PROMPTS)
+    arguments = ["synthesize", ROUTER, str(source), "--output", str(output), "--streaming"]
+    assert main(arguments) == 130
+    source.write_text(PROMPTS.replace(NEW[1], "3 times 4?"))
+    assert main(arguments) == 0
+    assert asked == [*NEW[:4], "3 times 4?", *NEW[3:]]
+    assert [r["prompt"][0]["content"] for r in load_dataset(str(output), split="train")] == [
+        NEW[0], "3 times 4?", *NEW[2:],
+    ]  # fmt: skip
+
+
+def test_failed_rows_and_the_account_over_several_shards(hub, published, tmp_path, monkeypatch):
+    monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 2)
+
+    def reply(request, nth):
+        prompt = request["messages"][-1]["content"]
+        return (400, {}, {"error": "no"}) if prompt in (NEW[1], NEW[4]) else echo(request, nth)
+
+    with ChatServer(reply) as server:
+        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1", price={"input": 1e5, "output": 0})
+        arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), "--teachers", "multiplier"]
+        arguments += ["--set", f"teachers.1.base_url={server.url}", "--max-cost"]
+        # An answer costs 0.7 USD, and at most 21.2.
+        assert main([*arguments, "21.5"]) == 1 and server.count < 5
+        assert main([*arguments, "30"]) == 0
+    files = sorted(path.name for path in (tmp_path / "out/data").iterdir())
+    parts = {"train": 2, "failed": 2}
+    assert files == [f"persyn-{s}-0000{i}-of-0000{n}.parquet" for s, n in sorted(parts.items()) for i in range(n)]
+    splits = load_dataset(str(tmp_path / "out"))
+    assert [[r["prompt"][0]["content"] for r in splits[s]] for s in parts] == [[NEW[0], *NEW[2:4]], [NEW[1], NEW[4]]]
+    stats = json.loads((tmp_path / "out/stats.json").read_text())
+    assert (stats["rows"], stats["failed"]) == (5, 2)
+    [line] = stats["account"]
+    assert (line["answers"], line["failed"]) == (3, 2)
+    assert line["usd"] + line["reused_usd"] == pytest.approx(3 * 0.7)
 
 
 def test_only_the_teachers_that_are_available(published, tmp_path, capsys):
