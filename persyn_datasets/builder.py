@@ -167,16 +167,17 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         ranked = plan.calibration(recipe, self._prompts)
         ranked = run(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
         ranked = run(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
-        return run(ranked, Rank(**asdict(recipe.reward)), schema.RANKED, batch_size=None)
+        rank = Rank(**asdict(recipe.reward))
+        return run(ranked.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(None)
 
     def _route(self, ranked: Dataset) -> Dataset:
         """All prompts with the teacher that a router picks, which learns from the ranked ones."""
         recipe = self.recipe
         calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
-        pairs = calibration["train"].map(
-            Pairify(), batched=True, remove_columns=ranked.column_names, features=Features(schema.PAIRS),
-            load_from_cache_file=False,
-        )  # fmt: skip
+        pairs = calibration["train"].with_format("arrow").map(
+            Pairify(), batched=True, batch_size=100, remove_columns=ranked.column_names,
+            features=Features(schema.PAIRS), load_from_cache_file=False,
+        ).with_format(None)  # fmt: skip
         if len(pairs) == 0:
             raise BuildError(f"No prompt has two responses of different reward: {report.errors(ranked)}.")
         if not any(r["reward"] is not None for row in calibration["test"]["responses"] for r in row):

@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from datasets import Features
+
 from persyn_datasets.prompts import messages_of
+from persyn_datasets.responses import Responses, table_of, with_columns
 from persyn_datasets.schema import PAIRS
+from persyn_datasets.teacher import Message
+
+TYPES = Features(PAIRS).arrow_schema
 
 
 @dataclass(frozen=True)
@@ -14,22 +21,34 @@ class Pairify:
     """A `datasets` map from prompts to pairs of teachers; give it `remove_columns`, as the rows multiply.
 
         ranked.map(Pairify(), batched=True, remove_columns=ranked.column_names)
+        ranked.with_format("arrow").map(Pairify(), batched=True, remove_columns=ranked.column_names)  # 10 times as fast
 
     A pair has `label` 1 if `teacher_b` is preferred (the paper's C) and 0 if `teacher_a` is, and `margin`, the
-    absolute difference of their rewards. Ties and responses that are not ranked give no pair.
+    absolute difference of their rewards (of several responses, the mean of theirs). Ties and teachers without
+    reward give no pair. Every pair has a copy of its prompt: for very long ones, give `map` a small `batch_size`.
     """
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        pairs: dict[str, list[Any]] = {column: [] for column in PAIRS}
-        for key, messages, responses in zip(batch["prompt_id"], messages_of(batch), batch["responses"], strict=True):
-            ranked = [r for r in responses if r["reward"] is not None]
-            for a, b in combinations(ranked, 2):
-                if a["reward"] == b["reward"]:
-                    continue
-                pairs["prompt_id"].append(key)
-                pairs["messages"].append(messages)
-                pairs["teacher_a"].append(a["teacher"])
-                pairs["teacher_b"].append(b["teacher"])
-                pairs["label"].append(int(b["reward"] > a["reward"]))
-                pairs["margin"].append(abs(b["reward"] - a["reward"]))
-        return pairs
+    def __call__(self, batch: pa.Table | Mapping[str, Sequence[Any]]) -> pa.Table | dict[str, list[Any]]:
+        if not isinstance(batch, pa.Table):
+            return self._pairs(table_of(batch, messages=_column(messages_of(batch)))).to_pydict()
+        if "messages" not in batch.column_names:
+            batch = with_columns(batch, messages=_column(messages_of({"prompt": batch["prompt"].to_pylist()})))
+        return self._pairs(batch)
+
+    def _pairs(self, batch: pa.Table) -> pa.Table:
+        responses = Responses(batch["responses"])
+        r = responses.teachers(responses.numbers("reward"))
+        order = responses.order()
+        r = np.take_along_axis(r, order, -1)
+        a, b = np.triu_indices(len(responses.names), 1)
+        z_r = r[:, b] - r[:, a]
+        prompt, pair = np.nonzero(~np.isnan(z_r) & (z_r != 0))
+        margin = z_r[prompt, pair]
+        teacher_a, teacher_b = (responses.names.take(pa.array(order[prompt, side[pair]])) for side in (a, b))
+        pairs = batch.select(["prompt_id", "messages"]).take(pa.array(prompt))
+        values = {"label": pa.array(margin > 0), "margin": pa.array(np.abs(margin))}
+        return with_columns(pairs, teacher_a=teacher_a, teacher_b=teacher_b, **values).cast(TYPES)
+
+
+def _column(messages: list[list[Message]]) -> pa.Array:
+    return pa.array(messages, TYPES.field("messages").type)

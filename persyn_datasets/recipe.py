@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from persyn_datasets.account import check_prices
 from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import load_prompts
-from persyn_datasets.rank import Normalize, Rank
+from persyn_datasets.rank import Learnability, Normalize, Rank
 from persyn_datasets.respond import check_names
 from persyn_datasets.strategies import ALPHA, STRATEGIES, Baselines
 from persyn_datasets.student import Student
@@ -69,6 +69,7 @@ class Reward:
     __pydantic_config__ = _FORBID
     alpha: float = 0.4
     normalize: Normalize = "prompt"
+    learnability: Learnability = "log-probability"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import table
 
 PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
+R_L = {"log-probability": "mean token log-probability", "rsr": "minus the Rank-Surprisal Ratio (arXiv 2601.14249)"}
 COLUMNS = ("router", "best single", "random", "oracle")
 BINS = 10  # of the router's confidence
 
@@ -187,8 +188,8 @@ def reward_words(recipe: Recipe) -> str:
     quality = recipe.quality if isinstance(recipe.quality, str) else recipe.quality["reward_model"]
     return (
         f"Reward r = (1 − α)·r_q + α·r_l with α = {recipe.reward.alpha}, each signal normalised by "
-        f"`{recipe.reward.normalize}`. r_q: {quality}. r_l: mean token log-probability of the response under the "
-        "student."
+        f"`{recipe.reward.normalize}`. r_q: {quality}. r_l: {R_L[recipe.reward.learnability]} of the response under "
+        "the student."
     )
 
 

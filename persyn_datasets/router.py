@@ -35,6 +35,7 @@ from persyn_datasets.likeness import profile, unlike
 from persyn_datasets.metrics import router_metrics
 from persyn_datasets.models import batches, device, dtype
 from persyn_datasets.recipe import apply_overrides, teachers_from
+from persyn_datasets.responses import Responses
 from persyn_datasets.teacher import Message, Teacher
 
 TOKENS_PER_BATCH = 16_384
@@ -274,13 +275,12 @@ def train_router(
 
 
 def rewards_of(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
-    """The measured rewards, (prompts, teachers), NaN where there is none."""
-    index, rewards = {name: i for i, name in enumerate(names)}, np.full((len(ranked), len(names)), np.nan)
-    for i, responses in enumerate(ranked["responses"]):
-        for r in responses:
-            if r["reward"] is not None and r["teacher"] in index:
-                rewards[i, index[r["teacher"]]] = r["reward"]
-    return rewards
+    """The measured rewards, (prompts, teachers), NaN where there is none; of several responses their mean."""
+    responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
+    measured = responses.teachers(responses.numbers("reward"))
+    of_teacher = dict(zip(responses.names.to_pylist(), measured.T, strict=True))
+    none = np.full(len(ranked), np.nan)
+    return np.stack([of_teacher.get(name, none) for name in names], axis=-1)
 
 
 def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], prefer: torch.Tensor) -> float:

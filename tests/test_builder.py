@@ -91,7 +91,9 @@ def test_the_router_says_how_it_was_made(done):
     router, stats = Router.from_pretrained(str(done.output / "router")), done.stats
     assert router.teachers == list(done.recipe.teachers)
     assert router.config.persyn["student"]["model"] == done.recipe.student.model
-    assert router.config.persyn["reward"] == {"alpha": 0.4, "normalize": "prompt", "seed": 0}
+    assert router.config.persyn["reward"] == {
+        "alpha": 0.4, "normalize": "prompt", "learnability": "log-probability", "seed": 0
+    }  # fmt: skip
     assert router.metrics == stats["router"] and router.metrics["prompts"] == 4
     assert (stats["generations"], stats["generate_then_select"], stats["rows"]) == (56, 72, 24)
     assert sum(t["routed"] for t in stats["per_teacher"].values()) == 24

@@ -1,6 +1,7 @@
 import random
 
-from datasets import Dataset
+import pyarrow as pa
+from datasets import Dataset, Features
 
 from persyn_datasets import Pairify, schema
 
@@ -54,3 +55,26 @@ def test_under_map_when_the_first_rows_give_no_pair():
     pairs = table.map(Pairify(), batched=True, batch_size=5, remove_columns=table.column_names)
     assert {**pairs.features} == schema.PAIRS
     assert min(int(p) for p in pairs["prompt_id"]) >= 20
+
+
+def test_arrow_tables_give_the_same_whatever_their_chunks():
+    rows = ranked_set(prompts=60, teachers=6, seed=2)
+    expected = Pairify()({key: [row[key] for row in rows] for key in rows[0]})
+    table = pa.Table.from_pylist(rows)
+    chunked = pa.concat_tables([table.slice(0, 7), table.slice(7, 0), table.slice(7, 50), table.slice(57)])
+    assert Pairify()(table).to_pydict() == Pairify()(chunked).to_pydict() == expected
+    assert Pairify()(table).schema == Features(schema.PAIRS).arrow_schema
+    parts = [Pairify()(chunked.slice(i, 13)) for i in range(0, 60, 13)]
+    assert pa.concat_tables(parts).to_pydict() == expected  # also the order of the teachers is that of their row
+    assert Pairify()(table.slice(0, 0)).num_rows == 0
+    as_strings = table.drop_columns("messages").append_column("prompt", [[f"q{i}" for i in range(60)]])
+    assert Pairify()(as_strings).to_pydict() == expected
+
+
+def test_teachers_with_several_responses_are_compared_once_by_their_mean():
+    rewards = [("B", 1.0), ("A", 0.5), ("B", 0.0), ("A", None), ("C", 0.5), ("D", 1.0), ("D", 0.75), ("E", None)]
+    responses = [{"teacher": t, "reward": r, "sample": i} for i, (t, r) in enumerate(rewards)]
+    batch = {"prompt_id": ["p"], "messages": [[{"role": "user", "content": "q"}]], "responses": [responses]}
+    pairs = Pairify()(batch)  # A, B and C all have 0.5, D 0.875, E nothing
+    sides = list(zip(pairs["teacher_a"], pairs["teacher_b"], pairs["label"], pairs["margin"], strict=True))
+    assert sides == [("B", "D", 1, 0.375), ("A", "D", 1, 0.375), ("C", "D", 1, 0.375)]

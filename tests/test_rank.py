@@ -1,6 +1,7 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 
@@ -146,3 +147,60 @@ def test_mistakes():
         InputError, match=r"reward\.normalize is 'max'; expected one of prompt, corpus, zscore, rank, none"
     ):
         Rank(normalize="max")
+    with pytest.raises(InputError, match=r"reward\.learnability is 'loss'; expected one of log-probability, rsr"):
+        Rank(learnability="loss")
+
+
+def tabled(batch):
+    """As `with_format("arrow")` and Ray Data hand a batch over."""
+    return pa.table({key: pa.array(column) for key, column in batch.items()})
+
+
+def test_arrow_tables_give_the_same_whatever_their_chunks():
+    """Slices with an offset, empty chunks, rows of unequal width, an empty batch."""
+    rng = np.random.default_rng(0)
+    rows = [
+        [
+            response(f"t{t}", *(None if rng.random() < 0.2 else float(rng.integers(3)) for _ in range(2)),
+                     error="no luck" if rng.random() < 0.2 else "")
+            for t in rng.permutation(7)[: rng.integers(8)]
+        ]
+        for _ in range(60)
+    ]  # fmt: skip
+    batch = batch_of(*rows) | {"level": list(range(60))}
+    for rank in (Rank(), Rank(normalize="corpus", seed=3), Rank(learnability="rsr")):
+        expected = rank(batch)
+        whole = tabled(batch)
+        chunked = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 0), whole.slice(7, 50), whole.slice(57)])
+        for table in (whole, chunked):
+            ranked = rank(table)
+            assert ranked.column_names == ["prompt_id", "responses", "level", "best_teacher"]
+            assert ranked.drop_columns(["prompt_id", "level"]).to_pydict() == expected
+            assert rank(ranked).equals(ranked)  # ranked again, in place of the first
+        if rank.normalize != "corpus":
+            for start, n in ((0, 5), (11, 30), (59, 1), (20, 0)):
+                part = rank(chunked.slice(start, n)).to_pylist()
+                assert part == rank(whole).to_pylist()[start : start + n]
+    none = {"responses": [[], []], "best_teacher": [None, None]}
+    assert Rank()(batch_of([], [])) == none
+    assert Rank()(tabled(batch_of([], []) | {"responses": [[], None]})).select(list(none)).to_pydict() == none
+
+
+def test_of_several_responses_a_teachers_reward_is_their_mean():
+    row = [  # of A two and a failure, of B two, of C one; none: r = 0.5·q + 0.5·l
+        response("A", 1.0, -1.0), response("A", 0.0, -2.0), response("A", error="no luck"),
+        response("B", 0.0, -1.0), response("B", 1.0, -1.0), response("C", 0.0, -0.5),
+    ]  # fmt: skip
+    ranked = Rank(alpha=0.5, normalize="none")(batch_of(row, row[::-1], row[:1]))
+    assert column(ranked, "reward")[0] == [0.0, -1.0, None, -0.5, 0.0, -0.25]  # A −0.5, B −0.25, C −0.25
+    assert column(ranked, "rank") == [[3, 3, None, 1, 1, 1], [1, 1, 1, None, 3, 3], [1]]
+    assert ranked["best_teacher"] == ["C", "C", "A"]  # of B and C, C is more learnable
+
+
+def test_the_rank_surprisal_ratio_as_learnability():
+    """Lower is better: r_l = −RSR."""
+    row = [response(t, 1.0, -1.0) | {"rsr": rsr} for t, rsr in (("A", 5.0), ("B", 2.0), ("C", 3.0), ("D", None))]
+    ranked = Rank(learnability="rsr")(batch_of(row))
+    assert column(ranked, "reward") == [[0, pytest.approx(0.4), pytest.approx(0.4 * 2 / 3), None]]
+    assert ranked["best_teacher"] == ["B"]
+    assert column(Rank(alpha=1, normalize="none", learnability="rsr")(batch_of(row)), "reward") == [[-5, -2, -3, None]]

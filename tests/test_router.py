@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 
 from persyn_datasets import InputError, Route, Router, Sampling, Teacher, schema, train_router
+from persyn_datasets.router import rewards_of
 
 NAMES = ["zebra", "ant", "mole"]  # not in alphabetical order
 TEACHERS = [Teacher(f"org/{n}", name=n, sampling=Sampling(max_tokens=9, stop=("#",))) for n in NAMES]
@@ -230,6 +231,8 @@ def test_evaluate_takes_the_rewards_of_rank(router):
         return Dataset.from_list(rows)
 
     held_out = ranked([{n: float(n == b) for n in NAMES} | {"stranger": 9.0} for b in best])
+    again = held_out.map(lambda row: {"responses": row["responses"] + [r | {"reward": 0.0} for r in row["responses"]]})
+    assert np.array_equal(rewards_of(again, NAMES), rewards_of(held_out, NAMES) / 2)  # of several responses the mean
     metrics = router.evaluate(held_out, ranked([{"ant": 1.0, "zebra": 0.5, "mole": None}] * 3))
     assert metrics["best_single_teacher"] == "ant"
     assert metrics["hit@1"]["router"] == 1 and metrics["reward"]["best single"] == pytest.approx(1 / 3)
