@@ -97,7 +97,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         content = [
             load_table(t.model)._fingerprint if t.engine == "recorded" else t.identity() for t in self.recipe.teachers
         ]
-        build = digest([self.recipe.to_dict(), prompts._fingerprint, content, __version__])
+        made_of = {k: v for k, v in self.recipe.to_dict().items() if k not in ("training", "evaluation")}
+        build = digest([made_of, prompts._fingerprint, content, __version__])
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
         if self.stats and self.stats["build"] == build and mode == DownloadMode.REUSE_DATASET_IF_EXISTS:
             return

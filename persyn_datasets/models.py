@@ -1,7 +1,9 @@
 """Language models from the Hub or a folder, and prompts as their token ids."""
 
+import gc
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ PLAIN_TEMPLATE = (
     "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}\n\n"
     "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+# What a base student learns, and is published with: the same, and to end its turn.
+_TRAINED_TEMPLATE = PLAIN_TEMPLATE.replace(
+    "Response:\n{{ m['content'] }}", "Response:\n{{ m['content'] }}{{ eos_token }}"
 )
 
 _MARK = "\ufdd0"  # no character, by Unicode: no text has it
@@ -77,6 +84,26 @@ def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: b
         )
         _causal_lm[key] = loaded.to(device()).eval()
     return _causal_lm[key]
+
+
+def forget() -> None:
+    """Free the memory of the model that is loaded."""
+    _causal_lm.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer of its own that has a chat template: the model's, or the plain one with which a base student trains.
+
+    It gives a prompt the same ids as `prompt_ids`.
+    """
+    tokenizer = deepcopy(tokenizer)
+    if not tokenizer.chat_template:
+        bos = tokenizer.bos_token_id
+        begins = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + _TRAINED_TEMPLATE
+    return tokenizer
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -14,11 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.account import check_prices
 from persyn_datasets.errors import InputError
+from persyn_datasets.evaluation import Evaluation, HeldOut
 from persyn_datasets.prompts import load_prompts
 from persyn_datasets.rank import Learnability, Normalize, Rank
 from persyn_datasets.respond import check_names
 from persyn_datasets.strategies import ALPHA, STRATEGIES, Baselines
-from persyn_datasets.student import Student
+from persyn_datasets.student import Lora, Student, Training
 from persyn_datasets.teacher import WHERE_AND_HOW_FAST, Price, Sampling, Teacher
 
 _FORBID = {"extra": "forbid"}
@@ -117,6 +118,8 @@ class Recipe:
     router: RouterTraining = field(default_factory=RouterTraining)
     strategy: str = "persyn"
     baselines: Baselines = field(default_factory=Baselines)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     max_failed: float = 0.05
     max_cost: float | None = None
 
@@ -248,7 +251,7 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     # Many of vLLM's arguments name classes, files or servers.
     argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {"distributed_executor_backend"} | {"dtype"}
     if values and (
-        last in ("trust_remote_code", "base_url", "api_key_env")
+        last in ("trust_remote_code", "base_url", "api_key_env", "include_path")
         or ".base_url." in key
         or dotted_path
         or file
@@ -282,6 +285,7 @@ def _explain(error: Any) -> str:
             "student": Student, "prompts": Prompts, "teachers": Teacher, "sampling": Sampling, "price": Price,
             "calibration": Calibration, "reward": Reward, "router": RouterTraining,
             "baselines": Baselines,
+            "training": Training, "lora": Lora, "evaluation": Evaluation, "held_out": HeldOut,
         }  # fmt: skip
         section = next((sections[p] for p in reversed(above) if p in sections), Recipe)
         known = [f.name for f in fields(section)]

@@ -57,15 +57,13 @@ class Score:
         for row in responses:
             for r in row:
                 r["quality"] = r["learnability"] = r["rsr"] = None
-        for (_, r), quality, of_student in zip(
-            places, self._quality(rows, columns), self._of_student(rows), strict=True
-        ):
+        for (_, r), quality, told in zip(places, self._quality(rows, columns), self.of_student(rows), strict=True):
             unfinished = self.quality == q.MATH_VERIFY and r["finish_reason"] == "length"
             r["quality"] = 0.0 if unfinished else quality
-            r["learnability"], r["rsr"] = of_student["learnability"], of_student["rsr"]
+            r["learnability"], r["rsr"] = told["learnability"], told["rsr"]
         return {"responses": responses}
 
-    def _of_student(self, rows: list[tuple[list[Message], str]]) -> list[Signals]:
+    def of_student(self, rows: list[tuple[list[Message], str]]) -> list[Signals]:
         """What the student says of each row, from the journal or by the student."""
         assert isinstance(self.student, Student)
         identity = {k: v for k, v in asdict(self.student).items() if k != "family"}
