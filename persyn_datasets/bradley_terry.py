@@ -1,6 +1,6 @@
 """Bradley–Terry over pairs of teachers: P(B preferred to A) = σ(Zᵀ π(x)), Z = −1 at A and +1 at B (paper §3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,18 @@ def bradley_terry_loss(o: torch.Tensor, prefer: torch.Tensor) -> torch.Tensor:
         o: π(x), (prompts, teachers).
         prefer: (prompts, teachers, teachers), 1 at [x, i, j] where i was preferred to j on prompt x, else 0.
     """
-    z_o = o[:, :, None] - o[:, None, :]
-    return -(prefer * F.logsigmoid(z_o)).sum()
+    return _loss(o, *_comparisons(prefer.to(o)))
+
+
+def _comparisons(prefer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Z of all pairs A < B, (pairs, teachers); (prompts, pairs), +1 where B was preferred, −1 where A was, else 0."""
+    a, b = torch.triu_indices(prefer.shape[-1], prefer.shape[-1], offset=1)
+    one = torch.eye(prefer.shape[-1]).to(prefer)
+    return one[b] - one[a], prefer[:, b, a] - prefer[:, a, b]
+
+
+def _loss(o: torch.Tensor, z: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
+    return -(F.logsigmoid(preferred * (o @ z.T)) * preferred.abs()).sum()
 
 
 def preferences(pairs: Dataset, names: Sequence[str]) -> tuple[list[list[Message]], torch.Tensor]:
@@ -55,7 +65,7 @@ def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> t
     Returns:
         W (teachers, features), b (teachers,) and the ridge.
     """
-    x, n = x.double(), prefer.shape[-1]
+    x = x.double()
     if with_bias:
         v, constant = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(len(x), 1, dtype=x.dtype)
     else:
@@ -67,36 +77,44 @@ def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> t
     scale = (x - constant * mean).std(0, correction=0).clamp(min=1e-6)
     z = torch.cat([constant, (x - constant * mean) / scale], dim=1)
 
-    fold = torch.randperm(len(z), generator=torch.Generator().manual_seed(0)) % min(FOLDS, len(z))
-    losses = torch.zeros(len(RIDGES))
-    for k in fold.unique():
-        for r, w in enumerate(_ridge_path(z[fold != k], prefer[fold != k])):
-            losses[r] += bradley_terry_loss(z[fold == k] @ w, prefer[fold == k])
-    best = int(losses.argmin())
-    w = _ridge_path(z, prefer)[best]
+    ridge = _cross_validate(z.float(), prefer)
+    *_, w = _ridge_path(z, prefer, RIDGES[: RIDGES.index(ridge) + 1])
     weight = (w[1:] / scale[:, None]).T
     bias = w[0] - weight @ mean
     if not with_bias:
-        weight, bias = weight + bias[:, None] * v, torch.zeros(n)
-    return weight.float(), bias.float(), RIDGES[best]
+        weight, bias = weight + bias[:, None] * v, torch.zeros(len(bias))
+    return weight.float(), bias.float(), ridge
 
 
-def _ridge_path(z: torch.Tensor, prefer: torch.Tensor) -> list[torch.Tensor]:
-    """Weights (1 + features, teachers) for each of `RIDGES`, each fit starting from the one before."""
-    w = torch.zeros(z.shape[1], prefer.shape[-1], dtype=z.dtype, requires_grad=True)
-    pairs, path = prefer.sum().clamp(min=1), []
-    for ridge in RIDGES:
+def _cross_validate(x: torch.Tensor, prefer: torch.Tensor) -> float:
+    """The one of `RIDGES` with the least loss on prompts left out. Ends where less ridge clearly overfits."""
+    fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) % min(FOLDS, len(x))
+    paths = [_ridge_path(x[fold != k], prefer[fold != k]) for k in fold.unique()]
+    losses: list[float] = []
+    for heads in zip(*paths, strict=True):  # of one ridge, one for each fold
+        left_out = [bradley_terry_loss(x[fold == k] @ w, prefer[fold == k]) for k, w in enumerate(heads)]
+        losses.append(float(sum(left_out)))
+        if losses[-1] > 1.01 * min(losses):
+            break
+    return RIDGES[losses.index(min(losses))]
+
+
+def _ridge_path(x: torch.Tensor, prefer: torch.Tensor, ridges: Sequence[float] = RIDGES) -> Iterator[torch.Tensor]:
+    """Weights (1 + features, teachers) for each of `ridges`, each fit starting from the one before."""
+    w = torch.zeros(x.shape[1], prefer.shape[-1], dtype=x.dtype, requires_grad=True)
+    z, preferred = _comparisons(prefer.to(x))
+    pairs = prefer.sum().clamp(min=1)
+    for ridge in ridges:
         optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
 
         def objective() -> torch.Tensor:
             optimizer.zero_grad()  # noqa: B023
-            loss = bradley_terry_loss(z @ w, prefer) / pairs + ridge * w[1:].square().sum()  # noqa: B023
+            loss = _loss(x @ w, z, preferred) / pairs + ridge * w[1:].square().sum()  # noqa: B023
             loss.backward()
             return loss
 
         optimizer.step(objective)
-        path.append(w.detach().clone())
-    return path
+        yield w.detach().clone()
 
 
 class WithFeatures(nn.Module):

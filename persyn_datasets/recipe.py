@@ -88,6 +88,7 @@ class RouterTraining:
     epochs: float = 2
     learning_rate: float = 1e-5
     batch_size: int = 16
+    gradient_accumulation_steps: int = 1
     max_length: int = 1024
     seed: int = 0
     holdout: float = 0.1

@@ -38,7 +38,7 @@ from persyn_datasets.recipe import apply_overrides, teachers_from
 from persyn_datasets.responses import Responses
 from persyn_datasets.teacher import Message, Teacher
 
-TOKENS_PER_BATCH = 16_384
+TOKENS_PER_BATCH = 16_384 if torch.cuda.is_available() else 1024  # a CPU wants its cache
 
 
 def router_text(messages: Sequence[Message]) -> str:
@@ -119,7 +119,8 @@ class Router:
 
     def scores(self, prompts: Sequence[list[Message]]) -> np.ndarray:
         """o = π(x) for each prompt: float32 (prompts, teachers)."""
-        return self.read(prompts)[0]
+        model, tokenizer = _load(self.path, self.revision, self.content)
+        return _forward(model, tokenizer, [router_text(m) for m in prompts]).numpy()
 
     def read(self, prompts: Sequence[list[Message]]) -> tuple[np.ndarray, np.ndarray]:
         """o = π(x), and what the last layer sees of each prompt: float32 (prompts, teachers) and (prompts, width)."""
@@ -211,6 +212,7 @@ def train_router(
     epochs: float = 2,
     learning_rate: float = 1e-5,
     batch_size: int = 16,
+    gradient_accumulation_steps: int = 1,
     max_length: int = 1024,
     seed: int = 0,
     output_dir: str | None = None,
@@ -222,10 +224,10 @@ def train_router(
         backbone: Hub id or folder of a model that `AutoModelForSequenceClassification` opens.
         teachers: their specifications, kept in the router's config; they fix the order of its outputs. A teacher
             that no pair compares (all its responses failed) gets no output.
-        freeze_backbone: fit only the head, to the optimum and in seconds (`epochs`, `learning_rate` and
-            `batch_size` are not used): for small calibration sets and for CPUs. Its ridge penalty is chosen by
-            cross-validation over the prompts.
-        batch_size: prompts per step.
+        freeze_backbone: fit only the head, to the optimum and in seconds (the next four are not used): for small
+            calibration sets and for CPUs. Its ridge penalty is chosen by cross-validation over the prompts.
+        batch_size: prompts per forward pass.
+        gradient_accumulation_steps: forward passes per step of the optimizer.
         max_length: tokens of a prompt that the router reads.
         output_dir: where the router is kept. Default: a folder of the Hugging Face cache, named by the content of
             the pairs and all settings; a router that is there already is not trained again.
@@ -241,6 +243,7 @@ def train_router(
     training: dict[str, Any] = {"backbone": backbone, "revision": revision, "freeze_backbone": freeze_backbone}
     if not freeze_backbone:
         training |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+        training |= {"gradient_accumulation_steps": gradient_accumulation_steps}
     training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
     # Kept in the config too: `folder_hash` reads samples of the weights, and may miss that only the head differs.
@@ -266,7 +269,22 @@ def train_router(
     if freeze_backbone:
         training["ridge"] = _fit_head(model, tokenizer, texts, prefer)
     else:
-        _fine_tune(model, tokenizer, texts, prefer, folder, epochs, learning_rate, batch_size, seed)
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            optim="adafactor",  # AdamW's two moments alone are 12 GB at 1.5B: with them it would not fit in 24 GB
+            bf16=dtype() == torch.bfloat16,
+            activation_checkpointing=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            save_strategy="no",
+            report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            seed=seed,
+        )
+        _fine_tune(model, tokenizer, texts, prefer, arguments)
     training |= {"prompts": len(prompts), "digest": address}
     model.config.persyn = {"teachers": specifications, "training": training}
     model.save_pretrained(folder)
@@ -310,15 +328,7 @@ class _BradleyTerryTrainer(Trainer):
 
 
 def _fine_tune(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    prefer: torch.Tensor,
-    folder: str,
-    epochs: float,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
+    model: Any, tokenizer: Any, texts: Sequence[str], prefer: torch.Tensor, arguments: TrainingArguments
 ) -> None:
     ids = tokenizer(list(texts), truncation=True)["input_ids"]
 
@@ -326,19 +336,6 @@ def _fine_tune(
         encoded = {"input_ids": [ids[i] for i in rows]}
         return {**tokenizer.pad(encoded, padding_side="right", return_tensors="pt"), "prefer": prefer[rows]}
 
-    arguments = TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size,
-        bf16=dtype() == torch.bfloat16,
-        activation_checkpointing=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=seed,
-    )
     rows: Any = list(range(len(ids)))
     trainer = _BradleyTerryTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.pairs_per_prompt = float(prefer.sum() / len(prefer))

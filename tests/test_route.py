@@ -43,6 +43,23 @@ def test_batches_and_streams_give_the_same(router, rows):
         assert np.allclose([r["router_scores"] for r in other], whole["router_scores"], atol=1e-5)
 
 
+def test_teachers_are_masked_without_a_second_pass(router, rows, monkeypatch):
+    first = rows.map(Route(router), batched=True)
+    two = router.names[:2]
+    expected = Route(router, two)(first[:])
+    monkeypatch.setattr(Router, "scores", None)  # a pass would fail
+    again = Route(router, two, from_scores=True)(first[:])
+    assert again["teacher"] == expected["teacher"] and set(again["teacher"]) == set(two)
+    assert np.allclose(again["router_scores"], expected["router_scores"], atol=1e-6)
+    third = [router.names[2]]
+    with pytest.raises(InputError, match=f"0 for all of {third[0]}; route it anew"):
+        Route(router, third, from_scores=True)(first[:] | again)
+    with pytest.raises(InputError, match="found no such column; expected 3"):
+        Route(router, from_scores=True)(rows[:])
+    with pytest.raises(InputError, match="found a row of another length"):
+        Route(router, from_scores=True)(first[:] | {"router_scores": [[0.5, 0.5]] * 7})
+
+
 def test_bad_input(router, tmp_path):
     with pytest.raises(InputError, match="No router at"):
         Route(str(tmp_path / "nowhere"))

@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 
 from persyn_datasets import InputError, Route, Router, Sampling, Teacher, schema, train_router
+from persyn_datasets import router as router_module
 from persyn_datasets.router import rewards_of
 
 NAMES = ["zebra", "ant", "mole"]  # not in alphabetical order
@@ -79,6 +80,35 @@ def test_full_fine_tuning_routes_new_prompts(kind, request, tmp_path):
     after = transformers.AutoModel.from_pretrained(trained.path).state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before if "layer" in k)
     assert accuracy(train_router(PAIRS, backbone, **options), *about(30, start=500)) > 0.9  # and without specifications
+
+
+def test_smaller_passes_and_checkpoints_train_the_same(chat_model, tmp_path, monkeypatch):
+    """Accumulated gradients are those of the larger batch; recomputed activations change nothing."""
+    few, options = pairs_of(*about(24)), {"epochs": 2, "learning_rate": 1e-3, "seed": 0}
+
+    def weights(name, **more):
+        trained = train_router(few, chat_model, output_dir=str(tmp_path / name), **(options | more))
+        return transformers.AutoModelForSequenceClassification.from_pretrained(trained.path).state_dict()
+
+    whole = weights("whole", batch_size=12)
+    parts = weights("parts", batch_size=3, gradient_accumulation_steps=4)
+    arguments, recomputed = router_module.TrainingArguments, []
+    checkpoint = transformers.modeling_layers.GradientCheckpointingLayer.__call__
+
+    def spy(layer, *args, **kwargs):
+        recomputed.append(layer.gradient_checkpointing and layer.training)
+        return checkpoint(layer, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.modeling_layers.GradientCheckpointingLayer, "__call__", spy)
+    monkeypatch.setattr(
+        router_module, "TrainingArguments", lambda **kw: arguments(**(kw | {"activation_checkpointing": True}))
+    )
+    checkpointed = weights("checkpointed", batch_size=12)
+    assert recomputed and all(recomputed)
+    assert all(torch.equal(checkpointed[key], weight) for key, weight in whole.items())
+    assert all(torch.allclose(parts[key], weight, atol=1e-5) for key, weight in whole.items())
+    more_steps = weights("more", batch_size=6)
+    assert not all(torch.allclose(more_steps[key], weight, atol=1e-5) for key, weight in whole.items())
 
 
 def test_the_head_is_all_that_a_frozen_backbone_learns(router, bert):
