@@ -50,8 +50,8 @@ class Account:
         self.closed = threading.Event()  # set: engines stop asking, and drop what is in flight
         self._stage = ""
         self._tallies: dict[tuple[str, str], Tally] = {}
-        self._reserved: dict[tuple[str, str], float] = {}
-        self._counted: set[tuple[str, str]] = set()
+        self._reserved: dict[tuple[str, str, int], float] = {}
+        self._counted: set[tuple[str, str, int]] = set()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,5 +187,5 @@ def account_table(lines: list[dict[str, Any]]) -> str:
     return table(head, rows)
 
 
-def _key(request: Request) -> tuple[str, str]:
-    return request.teacher.name, request.prompt_id
+def _key(request: Request) -> tuple[str, str, int]:
+    return request.teacher.name, request.prompt_id, request.sample

@@ -166,7 +166,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe = self.recipe
         ranked = plan.calibration(recipe, self._prompts)
-        ranked = run(ranked, Generate(recipe.teachers, recipe.max_failed, account), schema.GENERATED, batch_size=None)
+        generate = Generate(recipe.teachers, recipe.max_failed, account, recipe.calibration.samples)
+        ranked = run(ranked, generate, schema.GENERATED, batch_size=None)
         ranked = run(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
         rank = Rank(**asdict(recipe.reward))
         return run(ranked.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(None)

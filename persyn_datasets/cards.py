@@ -102,6 +102,7 @@ def _fill(
         against_random=report.against_random(stats["router"]) if stats["router"] else None,
         reward=report.reward_words(recipe),
         teachers_table=report.teachers_table(recipe, stats),
+        ceiling=report.ceiling_words(stats["router"] or {}),
         router_table=report.router_table(stats["router"]) if stats["router"] else None,
         saved=report.saved(stats),
         captions=CAPTIONS,

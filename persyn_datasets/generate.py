@@ -6,14 +6,15 @@ from typing import Any
 
 from persyn_datasets.account import Account
 from persyn_datasets.engines import Request
+from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import messages_of, prompt_id
 from persyn_datasets.respond import check_names, respond
-from persyn_datasets.teacher import Teacher
+from persyn_datasets.teacher import Sampling, Teacher
 
 
 @dataclass(frozen=True)
 class Generate:
-    """A `datasets` map that adds `responses`: one response of each teacher to each prompt, in their order.
+    """A `datasets` map that adds `responses`: those of each teacher to each prompt, in the teachers' order.
 
         prompts.map(Generate(teachers), batched=True, batch_size=None)
 
@@ -26,15 +27,18 @@ class Generate:
         teachers: each with a `name` of its own.
         max_failed: the share of failed responses in one call above which it raises `BuildError`; 1 keeps them all.
         account: counts what is spent, and keeps to its `max_cost`; give one to several stages.
+        samples: responses of each teacher to a prompt; `sample` counts them from 0, and j is asked for with seed + j.
     """
 
     teachers: Sequence[Teacher]
     max_failed: float = 1.0
     account: Account = field(default_factory=Account, repr=False, compare=False)
+    samples: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", tuple(self.teachers))
         check_names(self.teachers)
+        check_samples(self.teachers, self.samples)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         if rank is not None:
@@ -44,14 +48,28 @@ class Generate:
         messages = messages_of(batch)
         ids = [prompt_id(m) for m in messages]
         requests = [
-            Request(teacher, key, teacher.conversation(m))
+            Request(teacher, key, teacher.conversation(m), sample)
             for key, m in zip(ids, messages, strict=True)
             for teacher in self.teachers
+            for sample in range(self.samples)
         ]
-        responses = respond(requests, "Generate", self.account, self.max_failed)
-        n = len(self.teachers)
+        answers = respond(requests, "Generate", self.account, self.max_failed)
+        responses = [{**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)]
+        n = len(self.teachers) * self.samples
         return {
             "prompt_id": ids,
             "messages": messages,
             "responses": [responses[i * n : (i + 1) * n] for i in range(len(ids))],
         }
+
+
+def check_samples(teachers: Sequence[Teacher], samples: int) -> None:
+    """Raises `InputError` if a teacher would say the same again and again."""
+    if samples < 1:
+        raise InputError(f"samples is {samples}; expected at least 1.")
+    for teacher in teachers if samples > 1 else ():
+        if teacher.engine != "recorded" and (teacher.sampling or Sampling()).temperature == 0:
+            raise InputError(
+                f"samples is {samples}, but the teacher {teacher.name!r} is greedy (temperature 0): all its answers to "
+                "a prompt would be the same. Give it a temperature, or ask for 1 sample."
+            )

@@ -45,13 +45,6 @@ def router_metrics(
         return np.take_along_axis(rewards, order_by.argmax(-1)[:, None], -1)[:, 0]
 
     routed, of_single = reward(scores), reward(single)
-    draws = np.random.default_rng(seed).integers(0, prompts, (BOOTSTRAP_SAMPLES, prompts))
-
-    def advantage(of_other: np.ndarray) -> dict[str, float]:
-        difference = routed - of_other
-        low, high = np.percentile(difference[draws].mean(-1), [2.5, 97.5])
-        return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
-
     strategies = {"router": routed, "best single": of_single, "random": rewards.mean(-1), "oracle": oracle}
     return {
         "prompts": prompts,
@@ -65,9 +58,16 @@ def router_metrics(
             "random": chance(min(3, n)),
             "oracle": 1.0,
         },
-        "advantage": advantage(of_single),
-        "advantage_over_random": advantage(rewards.mean(-1)),
+        "advantage": mean_with_interval(routed - of_single, seed),
+        "advantage_over_random": mean_with_interval(routed - rewards.mean(-1), seed),
     }
+
+
+def mean_with_interval(of_prompts: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """The mean over prompts, with its 95% bootstrap interval."""
+    draws = np.random.default_rng(seed).integers(0, len(of_prompts), (BOOTSTRAP_SAMPLES, len(of_prompts)))
+    low, high = np.percentile(of_prompts[draws].mean(-1), [2.5, 97.5])
+    return {"mean": float(of_prompts.mean()), "low": float(low), "high": float(high)}
 
 
 def _fill_failed(rewards: np.ndarray) -> np.ndarray:

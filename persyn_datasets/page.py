@@ -47,6 +47,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             reward=report.reward_words(recipe).replace("`", ""),
             saved=report.saved(stats),
             teachers_table=html_table(report.teachers_table(recipe, stats)),
+            ceiling=report.ceiling_words(stats["router"] or {}),
             router_table=html_table(report.router_table(stats["router"])) if stats["router"] else None,
             account=html_table(account_table(stats["account"])),
             license=worked_out(stats["licenses"]),

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from persyn_datasets import quality, strategies
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import InputError
+from persyn_datasets.generate import check_samples
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.tables import table
 
@@ -29,6 +30,7 @@ def check(recipe: Recipe) -> Dataset:
 
 
 def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
+    check_samples(recipe.teachers, recipe.calibration.samples)
     size = strategies.calibration_size(recipe, len(prompts))
     if not 2 <= size <= len(prompts):
         raise InputError(
@@ -81,15 +83,17 @@ def _check_quality(recipe: Recipe, rows: Dataset) -> None:
 
 
 def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
-    """Generations: c·|M| + (N − c), against N·|M| of generate-then-select (paper §2)."""
+    """Generations: k·c·|M| + (N − c), against N·|M| of generate-then-select (paper §2, where k = 1)."""
     n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
-    return {"prompts": n, "teachers": m, "calibration": c, "generations": c * m + n - c, "generate_then_select": n * m}
+    k = recipe.calibration.samples
+    generations = {"generations": k * c * m + n - c, "generate_then_select": n * m}
+    return {"prompts": n, "teachers": m, "calibration": c, "samples": k, **generations}
 
 
 def describe(recipe: Recipe, prompts: Dataset) -> str:
     """The plan in words and a table. Tokens are bounds: 4 characters a prompt token, `max_tokens` a response."""
     p = plan(recipe, len(prompts))
-    c, rest = p["calibration"], p["prompts"] - p["calibration"]
+    c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"]
     characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
     rows = []
     dearest = 0.0

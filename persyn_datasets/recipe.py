@@ -56,11 +56,15 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How many prompts all teachers answer (the paper's c = 2,500), drawn by `seed`."""
+    """How many prompts all teachers answer (the paper's c = 2,500), drawn by `seed`, and how often each does.
+
+    With 2 `samples` and more a build also says how much of the oracle's lead is luck (see `ceiling`).
+    """
 
     __pydantic_config__ = _FORBID
     size: int = 2500
     seed: int = 0
+    samples: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from persyn_datasets.account import account_table
+from persyn_datasets.ceiling import in_words
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import table
@@ -143,6 +144,11 @@ def outcome(recipe: Recipe, stats: dict[str, Any]) -> str:
     return f"Strategy {recipe.strategy}: every prompt is answered by {STRATEGIES[recipe.strategy]}; there is no router."
 
 
+def ceiling_words(metrics: dict[str, Any]) -> str:
+    """How much of the oracle's lead is luck; empty if each teacher was asked once only."""
+    return in_words(metrics["ceiling"], metrics["best_single_teacher"]) if "ceiling" in metrics else ""
+
+
 def against_random(metrics: dict[str, Any]) -> str:
     return f"Against a random teacher: {_interval(metrics['advantage_over_random'])}."
 
@@ -199,16 +205,15 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
         f"# {recipe.title}",
         f"{stats['rows'] - stats['failed']:,} prompts for the student {recipe.student.model}, each answered by "
         f"{STRATEGIES[recipe.strategy]}.",
-        teachers_table(recipe, stats),
-        saved(stats),
-        account_table(stats["account"]),
-        outcome(recipe, stats),
     ]
+    if stats["failed"]:
+        lines.append(f"{stats['failed']:,} prompts failed: see the split `failed`, column `error`.")
     if stats["calibration"]:
-        lines.insert(2, reward_words(recipe))
+        lines.append(reward_words(recipe))
+    lines.append(teachers_table(recipe, stats))
     if r := stats["router"]:
         best = f"(best single teacher: {r['best_single_teacher']})"
-        lines[-3:-3] = [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
-    if stats["failed"]:
-        lines.insert(2, f"{stats['failed']:,} prompts failed: see the split `failed`, column `error`.")
+        lines += [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
+        lines += [words] if (words := ceiling_words(r)) else []
+    lines += [saved(stats), account_table(stats["account"]), outcome(recipe, stats)]
     return "\n\n".join(lines)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import groupby
 from threading import Lock
 
@@ -37,18 +38,19 @@ def respond(requests: Sequence[Request], stage: str, account: Account, max_faile
         BuildError: every request to a teacher fails, more than the share `max_failed` of all failed, or
             `account.max_cost` is reached. What was answered is in the journal by then.
     """
-    asked = {(r.teacher.name, r.prompt_id): r for r in requests}
+    asked = {_key(r): r for r in requests}
     account.open(stage)
     with ExitStack() as stack:
-        journals = {
-            teacher.name: stack.enter_context(Journal("responses", teacher.model, teacher.identity()))
-            for teacher in {r.teacher.name: r.teacher for r in asked.values()}.values()
-            if teacher.engine != "recorded"  # is a record already
-        }
-        responses: dict[tuple[str, str], Response] = {}
-        for name, journal in journals.items():
-            known = journal.get(key for teacher, key in asked if teacher == name)
-            responses.update({(name, key): response for key, response in known.items()})
+        journals: dict[tuple[str, int], Journal] = {}
+        for (name, sample), r in {(r.teacher.name, r.sample): r for r in asked.values()}.items():
+            if r.teacher.engine != "recorded":  # is a record already
+                asked_so = replace(r.teacher, sampling=r.sampling)
+                journal = Journal("responses", asked_so.model, asked_so.identity())
+                journals[name, sample] = stack.enter_context(journal)
+        responses: dict[tuple[str, str, int], Response] = {}
+        for (name, sample), journal in journals.items():
+            known = journal.get(key for teacher, key, j in asked if (teacher, j) == (name, sample))
+            responses.update({(name, key, sample): response for key, response in known.items()})
         for key, response in responses.items():
             account.settle(asked[key], response, reused=True)
         todo = [request for key, request in asked.items() if key not in responses]
@@ -60,11 +62,11 @@ def respond(requests: Sequence[Request], stage: str, account: Account, max_faile
             nonlocal tokens
             name, failed = request.teacher.name, response["finish_reason"] == "error"
             with lock:
-                responses[name, request.prompt_id] = response
+                responses[_key(request)] = response
                 account.settle(request, response)
                 # An empty answer was answered too: it stays, with its error, and is not bought again.
-                if not failed and name in journals:
-                    journals[name].put(request.prompt_id, response)
+                if not failed and (name, request.sample) in journals:
+                    journals[name, request.sample].put(request.prompt_id, response)
                 tokens += response["completion_tokens"] or 0
                 bar.set_description(f"{stage} · {name}", refresh=False)
                 spent = f" · ${account.spent:,.2f}" if account.spent else ""
@@ -99,7 +101,11 @@ def respond(requests: Sequence[Request], stage: str, account: Account, max_faile
             f"{stage}: {count:,} of {len(asked):,} requests failed, and max_failed is {max_failed:.0%}: {most}. "
             "All answers are kept: mend it, or raise max_failed, and the same command goes on."
         )
-    return [responses[r.teacher.name, r.prompt_id] | {"teacher": r.teacher.name} for r in requests]
+    return [responses[_key(r)] | {"teacher": r.teacher.name} for r in requests]
+
+
+def _key(request: Request) -> tuple[str, str, int]:
+    return request.teacher.name, request.prompt_id, request.sample
 
 
 def _ask(requests: list[Request], account: Account, keep: Callable[[Request, Response], None]) -> None:

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from persyn_datasets.bradley_terry import WithFeatures, bradley_terry_loss, fit_head, head_of, preferences
+from persyn_datasets.ceiling import ceiling, sampled_rewards
 from persyn_datasets.errors import InputError
 from persyn_datasets.journal import digest, folder_hash
 from persyn_datasets.likeness import profile, unlike
@@ -148,12 +149,17 @@ class Router:
     def evaluate(self, held_out: Dataset, trained_on: Dataset, teachers: Sequence[str] | None = None) -> dict[str, Any]:
         """`metrics.router_metrics` on rows of `Rank`; `trained_on` names the best single teacher.
 
+        With several responses of each teacher to a prompt there is a `ceiling`, too: see `ceiling.ceiling`.
         The router may pick these `teachers` only (default: all); the others still count for the oracle.
         """
         rewards, before = (rewards_of(ranked, self.names) for ranked in (held_out, trained_on))
         available = [teachers is None or name in teachers for name in self.names]
         scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
-        return router_metrics(scores, rewards, before, self.names)
+        metrics = router_metrics(scores, rewards, before, self.names)
+        sampled = sampled_rewards(held_out, self.names)
+        if sampled.shape[-1] > 1:
+            metrics["ceiling"] = ceiling(scores, sampled, self.names.index(metrics["best_single_teacher"]))
+        return metrics
 
     def record(self, **facts: Any) -> "Router":
         """Write facts (JSON values) into the stored config of a local router."""

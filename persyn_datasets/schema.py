@@ -14,6 +14,7 @@ PROMPT = PROMPT_ID | {"messages": MESSAGES}
 _COUNTS = {"prompt_tokens": Value("int64"), "completion_tokens": Value("int64")}
 RESPONSE = {
     "teacher": Value("string"),
+    "sample": Value("int64"),
     "text": Value("string"),
     "finish_reason": Value("string"),
     **_COUNTS,

@@ -26,7 +26,7 @@ def asked(monkeypatch):
 
     def generate(requests, account):
         for i in reversed(range(len(requests))):
-            teacher, _, messages = requests[i]
+            teacher, _, messages, _ = requests[i]
             text = messages[-1]["content"]
             if "interrupt" in text and "interrupt" not in asked:
                 asked.append("interrupt")
@@ -64,6 +64,20 @@ def test_nothing_is_bought_twice(asked):
     Generate(reversed(TEACHERS))({"messages": [row("two")]})
     Generate([replace(t, price=Price(1, 2), size=3.0) for t in TEACHERS])({"prompt": ["one"]})
     assert asked == []
+
+
+def test_samples_are_asked_with_seeds_of_their_own(asked):
+    warm = [replace(t, sampling=Sampling(0.7, seed=3)) for t in TEACHERS]
+    [first] = Generate(warm)({"prompt": ["one"]})["responses"]
+    [responses] = Generate(warm, samples=3)({"prompt": ["one"]})["responses"]
+    assert [(r["teacher"], r["sample"]) for r in responses] == [(t, j) for t in ("zeta", "alpha") for j in range(3)]
+    assert [responses[0], responses[3]] == first and len(asked) == 6  # the first is sample 0
+    Generate([replace(t, sampling=Sampling(0.7, seed=5)) for t in TEACHERS])({"prompt": ["one"]})
+    assert len(asked) == 6  # sample 2 of seed 3 is sample 0 of seed 5
+    with pytest.raises(InputError, match="the teacher 'zeta' is greedy"):
+        Generate(TEACHERS, samples=2)
+    with pytest.raises(InputError, match="samples is 0"):
+        Generate(warm, samples=0)
 
 
 def test_a_renamed_teacher_keeps_its_answers_under_the_new_name(asked):

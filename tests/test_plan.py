@@ -12,6 +12,16 @@ def test_the_papers_own_numbers(tmp_path):
     assert (counts["generations"], counts["generate_then_select"]) == (95_000, 950_000)
 
 
+def test_samples_multiply_the_calibration(tmp_path, chat_model):
+    values = make_recipe(tmp_path, chat_model, calibration={"size": 10, "samples": 3})
+    assert plan.plan(Recipe.from_dict(values), 24)["generations"] == 3 * 10 * 3 + 24 - 10
+    plan.check(Recipe.from_dict(values))  # recorded answers need no temperature
+    values = make_recipe(tmp_path, chat_model, engine="transformers", calibration={"size": 10, "samples": 3})
+    values["teachers"][1]["sampling"] = {"temperature": 0}
+    with pytest.raises(InputError, match="the teacher 'multiplier' is greedy"):
+        plan.check(Recipe.from_dict(values))
+
+
 def test_check_returns_the_prompts(tmp_path, chat_model):
     recipe = Recipe.from_dict(make_recipe(tmp_path, chat_model))
     rows = plan.check(recipe)

@@ -41,6 +41,14 @@ def test_answers_are_matched_on_prompt_and_teacher(answers):
     assert ask(answers, "b", CHAT)["text"] == "two"
 
 
+def test_sample_j_is_the_jth_answer(answers):
+    teacher, one = Teacher(answers, name="a", engine="recorded"), ROWS[0]["prompt"]
+    requests = [Request(teacher, prompt_id(one), one, sample) for sample in (1, 0, 2)]
+    told = [response for _, response in recorded.generate(requests, Account())]
+    assert [r["text"] for r in told] == ["second", "first", ""]
+    assert "no answer number 3 of 'a'" in told[2]["error"]
+
+
 @pytest.mark.parametrize(("name", "messages"), [("a", CHAT), ("b", ROWS[0]["prompt"]), ("c", CHAT), ("a", CHAT[1:])])
 def test_a_missing_or_empty_answer_is_an_error(answers, name, messages):
     response = ask(answers, name, messages)

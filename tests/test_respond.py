@@ -102,7 +102,7 @@ def test_endpoints_work_while_a_local_teacher_does(monkeypatch):
 
     def generate(requests, account):
         assert last.wait(20)
-        for i, (teacher, _, _) in enumerate(requests):
+        for i, (teacher, *_) in enumerate(requests):
             yield i, Response(teacher=teacher.name, text="local", finish_reason="stop", prompt_tokens=1,
                               completion_tokens=1, error="")  # fmt: skip
 

@@ -145,7 +145,7 @@ def test_teachers_of_several_models_and_samplings_in_one_call(chat_model, base_m
                     Teacher(chat_model, name="c", sampling=Sampling(0, max_tokens=8), system_prompt="the")]  # fmt: skip
     requests = [Request(t, key, t.conversation(m)) for key, m in PROMPTS.items() for t in teachers]
     for i, response in engine.generate(requests, Account()):
-        teacher, key, _ = requests[i]
+        teacher, key, *_ = requests[i]
         assert response == answers(teacher, {key: PROMPTS[key]})[key]
         assert response["teacher"] == teacher.name
 

@@ -10,19 +10,27 @@ check(teacher: Teacher) -> None
     raises `InputError` if the teacher cannot be asked at all; costs nothing.
 """
 
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple, TypedDict
 
-from persyn_datasets.teacher import Message, Teacher
+from persyn_datasets.teacher import Message, Sampling, Teacher
 
 
 class Request(NamedTuple):
-    """One prompt for one teacher; `messages` are the teacher's `conversation`."""
+    """One prompt for one teacher; `messages` are the teacher's `conversation`, `sample` counts its answers to it."""
 
     teacher: Teacher
     prompt_id: str
     messages: list[Message]
+    sample: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """Sample j is drawn with seed + j."""
+        sampling = self.teacher.sampling or Sampling()
+        return replace(sampling, seed=sampling.seed + self.sample)
 
 
 class Response(TypedDict):

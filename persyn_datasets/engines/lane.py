@@ -168,7 +168,7 @@ class Lane:
         return spent.get("tokens", [0])
 
     def _body(self, request: Request) -> dict[str, Any]:
-        sampling = request.teacher.sampling or Sampling()
+        sampling = request.sampling
         body = {
             "model": request.teacher.model,
             "messages": request.messages,

@@ -98,7 +98,7 @@ def _answer(
         steps.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_p < 1:
             steps.append(TopPLogitsWarper(sampling.top_p))
-        steps.append(SampleEachRow([f"{sampling.seed}:{q.prompt_id}" for _, q, _ in rows]))
+        steps.append(SampleEachRow([f"{q.sampling.seed}:{q.prompt_id}" for _, q, _ in rows]))
     generate: Any = model.generate
     output = generate(
         input_ids.to(model.device),

@@ -33,7 +33,7 @@ from persyn_datasets import models, quality, router
 from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, failed, transformers
 from persyn_datasets.errors import InputError
-from persyn_datasets.teacher import Sampling, Teacher
+from persyn_datasets.teacher import Teacher
 
 IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time unless told otherwise
 POLL = 0.2  # seconds
@@ -121,7 +121,7 @@ def _arguments(teacher: Teacher) -> dict[str, Any]:
 
 def _sampling(request: Request) -> dict[str, Any]:
     """For `vllm.SamplingParams`. Each prompt has a random stream of its own."""
-    sampling = request.teacher.sampling or Sampling()
+    sampling = request.sampling
     stream = hashlib.sha256(f"{sampling.seed}:{request.prompt_id}".encode()).digest()
     return {
         "temperature": sampling.temperature,
