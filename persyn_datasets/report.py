@@ -84,7 +84,11 @@ def measure_routing(held_out: Dataset, routed: Dataset, names: Sequence[str]) ->
     top = np.array([row.max() for row in scores.values()])
     favours, rights = [], []
     for key, responses in zip(held_out["prompt_id"], held_out["responses"], strict=True):
-        rewards = {r["teacher"]: r["reward"] for r in responses if r["reward"] is not None and r["teacher"] in names}
+        sampled: dict[str, list[float]] = {}
+        for r in responses:
+            if r["reward"] is not None and r["teacher"] in names:
+                sampled.setdefault(r["teacher"], []).append(r["reward"])
+        rewards = {name: np.mean(of_samples) for name, of_samples in sampled.items()}
         for a, b in combinations(rewards, 2):
             p, q = (scores[key][names.index(name)] for name in (a, b))
             if rewards[a] != rewards[b] and p + q > 0:
