@@ -141,6 +141,8 @@ def test_seed_is_the_same_for_every_prompt() -> None:
     with ChatServer() as server:
         answers(ask(teach(server, sampling=Sampling(seed=3)), "a", "b", "c"))
         assert [body["seed"] for body in server.bodies] == [3, 3, 3]
+        answers([request._replace(sample=2) for request in ask(teach(server, sampling=Sampling(seed=3)), "a")])
+        assert server.bodies[3]["seed"] == 5
 
 
 def test_top_p_of_one_is_left_out_where_it_is_refused() -> None:

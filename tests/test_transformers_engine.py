@@ -47,7 +47,11 @@ def test_a_prompt_gets_the_same_text_alone_and_in_any_batch(chat_model, monkeypa
 def test_the_sample_hangs_on_seed_and_prompt_id(chat_model):
     one = answers(teacher_of(chat_model, temperature=1.0, seed=1))
     assert one == answers(teacher_of(chat_model, temperature=1.0, seed=1))
-    assert one != answers(teacher_of(chat_model, temperature=1.0, seed=2))
+    two = answers(teacher_of(chat_model, temperature=1.0, seed=2))
+    assert one != two
+    teacher = teacher_of(chat_model, temperature=1.0, seed=1)
+    second = [Request(teacher, key, teacher.conversation(m), sample=1) for key, m in PROMPTS.items()]
+    assert {second[i].prompt_id: response for i, response in engine.generate(second, Account())} == two
     twins = answers(teacher_of(chat_model, temperature=1.0), {"x": PROMPTS["id0"], "y": PROMPTS["id0"]})
     assert twins["x"]["text"] != twins["y"]["text"]
 
