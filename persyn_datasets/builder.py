@@ -106,7 +106,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stats.json").unlink(missing_ok=True)
         replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
-        self._stats: dict[str, Any] = {"build": build, "version": __version__}
+        _, told = plan.contamination(self.recipe)
+        self._stats: dict[str, Any] = {"build": build, "version": __version__, "contamination": told}
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from persyn_datasets import quality, strategies
+from persyn_datasets.contamination import clean, in_words
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import InputError
 from persyn_datasets.generate import check_samples
@@ -21,12 +22,18 @@ def check(recipe: Recipe) -> Dataset:
         InputError: at the first thing that would not work, with its place and mend.
     """
     teachers = strategies.teachers_of(recipe)
-    prompts = recipe.prompts.load()
+    prompts, _ = contamination(recipe)
     if strategies.calibration_size(recipe, len(prompts)):
         _check_calibration(recipe, prompts)
     for teacher in teachers:
         engine_of(teacher).check(teacher)
     return prompts
+
+
+def contamination(recipe: Recipe) -> tuple[Dataset, dict[str, Any] | None]:
+    """The recipe's prompts, without those that are to be dropped, and what `clean` tells of them if it is asked for."""
+    prompts, how = recipe.prompts.load(), recipe.prompts.decontaminate
+    return clean(prompts, how) if how else (prompts, None)
 
 
 def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
@@ -112,5 +119,5 @@ def describe(recipe: Recipe, prompts: Dataset) -> str:
         f"then {rest:,} responses, each from {strategies.STRATEGIES[recipe.strategy]}"
         + (f" (at most ${rest * dearest:,.2f})" if dearest else "")
         + f"\n{p['generations']:,} generations in all; generate-then-select needs {p['generate_then_select']:,} "
-        f"({saved:.1f} times as many)"
+        f"({saved:.1f} times as many)" + (f"\n{in_words(told)}" if (told := contamination(recipe)[1]) else "")
     )

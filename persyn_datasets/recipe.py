@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.account import check_prices
+from persyn_datasets.contamination import Decontaminate
 from persyn_datasets.errors import InputError
 from persyn_datasets.evaluation import Evaluation, HeldOut
 from persyn_datasets.prompts import load_prompts
@@ -29,6 +30,7 @@ _FORBID = {"extra": "forbid"}
 class Prompts:
     """Where the prompts come from; see `load_prompts`.
 
+    `decontaminate` compares them with benchmarks: see `contamination`.
     `license` and `language` (Hub ids, e.g. apache-2.0 and en) are for the card. Default: what the prompts' own card on
     the Hub says.
     """
@@ -42,6 +44,7 @@ class Prompts:
     answer_column: str | None = None
     license: str | None = None
     language: str | tuple[str, ...] | None = None
+    decontaminate: Decontaminate | None = None
 
     def load(self) -> Dataset:
         return load_prompts(
@@ -250,7 +253,7 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     last = key.rpartition(".")[2]
     dotted_path = key == "quality" and values != "math-verify"
-    file = last in ("path", "model", "backbone", "reward_model") and (
+    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key) and (
         Path(str(values)).exists() or any(c in str(values) for c in "*?[")
     )
     # Many of vLLM's arguments name classes, files or servers.
@@ -289,7 +292,7 @@ def _explain(error: Any) -> str:
         sections = {
             "student": Student, "prompts": Prompts, "teachers": Teacher, "sampling": Sampling, "price": Price,
             "calibration": Calibration, "reward": Reward, "router": RouterTraining,
-            "baselines": Baselines,
+            "baselines": Baselines, "decontaminate": Decontaminate,
             "training": Training, "lora": Lora, "evaluation": Evaluation, "held_out": HeldOut,
         }  # fmt: skip
         section = next((sections[p] for p in reversed(above) if p in sections), Recipe)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from persyn_datasets import contamination
 from persyn_datasets.account import account_table
 from persyn_datasets.ceiling import in_words
 from persyn_datasets.recipe import Recipe
@@ -212,6 +213,8 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     ]
     if stats["failed"]:
         lines.append(f"{stats['failed']:,} prompts failed: see the split `failed`, column `error`.")
+    if stats["contamination"]:
+        lines.append(contamination.in_words(stats["contamination"]))
     if stats["calibration"]:
         lines.append(reward_words(recipe))
     lines.append(teachers_table(recipe, stats))
