@@ -41,7 +41,9 @@ def runs(text: str) -> set[str]:
 
 
 def overlaps(prompts: Dataset, against: Iterable[str | Benchmark]) -> dict[str, list[int]]:
-    """benchmark (of a local one the last part of its path) → rows of the prompts with a message that shares a run with any text of the benchmark.
+    """benchmark → rows of the prompts with a message that shares a run with any text of the benchmark.
+
+    A local benchmark goes by the last part of its path.
 
     Raises:
         InputError: a benchmark cannot be read.
@@ -49,9 +51,8 @@ def overlaps(prompts: Dataset, against: Iterable[str | Benchmark]) -> dict[str, 
     known = {}
     for b in (Benchmark(b) if isinstance(b, str) else b for b in against):
         table = load_table(b.path, name=b.name, split=b.split, revision=b.revision)
-        known[Path(b.path).name if Path(b.path).exists() else b.path] = {
-            run for row in table for text in _texts(row) for run in runs(text)
-        }
+        name = Path(b.path).name if Path(b.path).exists() else b.path
+        known[name] = {run for row in table for text in _texts(row) for run in runs(text)}
     found: dict[str, list[int]] = {name: [] for name in known}
     for i, messages in enumerate(prompts["messages"]):
         of_prompt = {run for message in messages for run in runs(message["content"])}
