@@ -19,7 +19,7 @@ import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, cards, figures, licenses, plan, report, schema, strategies
+from persyn_datasets import __version__, budget, cards, figures, licenses, plan, report, schema, strategies
 from persyn_datasets.account import Account
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
@@ -139,7 +139,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             routed = routed.add_column("teacher", pa.array(teachers, pa.string()))
             if ranked:
                 _write(self.folder / "calibration", DatasetDict(train=ranked))
-            self._stats |= {"router": None, "routing": None}
+            self._stats |= {"router": None, "routing": None, "tradeoff": None}
 
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = run(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
@@ -196,12 +196,19 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         metrics = router.evaluate(calibration["test"], calibration["train"], available)
         router = router.record(
             student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics,
+            expected=budget.expectations(router, calibration["test"], ranked),
             # Of prompts that it was not trained on: of those it is too sure.
             typical=router.profile(calibration["test"]["messages"]),
         )  # fmt: skip
         route = Route(router, available)
         routed = run(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
         self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
+        paid = set(ranked["prompt_id"])
+        unit = recipe.budget.unit if recipe.budget else "usd" if any(t.price for t in recipe.teachers) else "tokens"
+        self._stats["tradeoff"] = budget.tradeoff(router, routed, calibration["test"], recipe.teachers, unit, paid)
+        if recipe.budget:
+            routed, spend = budget.within_budget(routed, router, recipe.budget, recipe.teachers, paid)
+            self._stats["tradeoff"]["budget"] = spend
         return routed
 
     def _generate_tables(self, rows: Dataset) -> Iterator[tuple[int, pa.Table]]:

@@ -107,6 +107,7 @@ def _fill(
         ceiling=report.ceiling_words(stats["router"] or {}),
         router_table=report.router_table(stats["router"]) if stats["router"] else None,
         saved=report.saved(stats),
+        budget=report.budget_words(stats["tradeoff"]) if stats["tradeoff"] else "",
         captions=CAPTIONS,
     )  # fmt: skip
 

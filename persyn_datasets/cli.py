@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--teachers", nargs="+", action="extend", metavar="NAME",
                              help="only these are available (default: all that the router knows)")  # fmt: skip
+        command.add_argument("--budget", metavar="USD",
+                             help="what the answers may cost by expectation; the assignment of largest expected "
+                                  "reward within. Or {tokens: 5e6}, or {usd: 9, max_share: {NAME: 0.1}}")  # fmt: skip
         command.set_defaults(run=run)
     synthesize.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                             help="override how a teacher is asked, e.g. --set teachers.2.base_url=http://tgi:8080/v1 "
@@ -156,6 +159,14 @@ def _done(counts: Any, output: str) -> None:
     print(f"\nDataset: load_dataset({output!r})")
 
 
+def _budget(options: argparse.Namespace) -> Any:
+    import yaml
+
+    from persyn_datasets.recipe import budget_from
+
+    return budget_from(yaml.safe_load(options.budget)) if options.budget else None
+
+
 def _warn(sentences: list[str]) -> None:
     for sentence in sentences:
         print(f"persyn: warning: {sentence}", file=sys.stderr)
@@ -167,7 +178,8 @@ def _route(options: argparse.Namespace) -> None:
 
     router, prompts, names = _reused(options)
     _warn(reuse.warnings(router, prompts))
-    _done(reuse.route(router, prompts, Path(options.output), names), options.output)
+    counts = reuse.route(router, prompts, Path(options.output), names, _budget(options))
+    _done(counts, options.output)
 
 
 def _synthesize(options: argparse.Namespace) -> None:
@@ -181,8 +193,9 @@ def _synthesize(options: argparse.Namespace) -> None:
     router, prompts, names = _reused(options)
     _warn(warned := reuse.warnings(router, prompts))
     source = Prompts(options.prompts, split=options.split, column=options.column)
-    limit = options.max_cost
-    counts = reuse.synthesize(router, prompts, Path(options.output), source, names, options.set, warned, limit)
+    counts = reuse.synthesize(
+        router, prompts, Path(options.output), source, names, options.set, warned, options.max_cost, _budget(options)
+    )
     _done(counts, options.output)
     if options.push_to_hub:
         _publish(options, options.push_to_hub, options.output)

@@ -16,6 +16,7 @@ CAPTIONS = {
     "rewards": "Mean quality, learnability and reward of each teacher's calibration responses, by its size",
     "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
     "router": "How sure the router is, and how often its favourite of two teachers is better (of how many times)",
+    "tradeoff": "Reward against what the answers cost: the router at every budget, and each teacher alone",
     "cost": "Answers that were asked for, against generate-then-select",
 }
 
@@ -42,6 +43,7 @@ def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figur
     yield "lengths", _lengths(labels, list(teachers.values()))
     if stats["routing"]:
         yield "router", _router(stats["routing"])
+        yield "tradeoff", _tradeoff(stats["tradeoff"])
     yield "cost", _cost(stats)
 
 
@@ -116,6 +118,30 @@ def _router(routing: dict[str, Any]) -> Figure:
                        fontsize=8, color="#52606d")  # fmt: skip
     right.set(xlabel="router: the favourite is better with probability", ylabel="it was better in",
               xlim=(0.48, 1.04), ylim=(-0.05, 1.1))  # fmt: skip
+    return figure
+
+
+def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    curve, alone = tradeoff["curve"], tradeoff["teachers"]
+    axes.plot([p["spend"] for p in curve], [p["reward"] for p in curve], color=BLUE, label="router, expected")
+    axes.scatter([p["spend"] for p in curve], [p["measured"] for p in curve], 18, color=BLUE, zorder=3,
+                 label="router, measured on held-out prompts")  # fmt: skip
+    axes.scatter([t["spend"] for t in alone.values()], [t["measured"] for t in alone.values()], 28, color=GREY,
+                 marker="x", label="one teacher alone, measured")  # fmt: skip
+    for name, t in alone.items():
+        axes.annotate(_short(name), (t["spend"], t["measured"]), (4, -9), textcoords="offset points", fontsize=7,
+                      color="#52606d")  # fmt: skip
+    if "budget" in tradeoff:
+        axes.axvline(
+            tradeoff["budget"]["spend"], color=GREY, linestyle="--", linewidth=1, label="the budget of this build"
+        )
+    axes.set(
+        xlabel="USD for all prompts" if tradeoff["unit"] == "usd" else "tokens for all prompts", ylabel="mean reward"
+    )
+    axes.margins(x=0.08)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

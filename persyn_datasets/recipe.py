@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.account import check_prices
+from persyn_datasets.budget import Budget
 from persyn_datasets.contamination import Decontaminate
 from persyn_datasets.errors import InputError
 from persyn_datasets.evaluation import Evaluation, HeldOut
@@ -111,7 +112,7 @@ class Recipe:
 
     A build stops when more than the share `max_failed` of a stage's responses failed, and before it has spent more than
     `max_cost` USD. `strategy` says who answers: see `strategies.STRATEGIES`; `quality-only` and `learnability-only` set
-    `reward.alpha`.
+    `reward.alpha`. Under a `budget`, in USD or as in `Budget`, a router's prompts go to the teachers that it allows.
     """
 
     __pydantic_config__ = _FORBID
@@ -130,6 +131,7 @@ class Recipe:
     evaluation: Evaluation = field(default_factory=Evaluation)
     max_failed: float = 0.05
     max_cost: float | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -137,6 +139,8 @@ class Recipe:
         if not 0 <= self.max_failed <= 1:
             raise InputError(f"max_failed is {self.max_failed}; expected a share from 0 to 1.")
         check_prices(self.teachers, self.max_cost)
+        if self.budget:
+            self.budget.check(self.teachers)
         if len(self.teachers) < 2:
             raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
         check_names(self.teachers)
@@ -173,6 +177,8 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
+        if "budget" in values:
+            values = values | {"budget": _usd(values["budget"])}
         shared = values.get("sampling") or {}
         teachers = values.get("teachers")
         if isinstance(shared, dict) and isinstance(teachers, list) and all(isinstance(t, dict) for t in teachers):
@@ -245,6 +251,23 @@ def teachers_from(values: dict[str, Any], where: str) -> list[Teacher]:
         raise InputError("\n".join(f"{where}: {_explain(e)}" for e in located)) from error
 
 
+def budget_from(value: Any) -> Budget:
+    """The value of `budget`: a number of USD, or the keys of `Budget`.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        return TypeAdapter(Budget).validate_python(_usd(value))
+    except ValidationError as error:
+        located = [e | {"loc": ("budget", *e["loc"])} for e in error.errors()]
+        raise InputError("\n".join(_explain(e) for e in located)) from error
+
+
+def _usd(budget: Any) -> Any:
+    return {"usd": budget} if isinstance(budget, int | float) else budget
+
+
 def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """The entries that run code here, or name a server, a file or a variable."""
     if isinstance(values, dict | list):
@@ -292,7 +315,7 @@ def _explain(error: Any) -> str:
         sections = {
             "student": Student, "prompts": Prompts, "teachers": Teacher, "sampling": Sampling, "price": Price,
             "calibration": Calibration, "reward": Reward, "router": RouterTraining,
-            "baselines": Baselines, "decontaminate": Decontaminate,
+            "baselines": Baselines, "budget": Budget, "decontaminate": Decontaminate,
             "training": Training, "lora": Lora, "evaluation": Evaluation, "held_out": HeldOut,
         }  # fmt: skip
         section = next((sections[p] for p in reversed(above) if p in sections), Recipe)

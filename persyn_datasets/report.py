@@ -180,6 +180,31 @@ def router_table(metrics: dict[str, Any]) -> str:
     return table(["", *COLUMNS], [[m, *(f"{metrics[m][name]:.3f}" for name in COLUMNS)] for m in measures])
 
 
+def tradeoff_table(tradeoff: dict[str, Any]) -> str:
+    """What more money buys: every fourth point of `budget.tradeoff`, and each teacher alone, by their spend."""
+    curve = tradeoff["curve"][::4]
+    lines = [("router", p["spend"], f"{p['reward']:.3f}", p["measured"], f"{p['multiplier']:.3g}") for p in curve]
+    lines += [(f"{name} alone", t["spend"], "–", t["measured"], "–") for name, t in tradeoff["teachers"].items()]
+    form, unit = ("{:,.2f}", "USD") if tradeoff["unit"] == "usd" else ("{:,.0f}", "token")
+    rows = [[name, form.format(spend), expected, f"{measured:.3f}", buys]
+            for name, spend, expected, measured, buys in sorted(lines, key=lambda line: line[1])]  # fmt: skip
+    head = ["all prompts to", f"{unit}s for all prompts".replace("USDs", "USD"), "reward, expected",
+            "reward, measured (held out)", f"reward that one more {unit} buys"]  # fmt: skip
+    return table(head, rows)
+
+
+def budget_words(tradeoff: dict[str, Any]) -> str:
+    """What the build's budget was spent on; empty if it has none."""
+    if "budget" not in tradeoff:
+        return ""
+    b = tradeoff["budget"]
+    spend = f"${b['spend']:,.2f}" if b["unit"] == "usd" else f"{b['spend']:,.0f} tokens"
+    return (
+        f"Within the budget the answers are expected to cost {spend} and to have a mean reward of {b['reward']:.3f}; "
+        f"no assignment within it has one larger by more than {b['gap']:.1g}."
+    )
+
+
 def saved(stats: dict[str, Any]) -> str:
     """Generations and USD, against generate-then-select."""
     ratio = stats["generate_then_select"] / stats["generations"]
@@ -222,5 +247,8 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
         best = f"(best single teacher: {r['best_single_teacher']})"
         lines += [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
         lines += [words] if (words := ceiling_words(r)) else []
-    lines += [saved(stats), account_table(stats["account"]), outcome(recipe, stats)]
+    lines.append(saved(stats))
+    if tradeoff := stats["tradeoff"]:
+        lines += [tradeoff_table(tradeoff), *([budget_words(tradeoff)] if "budget" in tradeoff else [])]
+    lines += [account_table(stats["account"]), outcome(recipe, stats)]
     return "\n\n".join(lines)

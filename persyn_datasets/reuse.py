@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetInfo, IterableDataset
 
 from persyn_datasets import cards, licenses, report, schema
 from persyn_datasets.account import Account, check_prices, merge
+from persyn_datasets.budget import Budget, within_budget
 from persyn_datasets.engines import engine_of
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.journal import digest, replace_file
@@ -30,6 +31,7 @@ from persyn_datasets.route import Route
 from persyn_datasets.router import Router
 from persyn_datasets.runner import run
 from persyn_datasets.synthesize import Synthesize
+from persyn_datasets.teacher import Teacher
 
 LOOKED_AT = 256  # prompts that are compared with those of the calibration
 ROWS = 1000  # that are routed at once
@@ -49,14 +51,31 @@ def warnings(router: Router, prompts: Rows) -> list[str]:
     return router.unlike([row["messages"] for row in islice(prompts, LOOKED_AT)])
 
 
-def route(router: Router, prompts: Rows, output: Path, names: Sequence[str] | None = None) -> Counter[str]:
-    """Write the prompts with their teacher; returns prompts per teacher. `names`: the available ones."""
+def route(
+    router: Router,
+    prompts: Rows,
+    output: Path,
+    names: Sequence[str] | None = None,
+    budget: Budget | None = None,
+) -> Counter[str]:
+    """Write the prompts with their teacher; returns prompts per teacher.
+
+    Args:
+        names: the teachers that are available. Default: all.
+        budget: see `Budget`; at the prices in the router.
+
+    Raises:
+        InputError: the `budget` is too small, or cannot be kept.
+    """
     routing = Route(router, names)
+    if budget:
+        teachers = [Teacher.from_dict(t) for t in router.config.persyn["teachers"]]
+        prompts = _routed(prompts, routing, budget, teachers)
     done = _by_shard(
         prompts,
         output,
         digest([router.content, names]),
-        lambda rows, _: (run(rows, routing, schema.ROUTED, batch_size=ROWS), []),
+        lambda rows, _: (rows if budget else run(rows, routing, schema.ROUTED, batch_size=ROWS), []),
     )
     return sum((Counter(shard["counts"]) for shard in done), Counter())
 
@@ -70,6 +89,7 @@ def synthesize(
     overrides: Iterable[str] = (),
     warned: Sequence[str] = (),
     max_cost: float | None = None,
+    budget: Budget | None = None,
 ) -> Counter[str]:
     """Assign and answer, and write the answers with their card; returns prompts per teacher.
 
@@ -79,6 +99,7 @@ def synthesize(
         overrides: see `Router.teachers_with`.
         warned: what `warnings` said, for the card.
         max_cost: USD; see `Account`. A prompt that comes again in another shard counts again.
+        budget: see `Budget`.
 
     Raises:
         InputError: before anything is spent: a teacher cannot be asked, or the router does not say how.
@@ -90,8 +111,8 @@ def synthesize(
     check_prices(teachers, max_cost)
     routing = Route(router, names)
     used = [t.name for t in teachers]
-    if isinstance(prompts, Dataset):
-        prompts = run(prompts, routing, schema.ROUTED, batch_size=ROWS, load_from_cache_file=True)
+    if budget or isinstance(prompts, Dataset):
+        prompts = _routed(prompts, routing, budget, teachers)
         used = prompts.unique("teacher")
     for teacher in teachers:
         if teacher.name in used:
@@ -125,6 +146,17 @@ def synthesize(
     (output / "README.md").write_text(cards.merge("", metadata, card))
     (output / "stats.json").write_text(json.dumps(stats, indent=2))
     return counts
+
+
+def _routed(prompts: Rows, routing: Route, budget: Budget | None, teachers: Sequence[Teacher]) -> Dataset:
+    """All prompts with their teacher, which a budget has a say in."""
+    if not isinstance(prompts, Dataset):
+        raise InputError("A budget is shared by all prompts, and a stream does not show them: leave out --streaming.")
+    if budget:
+        budget.check(teachers)
+    routed = run(prompts, routing, schema.ROUTED, batch_size=ROWS, load_from_cache_file=True)
+    assert isinstance(routing.router, Router)
+    return within_budget(routed, routing.router, budget, teachers)[0] if budget else routed
 
 
 def _by_shard(

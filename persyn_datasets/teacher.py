@@ -52,8 +52,8 @@ class Price:
     input: float
     output: float
 
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """USD of one answer."""
+    def of(self, prompt_tokens: Any, completion_tokens: Any) -> Any:
+        """USD of one answer; of several, if the tokens are arrays."""
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 

@@ -82,6 +82,7 @@ def test_a_figure_follows_its_numbers(done, tmp_path):
     stats["per_teacher"]["guesser"] |= {"routed": 24, "reward": 2.0, "characters": [1, 500, 900]}
     stats["routing"]["confidence"][2] += 50
     stats["generations"] += 5
+    stats["tradeoff"]["curve"][3]["measured"] += 1
     after = {f.stem: f.read_bytes() for f in draw(done.recipe, stats, tmp_path)}
     assert [name for name in before if before[name] == after[name]] == []
 
