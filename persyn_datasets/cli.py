@@ -86,6 +86,26 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--append", action="store_true", help="add the rows of a synthesize to those that are published")
     push.set_defaults(run=_push)
 
+    compare = commands.add_parser(
+        "compare",
+        help="train and evaluate students on the datasets of several strategies",
+        description=_compare.__doc__,
+    )
+    compare.add_argument("recipe", help="as for build; its sections training and evaluation count here")
+    compare.add_argument("--strategies", nargs="+", required=True, metavar="S",
+                         help="the first is tested against each other one, e.g. persyn strong mix random")  # fmt: skip
+    compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default: 3)")
+    compare.add_argument(
+        "--per-teacher",
+        action="store_true",
+        help="students of each teacher alone, too: does reward predict their gain?",
+    )
+    compare.add_argument(
+        "--output", help="folder of the datasets, students and results (default: outputs/NAME-compared)"
+    )
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for build")
+    compare.set_defaults(run=_compare)
+
     page = commands.add_parser("report", help="tables and pictures of a build", description=_report.__doc__)
     page.add_argument("output", metavar="DIR", help="the --output of a build")
     page.set_defaults(run=_report)
@@ -205,6 +225,19 @@ def _push(options: argparse.Namespace) -> None:
     """Publish a build, or the answers of synthesize, on the Hub: one commit and one tag, v1.0.0 and so on. What is
     published stays as it is; publishing the same again does nothing."""
     _publish(options, options.repo, options.output)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """Build the dataset of each strategy, train students on it (TRL), evaluate them (lm-evaluation-harness, and your
+    held-out prompts), and say what can be told apart. Run it again to go on after an interruption."""
+    from persyn_datasets import comparison
+    from persyn_datasets.compare import compare
+    from persyn_datasets.recipe import Recipe
+
+    recipe = Recipe.load(options.recipe, options.set)
+    output = Path(options.output or Path("outputs") / f"{recipe.name}-compared")
+    results = compare(recipe, options.strategies, output, options.seeds, options.per_teacher)
+    print(f"\n{comparison.describe(results)}\nResults: {output}")
 
 
 def _report(options: argparse.Namespace) -> None:

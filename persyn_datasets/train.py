@@ -10,8 +10,20 @@ import torch
 from datasets import Dataset
 
 from persyn_datasets import models
+from persyn_datasets.errors import InputError
 from persyn_datasets.journal import digest, folder_hash, replace_file
 from persyn_datasets.student import Student, Training
+
+
+def check(student: Student, training: Training, prompts: Dataset) -> None:
+    """Raises `InputError` where a prompt alone fills `max_length`: TRL would leave the example out."""
+    tokenizer = models.load_tokenizer(student.model, student.revision, student.trust_remote_code)
+    for messages in prompts["messages"]:
+        if (tokens := len(models.prompt_ids(tokenizer, messages))) >= training.max_length:
+            raise InputError(
+                f"training.max_length is {training.max_length}, and the prompt {messages[-1]['content'][:60]!r} has "
+                f"{tokens} tokens alone; raise it, or remove the prompt."
+            )
 
 
 def train(student: Student, data: Dataset, training: Training, seed: int, folder: Path) -> Path:
