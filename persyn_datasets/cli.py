@@ -1,4 +1,4 @@
-"""The command line: `persyn build`, `route`, `synthesize`, `push` and `report`."""
+"""The command line: `persyn build`, `route`, `synthesize`, `push`, `compare` and `report`."""
 
 import argparse
 import errno

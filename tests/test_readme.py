@@ -26,8 +26,8 @@ def test_every_command_is_understood(command):
 
 
 def test_the_recipe_is_valid():
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    recipe = Recipe.from_dict(yaml.safe_load(text))
+    text, of_students = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    recipe = Recipe.from_dict(yaml.safe_load(text) | yaml.safe_load(of_students))
     assert [t.engine for t in recipe.teachers] == ["transformers", "transformers", "endpoint"]
 
 
