@@ -35,10 +35,10 @@ def check_against_reference(model, rows=ROWS):
 
 
 @pytest.mark.parametrize("fixture", ["chat_model", "base_model"])
-@pytest.mark.parametrize(("batch", "chunk"), [(4096, 256), (1, 256), (300, 7), (4096, 1)])
-def test_equals_the_models_own_loss(fixture, batch, chunk, request, monkeypatch):
+@pytest.mark.parametrize(("batch", "logits"), [(4096, 2**20), (1, 2**20), (300, 1000), (4096, 1)])
+def test_equals_the_models_own_loss(fixture, batch, logits, request, monkeypatch):
     monkeypatch.setattr(learnability, "TOKENS_PER_BATCH", batch)
-    monkeypatch.setattr(learnability, "POSITIONS_PER_CHUNK", chunk)
+    monkeypatch.setattr(learnability, "LOGITS_AT_ONCE", logits)
     check_against_reference(request.getfixturevalue(fixture))
     check_against_reference(request.getfixturevalue(fixture), SHARED)
 
