@@ -8,7 +8,7 @@ from persyn_datasets.learnability import signals as of_student
 
 
 def response(teacher, text, error=""):
-    return {"teacher": teacher, "text": text, "finish_reason": "stop", "error": error,
+    return {"teacher": teacher, "sample": 0, "text": text, "finish_reason": "stop", "error": error,
             "prompt_tokens": 1, "completion_tokens": 1}  # fmt: skip
 
 
