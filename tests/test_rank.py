@@ -133,7 +133,7 @@ def test_arrays_and_nan():
 def test_input_is_not_changed_and_map_gives_the_schema():
     Rank()(BATCH)
     assert set(BATCH["responses"][0][0]) == {"teacher", "error", "quality", "learnability", "rsr"}
-    full = {"text": "x", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+    full = {"sample": 0, "text": "x", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
     rows = [{"prompt_id": p, "responses": [full | r for r in row]} for p, row in zip(*BATCH.values(), strict=True)]
     ranked = Dataset.from_list(rows * 400).map(Rank(), batched=True)
     assert {k: ranked.features[k] for k in schema.RANKED} == schema.RANKED
