@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output", help="folder of the datasets, students and results (default: outputs/NAME-compared)"
     )
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for build")
+    compare.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the students as ORG/NAME-STRATEGY")
+    compare.add_argument("--private", action="store_true", help="make new repositories private")
     compare.set_defaults(run=_compare)
 
     page = commands.add_parser("report", help="tables and pictures of a build", description=_report.__doc__)
@@ -230,14 +232,20 @@ def _push(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     """Build the dataset of each strategy, train students on it (TRL), evaluate them (lm-evaluation-harness, and your
     held-out prompts), and say what can be told apart. Run it again to go on after an interruption."""
-    from persyn_datasets import comparison
+    from persyn_datasets import comparison, hub
     from persyn_datasets.compare import compare
     from persyn_datasets.recipe import Recipe
+    from persyn_datasets.students import publish_students
 
     recipe = Recipe.load(options.recipe, options.set)
     output = Path(options.output or Path("outputs") / f"{recipe.name}-compared")
+    if options.push_to_hub:
+        hub.check(options.push_to_hub, None, options.private, options.strategies)
     results = compare(recipe, options.strategies, output, options.seeds, options.per_teacher)
     print(f"\n{comparison.describe(results)}\nResults: {output}")
+    if options.push_to_hub:
+        for name in publish_students(results, output, options.push_to_hub, options.private):
+            print(f"Published: pipeline('text-generation', {name!r})")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -63,10 +63,11 @@ def compare(
             student = Student(str(place / "model"), trust_remote_code=recipe.student.trust_remote_code)
             measured.setdefault(name, []).append(evaluate(student, recipe.evaluation, place / "evaluation"))
             trained.setdefault(name, []).append(
-                json.loads((place / "student.json").read_text()) | {"folder": str(place)}
+                json.loads((place / "student.json").read_text()) | {"folder": f"students/{place.name}"}
             )
     compared: Measured = {name: measured[name] for name in (UNTRAINED, *names)}
-    results: dict[str, Any] = {"recipe": recipe.name, "student": recipe.student.model, "seeds": seeds}
+    shown = Path(recipe.student.model).name if Path(recipe.student.model).is_dir() else recipe.student.model
+    results: dict[str, Any] = {"recipe": recipe.name, "student": shown, "seeds": seeds}
     results |= analyse(compared, reference=names[0])
     for name, builder in builds.items():
         assert builder.stats

@@ -13,12 +13,6 @@ LEVEL = 0.05
 
 def describe(results: dict[str, Any]) -> str:
     """Tables and a conclusion, in Markdown."""
-    measures = list(_first(results)["measures"])
-    rows = []
-    for name, s in results["strategies"].items():
-        cells = [_cell(s["measures"][m]) for m in measures]
-        cost = [f"{s['answers']:,}", f"{s['usd']:,.2f}"] if "answers" in s else ["–", "–"]
-        rows.append([name, *cells, *cost])
     against = [
         [c["other"], c["measure"], f"{c['mean']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}]",
          f"{c['p']:.4f}", f"{c['p_holm']:.4f}"]
@@ -27,15 +21,28 @@ def describe(results: dict[str, Any]) -> str:
     lines = [
         f"# {results['recipe']}: strategies compared",
         conclusion(results),
-        table(["student trained on", *measures, "answers", "USD"], rows),
-        "Means over prompts with 95% bootstrap intervals over prompts, seeds averaged first; ± is the standard "
-        "deviation between seeds. Answers and USD are what the strategy's dataset needs by itself.",
+        scores(results),
         f"{results['reference']} minus each other one, on the same prompts (sign-flip permutation test):",
         table(["other", "measure", "difference", "p", "p (Holm)"], against),
     ]
     if prediction := results.get("prediction"):
         lines += [_predicted(prediction)]
     return "\n\n".join(lines) + "\n"
+
+
+def scores(results: dict[str, Any]) -> str:
+    """The table of means."""
+    measures = list(_first(results)["measures"])
+    rows = []
+    for name, s in results["strategies"].items():
+        cells = [_cell(s["measures"][m]) for m in measures]
+        cost = [f"{s['answers']:,}", f"{s['usd']:,.2f}"] if "answers" in s else ["–", "–"]
+        rows.append([name, *cells, *cost])
+    return (
+        f"{table(['student trained on', *measures, 'answers', 'USD'], rows)}\n\n"
+        "Means over prompts with 95% bootstrap intervals over prompts, seeds averaged first; ± is the standard "
+        "deviation between seeds. Answers and USD are what the strategy's dataset needs by itself."
+    )
 
 
 def conclusion(results: dict[str, Any]) -> str:

@@ -78,10 +78,16 @@ def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> 
 
     tokenizer = models.with_template(models.load_tokenizer(*weights))
     model = HFLM(models.load_causal_lm(*weights), tokenizer=tokenizer, batch_size=evaluation.batch_size)
-    results = simple_evaluate(model, tasks=[task], task_manager=manager(evaluation), bootstrap_iters=0, **options)
+    # The harness keeps its answers as they come: a task that is interrupted, or cannot be scored, goes on.
+    answers = folder / content
+    results = simple_evaluate(
+        model, use_cache=str(answers), tasks=[task], task_manager=manager(evaluation), bootstrap_iters=0, **options
+    )
     measures = _by_prompt(task, results)
     _write_lines(kept.with_suffix(".jsonl"), [s for samples in results["samples"].values() for s in samples])
     replace_file(kept, json.dumps({"content": content, "measures": measures}).encode())
+    for database in folder.glob(f"{content}*.db"):
+        database.unlink()
     return measures
 
 

@@ -69,7 +69,7 @@ class Build:
 
 
 @dataclass
-class _Repo:
+class Repo:
     """A repository as it was when we looked: everything is compared with this commit, and goes on top of it only."""
 
     id: str
@@ -80,7 +80,7 @@ class _Repo:
     card: str = ""
 
     @classmethod
-    def look(cls, api: HfApi, repo_id: str, kind: str) -> "_Repo":
+    def look(cls, api: HfApi, repo_id: str, kind: str) -> "Repo":
         refs = api.list_repo_refs(repo_id, repo_type=kind)
         head = next(branch.target_commit for branch in refs.branches if branch.name == "main")
         tags = in_order(tag.name for tag in refs.tags)
@@ -107,15 +107,17 @@ class _Repo:
         return json.loads(self.read("stats.json", revision) or "{}")
 
 
-def _same(there: RepoFile, here: Path) -> bool:
+def same(there: RepoFile, here: Path) -> bool:
     if there.lfs:
         return there.lfs.sha256 == cards.sha256(here)
     content = here.read_bytes()
     return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def check(repo_id: str, version: str | None = None, private: bool = False) -> None:
-    """Can we publish there? Costs nothing and writes nothing.
+def check(
+    repo_id: str, version: str | None = None, private: bool = False, students: Iterable[str] | None = None
+) -> None:
+    """Can we publish there: a dataset and its router, or the `students` of these strategies? Writes nothing.
 
     Raises:
         InputError: no token, no permission, a name or version that cannot be, a public repository for `private`.
@@ -124,8 +126,9 @@ def check(repo_id: str, version: str | None = None, private: bool = False) -> No
     if not get_token():
         raise InputError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi()
-    with _plainly(repo_id):
-        for name, kind in ((repo_id, "dataset"), (f"{repo_id}-router", "model")):
+    with plainly(repo_id):
+        build = [(repo_id, "dataset"), (f"{repo_id}-router", "model")]
+        for name, kind in build if students is None else [(f"{repo_id}-{name}", "model") for name in students]:
             try:
                 info = api.repo_info(name, repo_type=kind)
                 api.auth_check(name, repo_type=kind, write=True)
@@ -185,14 +188,14 @@ def publish(
     build, api = Build.load(Path(output)), HfApi()
     _check_words(repo_id, version)
     check(repo_id, None, private)  # the version may be there already, with this very content
-    with _plainly(repo_id), tempfile.TemporaryDirectory() as folder:
+    with plainly(repo_id), tempfile.TemporaryDirectory() as folder:
         names = {"dataset": repo_id} | ({"model": f"{repo_id}-router"} if build.router else {})
         if append and not api.repo_exists(repo_id, repo_type="dataset"):
             raise InputError(f"There is no dataset {repo_id}, so --append has nothing to add to.")
         for kind, name in names.items():
             api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
         # The router comes first, everywhere: the dataset's tag makes the version.
-        repos = [_Repo.look(api, names[kind], kind) for kind in sorted(names, reverse=True)]
+        repos = [Repo.look(api, names[kind], kind) for kind in sorted(names, reverse=True)]
         router, dataset = (repos[0] if build.router else None), repos[-1]
         if append:
             build = _appended(build, dataset, Path(folder))
@@ -223,7 +226,7 @@ def publish(
     return tag
 
 
-def _tag(version: str | None, latest: str | None, router: _Repo | None, build: Build) -> str:
+def _tag(version: str | None, latest: str | None, router: Repo | None, build: Build) -> str:
     """The new version. A tag that only the router has is of an interrupted publish: ours, if the router is the same."""
     if version:
         _check_version(version, [latest] if latest else [])
@@ -231,7 +234,7 @@ def _tag(version: str | None, latest: str | None, router: _Repo | None, build: B
     major, minor, patch = (version and numbers(version)) or ((before[0], before[1] + 1, 0) if before else (1, 0, 0))
     while router and (tag := f"v{major}.{minor}.{patch}") in dict(router.versions):
         there = {path: file for path, file in router.at(tag).items() if _matching([path], ROUTER_FILES)}
-        if set(there) == set(build.router) and all(_same(there[path], file) for path, file in build.router.items()):
+        if set(there) == set(build.router) and all(same(there[path], file) for path, file in build.router.items()):
             break
         if version:
             raise InputError(f"--version {version}: {router.id} has {tag} with another content; take a later number.")
@@ -240,7 +243,7 @@ def _tag(version: str | None, latest: str | None, router: _Repo | None, build: B
 
 
 def _changes(
-    repo: _Repo, build: Build, versions: cards.Versions, repo_id: str, published: dict[str, Any]
+    repo: Repo, build: Build, versions: cards.Versions, repo_id: str, published: dict[str, Any]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What a commit has to do so that the repository holds the build, with these versions in its card.
 
@@ -266,7 +269,7 @@ def _changes(
         text = cards.router_card(build.recipe, build.stats, repo.id, repo_id, versions)
         written = cards.router_metadata(before, repo_id if repo.card else None) if before else {}
     card = cards.merge(existing, metadata, text, written)
-    changed = [path for path in files if path not in repo.files or not _same(repo.files[path], files[path])]
+    changed = [path for path in files if path not in repo.files or not same(repo.files[path], files[path])]
     return [
         *(CommitOperationDelete(path) for path in stale),
         *(CommitOperationAdd(path, str(files[path])) for path in changed),
@@ -278,7 +281,7 @@ def _matching(paths: Iterable[str], patterns: list[str]) -> list[str]:
     return [path for path in paths if any(fnmatch(path, pattern) for pattern in patterns)]
 
 
-def _appended(build: Build, dataset: _Repo, folder: Path) -> Build:
+def _appended(build: Build, dataset: Repo, folder: Path) -> Build:
     """The published build with the rows of a `persyn synthesize` added; its new files are written into `folder`."""
     stats, recipe = dataset.stats(dataset.head), dataset.read("recipe.yaml", dataset.head)
     if build.recipe:
@@ -301,7 +304,7 @@ def _appended(build: Build, dataset: _Repo, folder: Path) -> Build:
 
 
 @contextmanager
-def _plainly(repo_id: str) -> Iterator[None]:
+def plainly(repo_id: str) -> Iterator[None]:
     """The Hub's errors in words."""
     again = "Every version that is there is whole; the same command goes on from here."
     try:

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from pool import TEACHERS, answer, make_recipe, problems, save, write_lines
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from persyn_datasets import compare, comparison, train
 from persyn_datasets.cli import main
@@ -98,6 +100,24 @@ def test_a_second_run_trains_and_measures_nothing(recipe, output, monkeypatch):
     monkeypatch.setattr("persyn_datasets.score.signals", lambda *args: pytest.fail("scored again"))
     assert main(["compare", *arguments]) == 0
     assert (output / "results.json").read_text() == before
+
+
+def test_students_are_published_with_their_cards(recipe, output, monkeypatch, hub):
+    monkeypatch.setenv("PERSYN_JOURNAL", str(output / "journal"))
+    arguments = [recipe, "--strategies", *NAMES, "--seeds", "2", "--output", str(output), "--push-to-hub"]
+    assert main(["compare", *arguments, "nobody/tiny"]) == 1  # before anything is done
+    assert main(["compare", *arguments, "org/tiny"]) == 0
+    place = output / json.loads((output / "results.json").read_text())["strategies"]["random"]["students"][0]["folder"]
+    there = AutoModelForCausalLM.from_pretrained("org/tiny-random").state_dict()
+    here = AutoModelForCausalLM.from_pretrained(place / "model").state_dict()
+    assert all(torch.equal(there[name], here[name]) for name in here)
+    assert AutoTokenizer.from_pretrained("org/tiny-random").chat_template
+    main_branch = hub.repo("org/tiny-random", "model").branches["main"]
+    card = main_branch.files["README.md"].decode()
+    assert "strategy `random`" in card and "3 steps" in card and "| `learning_rate` | 0.01 |" in card
+    assert not any(str(output.parent.parent).encode() in content for content in main_branch.files.values())
+    assert main(["compare", *arguments, "org/tiny"]) == 0
+    assert hub.repo("org/tiny-random", "model").branches["main"] == main_branch  # no new commit
 
 
 def test_only_prompts_that_all_answered_are_trained_on():
