@@ -21,6 +21,7 @@ from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets import __version__, budget, cards, figures, licenses, plan, report, schema, strategies
 from persyn_datasets.account import Account
+from persyn_datasets.analysis import analyse
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
 from persyn_datasets.journal import digest, replace_file
@@ -139,7 +140,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             routed = routed.add_column("teacher", pa.array(teachers, pa.string()))
             if ranked:
                 _write(self.folder / "calibration", DatasetDict(train=ranked))
-            self._stats |= {"router": None, "routing": None, "tradeoff": None}
+            self._stats |= {"router": None, "routing": None, "analysis": None, "tradeoff": None}
 
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = run(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
@@ -203,6 +204,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         route = Route(router, available)
         routed = run(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
         self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
+        self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)
         paid = set(ranked["prompt_id"])
         unit = recipe.budget.unit if recipe.budget else "usd" if any(t.price for t in recipe.teachers) else "tokens"
         self._stats["tradeoff"] = budget.tradeoff(router, routed, calibration["test"], recipe.teachers, unit, paid)

@@ -104,6 +104,7 @@ def _fill(
         reward=report.reward_words(recipe),
         teachers_table=report.teachers_table(recipe, stats),
         contamination=in_words(stats["contamination"]) if stats["contamination"] else "",
+        size_table=report.size_table(recipe, stats),
         ceiling=report.ceiling_words(stats["router"] or {}),
         router_table=report.router_table(stats["router"]) if stats["router"] else None,
         saved=report.saved(stats),

@@ -17,6 +17,9 @@ CAPTIONS = {
     "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
     "router": "How sure the router is, and how often its favourite of two teachers is better (of how many times)",
     "tradeoff": "Reward against what the answers cost: the router at every budget, and each teacher alone",
+    "difficulty": "Who gets the hard prompts, and those of long answers: % of each third of the calibration prompts",
+    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, or to another α",
+    "confusion": "Held-out prompts by the router's choice (rows) and the teacher that was the best (columns)",
     "cost": "Answers that were asked for, against generate-then-select",
 }
 
@@ -44,6 +47,10 @@ def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figur
     if stats["routing"]:
         yield "router", _router(stats["routing"])
         yield "tradeoff", _tradeoff(stats["tradeoff"])
+        order = [name for name in teachers if name in stats["analysis"]["names"]]
+        yield "difficulty", _difficulty(stats["analysis"], order)
+        yield "curves", _curves(stats["analysis"], stats["router"])
+        yield "confusion", _confusion(stats["analysis"], order)
     yield "cost", _cost(stats)
 
 
@@ -143,6 +150,60 @@ def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
     axes.margins(x=0.08)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def _difficulty(analysis: dict[str, Any], teachers: list[str]) -> Figure:
+    """Shares of each third of the prompts, by their difficulty and by the length of their answers."""
+    figure, panels = _rows([_short(name) for name in teachers], 2)
+    for axes, key, ends in zip(panels, ("difficulty", "length"), (("hard", "easy"), ("short", "long")), strict=True):
+        parts = analysis[key]
+        shares = [[100 * part["routed"].get(name, 0) / part["prompts"] for part in parts] for name in teachers]
+        _shade(axes, shares, "{:.0f}")
+        bounds = [f"{part['from']:,.3g} to {part['to']:,.3g}" for part in parts]
+        named = [f"{ends[0]}\n{bounds[0]}", *bounds[1:-1], f"{ends[1]}\n{bounds[-1]}"]
+        axes.set_xticks(range(len(parts)), named if len(parts) == 3 else bounds, fontsize=8)
+        axes.set_xlabel("mean quality of all answers" if key == "difficulty" else "median characters of the answers")
+    return figure
+
+
+def _curves(analysis: dict[str, Any], metrics: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, rows, x, label in (
+        (left, analysis["by_size"], "prompts", "calibration prompts"),
+        (right, analysis["by_alpha"], "alpha", "α"),
+    ):
+        for k, style in (("hit@3", "o-"), ("hit@1", "s-")):
+            color = BLUE if k == "hit@1" else GREY
+            axes.plot([row[x] for row in rows], [row[k] for row in rows], style, color=color, label=k.capitalize())
+        axes.set(xlabel=label, ylim=(0, 1.05))
+    left.set_xscale("log")
+    left.set_xticks([row["prompts"] for row in analysis["by_size"]], [f"{r['prompts']}" for r in analysis["by_size"]])
+    left.minorticks_off()
+    for k, color in (("hit@1", BLUE), ("hit@3", GREY)):
+        left.axhline(metrics[k]["best single"], color=color, linestyle=":", label=f"{k.capitalize()}, best single")
+    left.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _confusion(analysis: dict[str, Any], teachers: list[str]) -> Figure:
+    figure, (axes,) = _rows([_short(name) for name in teachers])
+    places = [analysis["names"].index(name) for name in teachers]
+    _shade(axes, [[analysis["confusion"][i][j] for j in places] for i in places], "{:.0f}")
+    axes.set_xticks(range(len(teachers)), [_short(name) for name in teachers], rotation=90)
+    axes.set(xlabel="the best", ylabel="the router's choice")
+    return figure
+
+
+def _shade(axes: Axes, values: list[list[float]], form: str) -> None:
+    """A cell for each value, with its number; zeros are empty."""
+    most = max(max(row) for row in values) or 1
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value:
+                color = "white" if value > 0.6 * most else "#1f2933"
+                axes.text(x, y, form.format(value), ha="center", va="center", fontsize=8, color=color)
 
 
 def _cost(stats: dict[str, Any]) -> Figure:

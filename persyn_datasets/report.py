@@ -18,7 +18,9 @@ from persyn_datasets.tables import table
 
 PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
 R_L = {"log-probability": "mean token log-probability", "rsr": "minus the Rank-Surprisal Ratio (arXiv 2601.14249)"}
+CURVES = "Its head alone, fitted to fewer calibration prompts or to another α (Hit@k by that α's own reward):"
 COLUMNS = ("router", "best single", "random", "oracle")
+SIZES = (3, 10, 40, 100)  # billions of parameters
 BINS = 10  # of the router's confidence
 
 
@@ -205,6 +207,28 @@ def budget_words(tradeoff: dict[str, Any]) -> str:
     )
 
 
+def size_table(recipe: Recipe, stats: dict[str, Any]) -> str:
+    """How many prompts go to teachers of which size; empty if a size is not known."""
+    sizes = {t.name: t.size for t in recipe.teachers if t.name in stats["per_teacher"]}
+    if any(size is None for size in sizes.values()):
+        return ""
+    rows = []
+    for low, high in zip((0, *SIZES), (*SIZES, float("inf")), strict=True):
+        names = [name for name, size in sizes.items() if size and low < size <= high]
+        routed = sum(stats["per_teacher"][name]["routed"] for name in names)
+        label = f"over {low:g}B" if high == float("inf") else f"{low:g}B to {high:g}B"
+        rows += [[label, f"{len(names)}", f"{routed:,}", f"{routed / stats['rows']:.0%}"]] if names else []
+    return table(["size", "teachers", "routed to them", "share"], rows)
+
+
+def curve_table(analysis: dict[str, Any]) -> str:
+    """The router on held-out prompts with fewer calibration prompts, and with another α."""
+    keys = ("hit@1", "hit@3", "quality", "learnability")
+    lines = [(f"{row['prompts']:,} calibration prompts", row) for row in analysis["by_size"]]
+    lines += [(f"α = {row['alpha']:g}", row) for row in analysis["by_alpha"]]
+    return table(["head fitted to", *keys], [[name, *(f"{row[key]:.3f}" for key in keys)] for name, row in lines])
+
+
 def saved(stats: dict[str, Any]) -> str:
     """Generations and USD, against generate-then-select."""
     ratio = stats["generate_then_select"] / stats["generations"]
@@ -243,10 +267,12 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     if stats["calibration"]:
         lines.append(reward_words(recipe))
     lines.append(teachers_table(recipe, stats))
+    lines += [sizes] if (sizes := size_table(recipe, stats)) else []
     if r := stats["router"]:
         best = f"(best single teacher: {r['best_single_teacher']})"
         lines += [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
         lines += [words] if (words := ceiling_words(r)) else []
+        lines += [CURVES, curve_table(stats["analysis"])]
     lines.append(saved(stats))
     if tradeoff := stats["tradeoff"]:
         lines += [tradeoff_table(tradeoff), *([budget_words(tradeoff)] if "budget" in tradeoff else [])]

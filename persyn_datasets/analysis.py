@@ -1,0 +1,100 @@
+"""What a build's router does and would do: on which prompts, with fewer calibration prompts, with another α.
+
+The refits are of the head alone, on what the router's backbone makes of the prompts: of a fine-tuned backbone, too,
+which has seen all training prompts. They show how the curve runs; what a router of another size or α were, only a build
+can tell.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets.table import InMemoryTable
+
+from persyn_datasets.bradley_terry import fit_head
+from persyn_datasets.metrics import router_metrics
+from persyn_datasets.rank import Rank
+from persyn_datasets.recipe import Reward
+from persyn_datasets.responses import Responses
+from persyn_datasets.router import Router, rewards_of
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FEWEST = 100  # calibration prompts
+
+
+def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: Reward) -> dict[str, Any]:
+    """JSON values for `persyn report`.
+
+    Args:
+        calibration: rows of `Rank`: `train`, which the router learned from, and `test`.
+        routed: rows of `Route`, the calibration prompts among them.
+
+    Returns:
+        `difficulty` and `length`: `thirds` of the calibration prompts by the mean quality of all teachers' answers (the
+        hardest come first) and by their median length in characters;
+        `confusion`: how often the router sends a held-out prompt to the i-th of `names` and the j-th was its best;
+        `by_size` and `by_alpha`: Hit@1, Hit@3 and the mean quality and learnability of what is chosen on held-out
+        prompts, with a head that is fitted to so many prompts, or to that α.
+    """
+    names, n = router.names, len(calibration["train"])
+    ranked = concatenate_datasets([calibration["train"], calibration["test"]])
+    _, x = router.read(ranked["messages"])
+    quality, learnability = (_of_teachers(ranked, names, key) for key in ("quality", "learnability"))
+    teacher = dict(zip(routed["prompt_id"], routed["teacher"], strict=True))
+    chosen = [teacher[key] for key in ranked["prompt_id"]]
+    characters = [np.median([len(r["text"]) for r in row if not r["error"]] or [0]) for row in ranked["responses"]]
+
+    def refit(size: int, alpha: float) -> dict[str, float]:
+        table = ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
+        rank = Rank(**asdict(replace(reward, alpha=alpha)))
+        rewards = rewards_of(Dataset(InMemoryTable(rank(table))), names)
+        r = rewards[:size]
+        prefer = torch.tensor(r[:, :, None] > r[:, None, :]).float()
+        weight, bias, _ = fit_head(torch.tensor(x[:size]), prefer)
+        scores = x[n:] @ weight.numpy().T + bias.numpy()
+        metrics, best = router_metrics(scores, rewards[n:], r, names), scores.argmax(-1)
+        means = (float(_mean(signal[n:][np.arange(len(best)), best])) for signal in (quality, learnability))
+        hits = {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
+        return hits | dict(zip(("quality", "learnability"), means, strict=True))
+
+    sizes = [FEWEST * 2**i for i in range(20) if FEWEST * 2**i < n] or [n // 4, n // 2]
+    confusion = Counter(zip(chosen[n:], calibration["test"]["best_teacher"], strict=True))
+    return {
+        "names": names,
+        "difficulty": thirds(_mean(quality, axis=-1), chosen),
+        "length": thirds(np.array(characters), chosen),
+        "confusion": [[confusion[routed_to, best] for best in names] for routed_to in names],
+        "by_size": [{"prompts": size, **refit(size, reward.alpha)} for size in [*sizes, n] if size > 1],
+        "by_alpha": [{"alpha": alpha, **refit(n, alpha)} for alpha in ALPHAS],
+    }
+
+
+def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """The prompts in three parts by a measure, lowest first: its bounds, and how many prompts go to each teacher."""
+    order = [i for i in np.argsort(measure, kind="stable") if not np.isnan(measure[i])]
+    parts = [part for part in np.array_split(np.array(order, int), 3) if len(part)]
+    return [
+        {
+            "from": float(measure[part[0]]),
+            "to": float(measure[part[-1]]),
+            "prompts": len(part),
+            "routed": dict(Counter(chosen[i] for i in part).most_common()),
+        }
+        for part in parts
+    ]
+
+
+def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Without the NaN; NaN where there is nothing else."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
+
+
+def _of_teachers(ranked: Dataset, names: Sequence[str], signal: str) -> np.ndarray:
+    """A raw signal, (prompts, teachers), NaN where there is none; of several responses their mean."""
+    responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
+    of_teacher = dict(zip(responses.names.to_pylist(), responses.teachers(responses.numbers(signal)).T, strict=True))
+    return np.stack([of_teacher[name] for name in names], axis=-1)
