@@ -160,8 +160,8 @@ def _difficulty(analysis: dict[str, Any], teachers: list[str]) -> Figure:
         shares = [[100 * part["routed"].get(name, 0) / part["prompts"] for part in parts] for name in teachers]
         _shade(axes, shares, "{:.0f}")
         bounds = [f"{part['from']:,.3g} to {part['to']:,.3g}" for part in parts]
-        named = [f"{ends[0]}\n{bounds[0]}", *bounds[1:-1], f"{ends[1]}\n{bounds[-1]}"]
-        axes.set_xticks(range(len(parts)), named if len(parts) == 3 else bounds, fontsize=8)
+        named = [f"{end}\n{bound}" for end, bound in zip((ends[0], "", ends[1]), bounds, strict=False)]
+        axes.set_xticks(range(len(parts)), named, fontsize=8)
         axes.set_xlabel("mean quality of all answers" if key == "difficulty" else "median characters of the answers")
     return figure
 

@@ -82,6 +82,9 @@ def test_a_figure_follows_its_numbers(done, tmp_path):
     stats["per_teacher"]["guesser"] |= {"routed": 24, "reward": 2.0, "characters": [1, 500, 900]}
     stats["routing"]["confidence"][2] += 50
     stats["generations"] += 5
+    stats["analysis"]["difficulty"][0]["routed"] = {"guesser": 1}
+    stats["analysis"]["by_alpha"][0]["hit@1"] = 0.123
+    stats["analysis"]["confusion"][0][0] += 7
     stats["tradeoff"]["curve"][3]["measured"] += 1
     after = {f.stem: f.read_bytes() for f in draw(done.recipe, stats, tmp_path)}
     assert [name for name in before if before[name] == after[name]] == []
