@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from persyn_datasets.amend import add_teacher as add_teacher
+    from persyn_datasets.budget import Budget as Budget
+    from persyn_datasets.budget import within_budget as within_budget
     from persyn_datasets.builder import PersynBuilder as PersynBuilder
     from persyn_datasets.errors import BuildError as BuildError
     from persyn_datasets.errors import InputError as InputError
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from persyn_datasets.teacher import Teacher as Teacher
 
 _HOMES = {
+    "amend": ("add_teacher",),
+    "budget": ("Budget", "within_budget"),
     "builder": ("PersynBuilder",),
     "errors": ("BuildError", "InputError"),
     "generate": ("Generate",),

@@ -51,7 +51,9 @@ def preferences(pairs: Dataset, names: Sequence[str]) -> tuple[list[list[Message
     return list(pairs.select(first_row.values())["messages"]), prefer
 
 
-def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> tuple[torch.Tensor, torch.Tensor, float]:
+def fit_head(
+    x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True, fixed: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     """The linear head o = W x + b of least Bradley–Terry loss, with a ridge penalty chosen by cross-validation.
 
     Features are standardised inside; b is not penalised, so that much ridge gives the teachers' overall order.
@@ -61,11 +63,12 @@ def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> t
         prefer: see `bradley_terry_loss`.
         with_bias: False for a head without b; then the direction of the features that comes nearest to a
             constant stands in for it.
+        fixed: outputs of the first teachers, (prompts, their number), that stay; only the other ones are fitted.
 
     Returns:
-        W (teachers, features), b (teachers,) and the ridge.
+        W (fitted teachers, features), b (fitted teachers,) and the ridge.
     """
-    x = x.double()
+    x, fixed = x.double(), torch.zeros(len(x), 0) if fixed is None else fixed
     if with_bias:
         v, constant = torch.zeros(x.shape[1], dtype=x.dtype), torch.ones(len(x), 1, dtype=x.dtype)
     else:
@@ -77,8 +80,8 @@ def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> t
     scale = (x - constant * mean).std(0, correction=0).clamp(min=1e-6)
     z = torch.cat([constant, (x - constant * mean) / scale], dim=1)
 
-    ridge = _cross_validate(z.float(), prefer)
-    *_, w = _ridge_path(z, prefer, RIDGES[: RIDGES.index(ridge) + 1])
+    ridge = _cross_validate(z.float(), prefer, fixed.float())
+    *_, w = _ridge_path(z, prefer, fixed.double(), RIDGES[: RIDGES.index(ridge) + 1])
     weight = (w[1:] / scale[:, None]).T
     bias = w[0] - weight @ mean
     if not with_bias:
@@ -86,22 +89,27 @@ def fit_head(x: torch.Tensor, prefer: torch.Tensor, with_bias: bool = True) -> t
     return weight.float(), bias.float(), ridge
 
 
-def _cross_validate(x: torch.Tensor, prefer: torch.Tensor) -> float:
+def _cross_validate(x: torch.Tensor, prefer: torch.Tensor, fixed: torch.Tensor) -> float:
     """The one of `RIDGES` with the least loss on prompts left out. Ends where less ridge clearly overfits."""
     fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)) % min(FOLDS, len(x))
-    paths = [_ridge_path(x[fold != k], prefer[fold != k]) for k in fold.unique()]
+    paths = [_ridge_path(x[fold != k], prefer[fold != k], fixed[fold != k]) for k in fold.unique()]
     losses: list[float] = []
     for heads in zip(*paths, strict=True):  # of one ridge, one for each fold
-        left_out = [bradley_terry_loss(x[fold == k] @ w, prefer[fold == k]) for k, w in enumerate(heads)]
+        left_out = [
+            bradley_terry_loss(torch.cat([fixed[fold == k], x[fold == k] @ w], 1), prefer[fold == k])
+            for k, w in enumerate(heads)
+        ]
         losses.append(float(sum(left_out)))
         if losses[-1] > 1.01 * min(losses):
             break
     return RIDGES[losses.index(min(losses))]
 
 
-def _ridge_path(x: torch.Tensor, prefer: torch.Tensor, ridges: Sequence[float] = RIDGES) -> Iterator[torch.Tensor]:
-    """Weights (1 + features, teachers) for each of `ridges`, each fit starting from the one before."""
-    w = torch.zeros(x.shape[1], prefer.shape[-1], dtype=x.dtype, requires_grad=True)
+def _ridge_path(
+    x: torch.Tensor, prefer: torch.Tensor, fixed: torch.Tensor, ridges: Sequence[float] = RIDGES
+) -> Iterator[torch.Tensor]:
+    """Weights (1 + features, fitted teachers) for each of `ridges`, each fit starting from the one before."""
+    w = torch.zeros(x.shape[1], prefer.shape[-1] - fixed.shape[-1], dtype=x.dtype, requires_grad=True)
     z, preferred = _comparisons(prefer.to(x))
     pairs = prefer.sum().clamp(min=1)
     for ridge in ridges:
@@ -109,7 +117,7 @@ def _ridge_path(x: torch.Tensor, prefer: torch.Tensor, ridges: Sequence[float] =
 
         def objective() -> torch.Tensor:
             optimizer.zero_grad()  # noqa: B023
-            loss = _loss(x @ w, z, preferred) / pairs + ridge * w[1:].square().sum()  # noqa: B023
+            loss = _loss(torch.cat([fixed, x @ w], 1), z, preferred) / pairs + ridge * w[1:].square().sum()  # noqa: B023
             loss.backward()
             return loss
 

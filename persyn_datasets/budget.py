@@ -79,8 +79,7 @@ def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[s
 
     Args:
         held_out: rows of `Rank` that the router was not trained on: they give the line of `expected_reward`.
-        ranked: all rows of `Rank`. They give, by teacher, the mean tokens of an answer, and the line of least squares
-            from the prompt's characters to its tokens; where an engine did not count, 4 characters are a token.
+        ranked: all rows of `Rank`, for `lengths`.
     """
     from persyn_datasets.router import rewards_of
 
@@ -89,7 +88,19 @@ def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[s
     known = ~np.isnan(rewards)
     design = np.stack([np.ones(known.sum()), worth[known]], 1)
     intercept, slope = np.linalg.lstsq(design, rewards[known])[0]
-    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in router.names}
+    # Never 0: the router's order still decides where money does not.
+    return {
+        "reward": {"intercept": float(intercept), "slope": float(max(slope, 1e-6))},
+        "tokens": lengths(ranked, router.names),
+    }
+
+
+def lengths(ranked: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By teacher the mean tokens of an answer, and the line of least squares from a prompt's characters to its tokens.
+
+    Where an engine did not count, 4 characters are a token.
+    """
+    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     for messages, row in zip(ranked["messages"], ranked["responses"], strict=True):
         characters = sum(len(m["content"]) for m in messages)
         for r in row:
@@ -103,8 +114,7 @@ def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[s
         characters, prompt, completion = np.array(rows, float).T
         fixed, each = np.linalg.lstsq(np.stack([np.ones(len(rows)), characters], 1), prompt)[0]
         tokens[name] = {"prompt": float(fixed), "per_character": float(each), "completion": float(completion.mean())}
-    # Never 0: the router's order still decides where money does not.
-    return {"reward": {"intercept": float(intercept), "slope": float(max(slope, 1e-6))}, "tokens": tokens}
+    return tokens
 
 
 def softmax(o: np.ndarray) -> np.ndarray:

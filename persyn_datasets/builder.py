@@ -19,7 +19,7 @@ import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, budget, cards, figures, licenses, plan, report, schema, strategies
+from persyn_datasets import __version__, amend, budget, cards, figures, licenses, plan, report, schema, strategies
 from persyn_datasets.account import Account
 from persyn_datasets.analysis import analyse
 from persyn_datasets.errors import BuildError, InputError
@@ -191,6 +191,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
         options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
         router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
+        router, temperature = amend.calibrate(router, calibration["test"], router.path)
         available = None
         if recipe.strategy == "no-long-answers":
             available = strategies.without_long_answers(calibration["train"], router.names)
@@ -204,6 +205,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         route = Route(router, available)
         routed = run(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
         self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
+        self._stats["routing"]["temperature"] = temperature
         self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)
         paid = set(ranked["prompt_id"])
         unit = recipe.budget.unit if recipe.budget else "usd" if any(t.price for t in recipe.teachers) else "tokens"

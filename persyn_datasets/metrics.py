@@ -74,3 +74,34 @@ def _fill_failed(rewards: np.ndarray) -> np.ndarray:
     """Failed responses get their prompt's lowest reward; prompts of which all failed are left out."""
     rewards = rewards[~np.isnan(rewards).all(-1)]
     return np.where(np.isnan(rewards), np.nanmin(rewards, axis=-1, keepdims=True), rewards)
+
+
+def reliability(o: np.ndarray, rewards: np.ndarray) -> list[dict[str, Any]]:
+    """Is the favourite of two teachers the better one as often as σ(Zᵀ π(x)) says?
+
+    Args:
+        o: π(x), (prompts, teachers); −∞ for teachers that are not to be had.
+        rewards: (prompts, teachers), NaN where there is none; ties are no comparison.
+
+    Returns:
+        The comparisons in fifths of [0.5, 1] by the probability that the router gives its favourite: the mean
+        of that probability (`predicted`), how often the favourite was better (`observed`), and their number.
+    """
+    a, b = np.triu_indices(o.shape[1], 1)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        ahead, better = o[:, a].astype(float) - o[:, b], rewards[:, a] - rewards[:, b]
+    known = ~np.isnan(ahead) & ~np.isnan(better) & (better != 0)
+    ahead, right = ahead[known], ((ahead >= 0) == (better > 0))[known]
+    predicted = 1 / (1 + np.exp(-np.abs(ahead)))
+    fifths = np.clip((predicted - 0.5) * 10, 0, 4).astype(int)
+    return [
+        {"predicted": float(predicted[i].mean()), "observed": float(right[i].mean()), "comparisons": int(i.sum())}
+        for i in (fifths == k for k in range(5))
+        if i.any()
+    ]
+
+
+def calibration_error(bins: list[dict[str, Any]]) -> float | None:
+    """The mean distance of predicted and observed in `reliability`, weighted by the comparisons; None without any."""
+    count = sum(b["comparisons"] for b in bins)
+    return sum(abs(b["predicted"] - b["observed"]) * b["comparisons"] for b in bins) / count if count else None

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,9 @@ from datasets import Dataset
 from persyn_datasets import contamination
 from persyn_datasets.account import account_table
 from persyn_datasets.ceiling import in_words
+from persyn_datasets.metrics import calibration_error, reliability
 from persyn_datasets.recipe import Recipe
+from persyn_datasets.router import rewards_of
 from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import table
 
@@ -79,37 +80,18 @@ def measure_routing(held_out: Dataset, routed: Dataset, names: Sequence[str]) ->
 
     Returns:
         `confidence`: how many of all prompts have their highest `router_scores` in each tenth of [0, 1];
-        `mean_confidence`; `reliability`: of the comparisons of two teachers on held-out prompts, in fifths of [0.5, 1]
-        by the probability that the router gives its favourite: that probability, how often the favourite was better,
-        and the number of comparisons; `calibration_error`: their mean distance, weighted by that number.
+        `mean_confidence`; `reliability` and `calibration_error` on the held-out prompts, see metrics.py.
     """
     scores = dict(zip(routed["prompt_id"], np.array(routed["router_scores"], dtype=float), strict=True))
     top = np.array([row.max() for row in scores.values()])
-    favours, rights = [], []
-    for key, responses in zip(held_out["prompt_id"], held_out["responses"], strict=True):
-        sampled: dict[str, list[float]] = {}
-        for r in responses:
-            if r["reward"] is not None and r["teacher"] in names:
-                sampled.setdefault(r["teacher"], []).append(r["reward"])
-        rewards = {name: np.mean(of_samples) for name, of_samples in sampled.items()}
-        for a, b in combinations(rewards, 2):
-            p, q = (scores[key][names.index(name)] for name in (a, b))
-            if rewards[a] != rewards[b] and p + q > 0:
-                favours.append(max(p, q) / (p + q))
-                rights.append((p >= q) == (rewards[a] > rewards[b]))
-    predicted, better = np.array(favours), np.array(rights, dtype=float)
-    fifths = np.clip((predicted - 0.5) * 10, 0, 4).astype(int)
-    reliability = [
-        {"predicted": float(predicted[b].mean()), "observed": float(better[b].mean()), "comparisons": int(b.sum())}
-        for b in (fifths == i for i in range(5))
-        if b.any()
-    ]
-    distance = sum(abs(r["predicted"] - r["observed"]) * r["comparisons"] for r in reliability)
+    with np.errstate(divide="ignore"):
+        o = np.log([scores[key] for key in held_out["prompt_id"]]).reshape(-1, len(names))
+    bins = reliability(o, rewards_of(held_out, names))
     return {
         "confidence": np.histogram(top, bins=BINS, range=(0, 1))[0].tolist(),
         "mean_confidence": float(top.mean()),
-        "reliability": reliability,
-        "calibration_error": distance / len(predicted) if len(predicted) else None,
+        "reliability": bins,
+        "calibration_error": calibration_error(bins),
     }
 
 

@@ -22,6 +22,7 @@ from persyn_datasets import (
     load_prompts,
     train_router,
 )
+from persyn_datasets.amend import calibrate
 from persyn_datasets.builder import hold_out
 from persyn_datasets.engines import transformers as engine
 
@@ -99,7 +100,7 @@ def test_the_router_says_how_it_was_made(done):
     assert sum(t["routed"] for t in stats["per_teacher"].values()) == 24
 
 
-def test_the_transforms_by_hand_give_the_same(done):
+def test_the_transforms_by_hand_give_the_same(done, tmp_path):
     """Item 5: a user's own maps, as in the README, and the builder."""
     recipe = done.recipe
     prompts = load_prompts(recipe.prompts.path, column="prompt", answer_column="answer")
@@ -113,6 +114,7 @@ def test_the_transforms_by_hand_give_the_same(done):
     sides = hold_out(ranked, 0.25, seed=0)
     pairs = sides["train"].map(Pairify(), batched=True, remove_columns=ranked.column_names)
     router = train_router(pairs, recipe.router.backbone, teachers=recipe.teachers, freeze_backbone=True)
+    router, _ = calibrate(router, sides["test"], str(tmp_path))
     routed = prompts.map(Route(router), batched=True)
     data = routed.map(Synthesize(recipe.teachers), batched=True, batch_size=None)
     streamed = (

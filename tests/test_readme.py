@@ -33,7 +33,7 @@ def test_the_recipe_is_valid():
 
 def test_the_scripts_compile_and_their_names_exist():
     scripts = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     for script in scripts:
         compile(script, "README.md", "exec")
         for names in re.findall(r"from persyn_datasets import (.*)", script):
