@@ -43,8 +43,12 @@ def test_defaults_are_the_papers(values):
 
 def test_set_overrides_anything(values, tmp_path):
     sets = ["reward.alpha=0.1", "teachers.1.sampling.temperature=0", "prompts.split=test", "router.learning_rate=1e-4"]
-    recipe = Recipe.load(save(tmp_path, values), [*sets, "quality={reward_model: org/rm}", "reward.normalize=rank"])
+    recipe = Recipe.load(
+        save(tmp_path, values),
+        [*sets, "quality={reward_model: org/rm}", "reward.normalize=rank", "reward.learnability=rsr"],
+    )
     assert (recipe.reward.alpha, recipe.reward.normalize, recipe.prompts.split) == (0.1, "rank", "test")
+    assert recipe.reward.learnability == "rsr"
     assert [t.sampling.temperature for t in recipe.teachers] == [0.5, 0, 0.5]
     assert (recipe.quality, recipe.router.learning_rate) == ({"reward_model": "org/rm"}, 1e-4)
 
