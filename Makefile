@@ -42,11 +42,10 @@ lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/installed  ## the benchmarks that run on a CPU; each prints a table, and last a line of JSON
-	$(BIN)/python benchmarks/scoring.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/journal.py
-	$(BIN)/python benchmarks/endpoint.py
+BENCHMARKS := scoring router_training routing overhead journal endpoint
+bench: .venv/installed  ## the benchmarks that run on a CPU; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/results.py $(foreach b,$(BENCHMARKS),"$(BIN)/python benchmarks/$(b).py") \
+	  $(if $(wildcard .venv-vllm/installed),"$(VLLM)/python benchmarks/vllm_engine.py --prompts 32 --max-tokens 24 --rounds 2")
 
 clean:
 	rm -rf .venv .venv-vllm outputs

@@ -291,7 +291,15 @@ def main() -> None:
         finally:
             server.terminate()
     print(table(["contender", "version", "concurrency", "prompts/s", "range", "of bare", "CPU ms/prompt"], rows))
-    print(json.dumps(results))
+    lines = [
+        [f"endpoint engine, prompts/s at {n} in flight", f"{results[f'persyn_{n}']['rate']:,.0f}",
+         f"{results[f'{other}_{n}']['rate']:,.0f}: {other}",
+         f"{results[f'persyn_{n}']['of_bare'] / results[f'{other}_{n}']['of_bare']:.2f}", "bare: a loop of requests"]
+        for n in args.concurrency
+        for other in pythons
+        if other != "persyn"
+    ]  # fmt: skip
+    print(json.dumps(results | {"rows": lines}))
 
 
 if __name__ == "__main__":

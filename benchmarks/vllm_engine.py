@@ -123,6 +123,15 @@ def main() -> None:
     least = {name: min(seconds) for name, seconds in found.items()}
     result = {
         "seconds": found,
+        "rows": [
+            [
+                f"vllm engine, s for {options.prompts} prompts of {options.max_tokens} tokens",
+                f"{median['vllm engine']:.2f}",
+                f"{median['LLM.generate']:.2f}: LLM.generate",
+                f"{median['LLM.generate'] / median['vllm engine']:.2f}",
+                "1.00: the same engine",
+            ]
+        ],
         "tokens": max(tokens),
         "overhead_of_medians": median["vllm engine"] / median["LLM.generate"] - 1,
         "overhead_of_least": least["vllm engine"] / least["LLM.generate"] - 1,

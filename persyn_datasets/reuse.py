@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, DatasetInfo, IterableDataset
+from datasets import Dataset, IterableDataset
 
 from persyn_datasets import cards, licenses, report, schema
 from persyn_datasets.account import Account, check_prices, merge
@@ -212,9 +212,8 @@ def _shards(prompts: Rows) -> Iterator[Dataset]:
         starts = range(0, len(prompts), ROWS_PER_SHARD)
         yield from (prompts.select(range(i, min(i + ROWS_PER_SHARD, len(prompts)))) for i in starts)
     else:
-        info = DatasetInfo(features=prompts.features)
-        for table in prompts.with_format("arrow").iter(batch_size=ROWS_PER_SHARD):
-            yield Dataset(table.cast(info.features.arrow_schema), info)
+        for batch in prompts.iter(batch_size=ROWS_PER_SHARD):  # in Arrow format each row would be a table of its own
+            yield Dataset.from_dict(batch, features=prompts.features)
 
 
 def _content(rows: Dataset) -> str:
