@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from datasets.table import InMemoryTable
+from huggingface_hub.utils import tqdm
 
 from persyn_datasets.bradley_terry import fit_head
 from persyn_datasets.metrics import router_metrics
@@ -23,7 +24,7 @@ from persyn_datasets.responses import Responses
 from persyn_datasets.router import Router, rewards_of
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-FEWEST = 100  # calibration prompts
+FEWEST = 20  # prompts that a head is fitted to
 
 
 def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: Reward) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         hardest come first) and by their median length in characters;
         `confusion`: how often the router sends a held-out prompt to the i-th of `names` and the j-th was its best;
         `by_size` and `by_alpha`: Hit@1, Hit@3 and the mean quality and learnability of what is chosen on held-out
-        prompts, with a head that is fitted to so many prompts, or to that α.
+        prompts, with a head that is fitted to so many prompts (all, a half, a quarter …), or to that α; both are empty
+        if there are too few prompts to halve.
     """
     names, n = router.names, len(calibration["train"])
     ranked = concatenate_datasets([calibration["train"], calibration["test"]])
@@ -48,28 +50,37 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
     chosen = [teacher[key] for key in ranked["prompt_id"]]
     characters = [np.median([len(r["text"]) for r in row if not r["error"]] or [0]) for row in ranked["responses"]]
 
+    table = ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
+    heads: dict[bytes, Any] = {}  # with 0/1 quality many α prefer alike
+
     def refit(size: int, alpha: float) -> dict[str, float]:
-        table = ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
         rank = Rank(**asdict(replace(reward, alpha=alpha)))
         rewards = rewards_of(Dataset(InMemoryTable(rank(table))), names)
         r = rewards[:size]
-        prefer = torch.tensor(r[:, :, None] > r[:, None, :]).float()
-        weight, bias, _ = fit_head(torch.tensor(x[:size]), prefer)
+        prefer = r[:, :, None] > r[:, None, :]
+        if (key := prefer.tobytes()) not in heads:
+            heads[key] = fit_head(torch.tensor(x[:size]), torch.tensor(prefer).float())
+        weight, bias, _ = heads[key]
         scores = x[n:] @ weight.numpy().T + bias.numpy()
         metrics, best = router_metrics(scores, rewards[n:], r, names), scores.argmax(-1)
         means = (float(_mean(signal[n:][np.arange(len(best)), best])) for signal in (quality, learnability))
         hits = {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
         return hits | dict(zip(("quality", "learnability"), means, strict=True))
 
-    sizes = [FEWEST * 2**i for i in range(20) if FEWEST * 2**i < n] or [n // 4, n // 2]
+    sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
+    points = [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS] if len(sizes) > 1 else []
+    curves = [
+        point | refit(int(point.get("prompts", n)), point.get("alpha", reward.alpha))
+        for point in tqdm(points, desc="Analysis", unit="head", disable=not points)
+    ]
     confusion = Counter(zip(chosen[n:], calibration["test"]["best_teacher"], strict=True))
     return {
         "names": names,
         "difficulty": thirds(_mean(quality, axis=-1), chosen),
         "length": thirds(np.array(characters), chosen),
         "confusion": [[confusion[routed_to, best] for best in names] for routed_to in names],
-        "by_size": [{"prompts": size, **refit(size, reward.alpha)} for size in [*sizes, n] if size > 1],
-        "by_alpha": [{"alpha": alpha, **refit(n, alpha)} for alpha in ALPHAS],
+        "by_size": [point for point in curves if "prompts" in point],
+        "by_alpha": [point for point in curves if "alpha" in point],
     }
 
 

@@ -73,7 +73,7 @@ def compare(
         assert builder.stats
         lines = builder.stats["account"]
         results["strategies"][name] |= {
-            "answers": sum(line["answers"] for line in lines),
+            "generations": builder.stats["generations"],
             "usd": sum(line["usd"] + line["reused_usd"] for line in lines),
             "students": trained[name],
         }

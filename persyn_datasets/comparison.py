@@ -36,12 +36,12 @@ def scores(results: dict[str, Any]) -> str:
     rows = []
     for name, s in results["strategies"].items():
         cells = [_cell(s["measures"][m]) for m in measures]
-        cost = [f"{s['answers']:,}", f"{s['usd']:,.2f}"] if "answers" in s else ["–", "–"]
+        cost = [f"{s['generations']:,}", f"{s['usd']:,.2f}"] if "generations" in s else ["–", "–"]
         rows.append([name, *cells, *cost])
     return (
-        f"{table(['student trained on', *measures, 'answers', 'USD'], rows)}\n\n"
+        f"{table(['student trained on', *measures, 'generations', 'USD'], rows)}\n\n"
         "Means over prompts with 95% bootstrap intervals over prompts, seeds averaged first; ± is the standard "
-        "deviation between seeds. Answers and USD are what the strategy's dataset needs by itself."
+        "deviation between seeds. Generations and USD are what the strategy's dataset needs by itself."
     )
 
 

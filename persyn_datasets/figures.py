@@ -18,8 +18,8 @@ CAPTIONS = {
     "router": "How sure the router is, and how often its favourite of two teachers is better (of how many times)",
     "tradeoff": "Reward against what the answers cost: the router at every budget, and each teacher alone",
     "difficulty": "Who gets the hard prompts, and those of long answers: % of each third of the calibration prompts",
-    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, or to another α",
     "confusion": "Held-out prompts by the router's choice (rows) and the teacher that was the best (columns)",
+    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, or to another α",
     "cost": "Answers that were asked for, against generate-then-select",
 }
 
@@ -49,8 +49,9 @@ def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figur
         yield "tradeoff", _tradeoff(stats["tradeoff"])
         order = [name for name in teachers if name in stats["analysis"]["names"]]
         yield "difficulty", _difficulty(stats["analysis"], order)
-        yield "curves", _curves(stats["analysis"], stats["router"])
         yield "confusion", _confusion(stats["analysis"], order)
+        if stats["analysis"]["by_size"]:
+            yield "curves", _curves(stats["analysis"], stats["router"])
     yield "cost", _cost(stats)
 
 

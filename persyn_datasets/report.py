@@ -254,7 +254,7 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
         best = f"(best single teacher: {r['best_single_teacher']})"
         lines += [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
         lines += [words] if (words := ceiling_words(r)) else []
-        lines += [CURVES, curve_table(stats["analysis"])]
+        lines += [CURVES, curve_table(stats["analysis"])] if stats["analysis"]["by_size"] else []
     lines.append(saved(stats))
     if tradeoff := stats["tradeoff"]:
         lines += [tradeoff_table(tradeoff), *([budget_words(tradeoff)] if "budget" in tradeoff else [])]

@@ -79,7 +79,7 @@ def _trainer(student: Student, data: Dataset, training: Training, seed: int, che
         trust_remote_code=student.trust_remote_code,
         include_num_input_tokens_seen="non_padding",
         save_strategy="steps",
-        save_steps=0.1,
+        save_steps=0.25,
         save_total_limit=1,
         report_to="none",
     )

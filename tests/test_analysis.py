@@ -3,10 +3,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 
-from persyn_datasets import Rank
+from persyn_datasets import Pairify, Rank
 from persyn_datasets.analysis import analyse, thirds
+from persyn_datasets.bradley_terry import fit_head, preferences
 from persyn_datasets.recipe import Reward
 
 NAMES = ["ann", "bob", "cleo"]
@@ -28,11 +30,15 @@ def rows():
 
 @pytest.fixture(scope="module")
 def told():
-    ranked = rows()
+    return analysed(train=250)
+
+
+def analysed(train):
+    ranked = rows().select(range(train + 50))
     router = SimpleNamespace(names=NAMES, read=lambda prompts: (None, X[[int(m[0]["content"]) for m in prompts]]))
-    chosen = [NAMES[i % 3] for i in range(300)]
+    chosen = [NAMES[i % 3] for i in range(train + 50)]
     routed = Dataset.from_list([{"prompt_id": f"p{i}", "teacher": t} for i, t in reversed(list(enumerate(chosen)))])
-    calibration = DatasetDict(train=ranked.select(range(250)), test=ranked.select(range(250, 300)))
+    calibration = DatasetDict(train=ranked.select(range(train)), test=ranked.select(range(train, train + 50)))
     return analyse(router, calibration, routed, Reward()), ranked, chosen
 
 
@@ -54,11 +60,17 @@ def test_difficulty_and_length_by_hand(told):
     assert (longest["from"], longest["to"]) == (200 + 10, 299 + 10) and sum(longest["routed"].values()) == 100
 
 
-def test_a_head_that_has_seen_more_is_right_more_often(told):
-    sizes = told[0]["by_size"]
-    assert [row["prompts"] for row in sizes] == [100, 200, 250]
-    assert all(row["hit@1"] > 0.6 and row["hit@3"] == 1 for row in sizes)
-    assert sizes[-1]["hit@1"] >= sizes[0]["hit@1"] - 0.05
+def test_the_curve_is_that_of_heads_fitted_to_the_first_pairs(told):
+    analysis, ranked, _ = told
+    assert [row["prompts"] for row in analysis["by_size"]] == [31, 62, 125, 250]
+    for row in analysis["by_size"][:2]:
+        first = ranked.select(range(row["prompts"]))
+        pairs = first.map(Pairify(), batched=True, remove_columns=first.column_names)
+        weight, bias, _ = fit_head(torch.tensor(X[: row["prompts"]]), preferences(pairs, NAMES)[1])
+        choices = (X[250:] @ weight.numpy().T + bias.numpy()).argmax(-1)
+        right = [NAMES[i] == best for i, best in zip(choices, ranked["best_teacher"][250:], strict=True)]
+        assert row["hit@1"] == pytest.approx(np.mean(right)) and row["hit@3"] == 1
+        assert row["quality"] == pytest.approx(QUALITY[250:][np.arange(50), choices].mean())
 
 
 def test_alpha_moves_the_choice_from_quality_to_learnability(told):
@@ -68,6 +80,12 @@ def test_alpha_moves_the_choice_from_quality_to_learnability(told):
     assert learnability[-1] == pytest.approx(best, abs=0.005)
     recipe = next(row for row in told[0]["by_alpha"] if row["alpha"] == 0.4)
     assert recipe == {"alpha": 0.4} | {k: v for k, v in told[0]["by_size"][-1].items() if k != "prompts"}
+
+
+def test_too_few_to_halve():
+    assert [row["prompts"] for row in analysed(train=40)[0]["by_size"]] == [20, 40]
+    analysis = analysed(train=39)[0]
+    assert (analysis["by_size"], analysis["by_alpha"]) == ([], []) and analysis["confusion"]
 
 
 def test_thirds_of_few_and_of_unknown():

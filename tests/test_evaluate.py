@@ -70,6 +70,26 @@ def test_the_harness_runs_and_keeps_each_prompt(chat_model, tasks, tmp_path, mon
         evaluate.evaluate(Student(chat_model), more, tmp_path / "out")
 
 
+def test_an_interrupted_task_asks_the_student_only_what_is_left(chat_model, tasks, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    generate, asked = HFLM._model_generate, []
+
+    def stop_at_two(self, context, *args, **options):
+        asked.append(len(context))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return generate(self, context, *args, **options)
+
+    monkeypatch.setattr(HFLM, "_model_generate", stop_at_two)
+    evaluation = Evaluation(tasks=("writes",), include_path=tasks, batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
+    measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
+    assert asked == [4, 2, 2] and len(measured["writes/−exact_match"]) == 6
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["writes.json", "writes.jsonl"]
+
+
 def test_held_out_prompts_by_math_verify_and_likelihood(base_model, held_out, tmp_path, monkeypatch):
     def adder(requests, account):
         """Adds, and is cut off at its last sum."""

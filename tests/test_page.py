@@ -1,4 +1,5 @@
 import copy
+import json
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -10,10 +11,18 @@ from persyn_datasets import page, report
 from persyn_datasets.cli import main
 from persyn_datasets.figures import CAPTIONS, draw
 
+POINT = {"hit@1": 0.3, "hit@3": 0.6, "quality": 0.5, "learnability": -1.2}
+
 
 @pytest.fixture(scope="module")
 def done(chat_model, models_folder):
-    return built(models_folder / "page", chat_model)
+    """A finished build, as if it had been large enough for curves."""
+    builder = built(models_folder / "page", chat_model)
+    stats = builder.stats
+    stats["analysis"]["by_size"] = [{"prompts": n} | POINT for n in (20, 40)]
+    stats["analysis"]["by_alpha"] = [{"alpha": alpha} | POINT for alpha in (0.0, 0.4)]
+    (builder.folder / "stats.json").write_text(json.dumps(stats))
+    return builder
 
 
 class Tags(HTMLParser):
@@ -44,7 +53,7 @@ def test_report_writes_one_page_that_needs_no_network(done, capsys):
     assert tags.open == [] and len(tags.addresses) == len(CAPTIONS)
     assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
     assert not re.search(r"(?:@import|url\(|<script|<link)", text)
-    for words in (*CAPTIONS.values(), report.verdict(done.stats["router"]), "56 generations"):
+    for words in (*CAPTIONS.values(), report.verdict(done.stats["router"]), "56 generations", "40 calibration prompts"):
         assert words in words_of
     for name, t in done.stats["per_teacher"].items():
         at = tags.cells.index(name)
