@@ -31,7 +31,7 @@ from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.route import Route
 from persyn_datasets.router import train_router
-from persyn_datasets.runner import run
+from persyn_datasets.runner import check, run
 from persyn_datasets.score import Score
 from persyn_datasets.synthesize import Synthesize
 
@@ -55,6 +55,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         output: the folder described above. Default: one in the Hugging Face cache, named by the recipe.
         strategy: who answers: one of `strategies.STRATEGIES`. Default: the recipe's, which is `persyn` unless it says
             otherwise. Only `persyn` and its ablations make a router, and only what the strategy needs is generated.
+        runner: where the stages run: `local`, or `ray` for a cluster; see `ray_runner`. The results are the same.
 
     Raises:
         InputError: the output folder holds something else.
@@ -62,7 +63,15 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
     BUILDER_CONFIG_CLASS = PersynConfig
 
-    def __init__(self, recipe: Recipe | str, output: str | Path | None = None, strategy: str | None = None):
+    def __init__(
+        self,
+        recipe: Recipe | str,
+        output: str | Path | None = None,
+        strategy: str | None = None,
+        runner: str = "local",
+    ):
+        check(runner)
+        self.runner = runner
         self.recipe = Recipe.load(recipe) if isinstance(recipe, str) else recipe
         self.recipe = replace(self.recipe, strategy=strategy or self.recipe.strategy)
         self.output = Path(output or Path(HF_HOME) / "persyn" / "builds" / self.recipe.title)
@@ -143,7 +152,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             self._stats |= {"router": None, "routing": None, "analysis": None, "tradeoff": None}
 
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
-        answered = run(routed, synthesize, schema.SYNTHESIZED, batch_size=None)
+        answered = run(routed, synthesize, schema.SYNTHESIZED, self.runner, batch_size=None)
         self._stats |= plan.plan(recipe, len(prompts))
         self._stats |= report.measure(ranked, answered, [t.name for t in strategies.teachers_of(recipe)])
         self._stats |= {"account": account.to_list(), "versions": report.versions()}
@@ -169,8 +178,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         recipe = self.recipe
         ranked = plan.calibration(recipe, self._prompts)
         generate = Generate(recipe.teachers, recipe.max_failed, account, recipe.calibration.samples)
-        ranked = run(ranked, generate, schema.GENERATED, batch_size=None)
-        ranked = run(ranked, Score(recipe.student, recipe.quality), schema.SCORED, batch_size=None)
+        ranked = run(ranked, generate, schema.GENERATED, self.runner, batch_size=None)
+        ranked = run(ranked, Score(recipe.student, recipe.quality), schema.SCORED, self.runner, batch_size=None)
         rank = Rank(**asdict(recipe.reward))
         return run(ranked.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(None)
 
@@ -203,7 +212,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             typical=router.profile(calibration["test"]["messages"]),
         )  # fmt: skip
         route = Route(router, available)
-        routed = run(self._prompts, route, schema.ROUTED, batch_size=1000, load_from_cache_file=True)
+        routed = run(self._prompts, route, schema.ROUTED, self.runner, batch_size=1000, load_from_cache_file=True)
         self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
         self._stats["routing"]["temperature"] = temperature
         self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--strategy", metavar="S",
                        help="who answers: persyn (default), or, to compare with it, strong, mix, family-strong, car, "
                             "random, oracle, quality-only, learnability-only, no-long-answers")  # fmt: skip
+    _runner(build)
     build.add_argument("--dry-run", action="store_true", help="check everything, print the plan and its cost, and stop")
     _publishing(build, "--push-to-hub")
     build.set_defaults(run=_build)
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--budget", metavar="USD",
                              help="what the answers may cost by expectation; the assignment of largest expected "
                                   "reward within. Or {tokens: 5e6}, or {usd: 9, max_share: {NAME: 0.1}}")  # fmt: skip
+        _runner(command)
         command.set_defaults(run=run)
     synthesize.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                             help="override how a teacher is asked, e.g. --set teachers.2.base_url=http://tgi:8080/v1 "
@@ -114,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _runner(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runner", default="local", help="local, or ray: on the cluster at $RAY_ADDRESS or here")
+
+
 def _publishing(command: argparse.ArgumentParser, repo: str) -> None:
     command.add_argument(
         repo, metavar="ORG/NAME", help="publish as this dataset on the Hub, the router as ORG/NAME-router"
@@ -133,7 +139,7 @@ def _build(options: argparse.Namespace) -> None:
 
     strategy = [f"strategy={options.strategy}"] if options.strategy else []
     recipe = Recipe.load(options.recipe, [*options.set, *strategy])
-    builder = PersynBuilder(recipe, options.output or Path("outputs") / recipe.title)
+    builder = PersynBuilder(recipe, options.output or Path("outputs") / recipe.title, runner=options.runner)
     if options.push_to_hub:  # after a finished build the version may be there already, with this very content
         hub.check(options.push_to_hub, None if builder.stats else options.version, options.private)
     if options.dry_run:
@@ -161,11 +167,12 @@ def _publish(options: argparse.Namespace, repo: str, output: str) -> None:
 
 def _reused(options: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
     """The router, the prompts, and the names of the teachers that are available."""
-    from persyn_datasets import reuse
+    from persyn_datasets import reuse, runner
     from persyn_datasets.prompts import load_prompts
     from persyn_datasets.route import Route
     from persyn_datasets.router import Router
 
+    runner.check(options.runner)
     reuse.check_output(Path(options.output))
     router = Router.from_pretrained(options.router, options.revision)
     names = [name for part in options.teachers or [] for name in part.split(",")] or None
@@ -200,7 +207,7 @@ def _route(options: argparse.Namespace) -> None:
 
     router, prompts, names = _reused(options)
     _warn(reuse.warnings(router, prompts))
-    counts = reuse.route(router, prompts, Path(options.output), names, _budget(options))
+    counts = reuse.route(router, prompts, Path(options.output), names, _budget(options), options.runner)
     _done(counts, options.output)
 
 
@@ -216,7 +223,16 @@ def _synthesize(options: argparse.Namespace) -> None:
     _warn(warned := reuse.warnings(router, prompts))
     source = Prompts(options.prompts, split=options.split, column=options.column)
     counts = reuse.synthesize(
-        router, prompts, Path(options.output), source, names, options.set, warned, options.max_cost, _budget(options)
+        router,
+        prompts,
+        Path(options.output),
+        source,
+        names,
+        options.set,
+        warned,
+        options.max_cost,
+        _budget(options),
+        options.runner,
     )
     _done(counts, options.output)
     if options.push_to_hub:

@@ -8,7 +8,7 @@ from persyn_datasets.account import Account
 from persyn_datasets.engines import Request
 from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import messages_of, prompt_id
-from persyn_datasets.respond import check_names, respond
+from persyn_datasets.respond import Ask, check_names, respond
 from persyn_datasets.teacher import Sampling, Teacher
 
 
@@ -28,12 +28,14 @@ class Generate:
         max_failed: the share of failed responses in one call above which it raises `BuildError`; 1 keeps them all.
         account: counts what is spent, and keeps to its `max_cost`; give one to several stages.
         samples: responses of each teacher to a prompt; `sample` counts them from 0, and j is asked for with seed + j.
+        ask: has the requests answered. Default: in this process; `ray_runner.ask` on a Ray cluster.
     """
 
     teachers: Sequence[Teacher]
     max_failed: float = 1.0
     account: Account = field(default_factory=Account, repr=False, compare=False)
     samples: int = 1
+    ask: Ask | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", tuple(self.teachers))
@@ -53,7 +55,7 @@ class Generate:
             for teacher in self.teachers
             for sample in range(self.samples)
         ]
-        answers = respond(requests, "Generate", self.account, self.max_failed)
+        answers = respond(requests, "Generate", self.account, self.max_failed, self.ask)
         responses = [{**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)]
         n = len(self.teachers) * self.samples
         return {

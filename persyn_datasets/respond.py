@@ -18,6 +18,8 @@ from persyn_datasets.journal import Journal
 from persyn_datasets.teacher import Teacher
 
 FIRST_FAILURES = 36  # of a teacher that has not answered once: it never will
+# Has requests answered, by `keep(request, response)`; with True as a third argument the answer is in the journal.
+Ask = Callable[[list[Request], Account, Callable[..., None]], None]
 TRIED_AGAIN = ("endpoint", "vllm")  # other engines fail by a row's own fault only
 
 
@@ -28,11 +30,13 @@ def check_names(teachers: Sequence[Teacher]) -> None:
         raise InputError(f"teachers: the name {twice[0]!r} is used twice; give each teacher a `name` of its own.")
 
 
-def respond(requests: Sequence[Request], stage: str, account: Account, max_failed: float = 1.0) -> list[Response]:
+def respond(
+    requests: Sequence[Request], stage: str, account: Account, max_failed: float = 1.0, ask: Ask | None = None
+) -> list[Response]:
     """The response to each request, in order.
 
     Endpoints are asked while local teachers work, one after another, in this thread. What failed is tried once more
-    at the end, and then is a response with an `error`.
+    at the end, and then is a response with an `error`. `ask` (default: `ask_here`) has them answered.
 
     Raises:
         BuildError: every request to a teacher fails, more than the share `max_failed` of all failed, or
@@ -58,14 +62,14 @@ def respond(requests: Sequence[Request], stage: str, account: Account, max_faile
         in_a_row: Counter[str] = Counter()
         tokens, start, lock = 0, time.monotonic(), Lock()
 
-        def keep(request: Request, response: Response) -> None:
+        def keep(request: Request, response: Response, journalled: bool = False) -> None:
             nonlocal tokens
             name, failed = request.teacher.name, response["finish_reason"] == "error"
             with lock:
                 responses[_key(request)] = response
                 account.settle(request, response)
                 # An empty answer was answered too: it stays, with its error, and is not bought again.
-                if not failed and (name, request.sample) in journals:
+                if not (failed or journalled) and (name, request.sample) in journals:
                     journals[name, request.sample].put(request.prompt_id, response)
                 tokens += response["completion_tokens"] or 0
                 bar.set_description(f"{stage} · {name}", refresh=False)
@@ -80,14 +84,14 @@ def respond(requests: Sequence[Request], stage: str, account: Account, max_faile
                         f"{response['error']}. All answers are kept: mend it, and the same command goes on."
                     )
 
-        _ask(todo, account, keep)
+        (ask or ask_here)(todo, account, keep)
         failed = [asked[key] for key, r in responses.items() if r["finish_reason"] == "error"]
         if again := [request for request in failed if request.teacher.engine in TRIED_AGAIN]:
             for request in again:
                 account.again(request)
             bar.update(-len(again))
             in_a_row.clear()
-            _ask(again, account, keep)
+            (ask or ask_here)(again, account, keep)
     if left := len(asked) - len(responses):
         raise BuildError(
             f"{stage}: max_cost ${account.max_cost:g} is reached: ${account.spent:,.4f} spent, and the next request "
@@ -108,7 +112,7 @@ def _key(request: Request) -> tuple[str, str, int]:
     return request.teacher.name, request.prompt_id, request.sample
 
 
-def _ask(requests: list[Request], account: Account, keep: Callable[[Request, Response], None]) -> None:
+def ask_here(requests: list[Request], account: Account, keep: Callable[..., None]) -> None:
     """Work on the requests; endpoints in a thread of their own, so that they and local teachers wait for no other."""
 
     def work(group: list[Request]) -> None:

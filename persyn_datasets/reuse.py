@@ -57,12 +57,14 @@ def route(
     output: Path,
     names: Sequence[str] | None = None,
     budget: Budget | None = None,
+    runner: str = "local",
 ) -> Counter[str]:
     """Write the prompts with their teacher; returns prompts per teacher.
 
     Args:
         names: the teachers that are available. Default: all.
         budget: see `Budget`; at the prices in the router.
+        runner: see `run`.
 
     Raises:
         InputError: the `budget` is too small, or cannot be kept.
@@ -70,12 +72,12 @@ def route(
     routing = Route(router, names)
     if budget:
         teachers = [Teacher.from_dict(t) for t in router.config.persyn["teachers"]]
-        prompts = _routed(prompts, routing, budget, teachers)
+        prompts = _routed(prompts, routing, budget, teachers, runner)
     done = _by_shard(
         prompts,
         output,
         digest([router.content, names]),
-        lambda rows, _: (rows if budget else run(rows, routing, schema.ROUTED, batch_size=ROWS), []),
+        lambda rows, _: (rows if budget else run(rows, routing, schema.ROUTED, runner, batch_size=ROWS), []),
     )
     return sum((Counter(shard["counts"]) for shard in done), Counter())
 
@@ -90,6 +92,7 @@ def synthesize(
     warned: Sequence[str] = (),
     max_cost: float | None = None,
     budget: Budget | None = None,
+    runner: str = "local",
 ) -> Counter[str]:
     """Assign and answer, and write the answers with their card; returns prompts per teacher.
 
@@ -100,6 +103,7 @@ def synthesize(
         warned: what `warnings` said, for the card.
         max_cost: USD; see `Account`. A prompt that comes again in another shard counts again.
         budget: see `Budget`.
+        runner: see `run`.
 
     Raises:
         InputError: before anything is spent: a teacher cannot be asked, or the router does not say how.
@@ -112,7 +116,7 @@ def synthesize(
     routing = Route(router, names)
     used = [t.name for t in teachers]
     if budget or isinstance(prompts, Dataset):
-        prompts = _routed(prompts, routing, budget, teachers)
+        prompts = _routed(prompts, routing, budget, teachers, runner)
         used = prompts.unique("teacher")
     for teacher in teachers:
         if teacher.name in used:
@@ -120,9 +124,9 @@ def synthesize(
 
     def answer(rows: Dataset, before: float) -> tuple[Dataset, list[dict[str, Any]]]:
         if "router_scores" not in rows.column_names:
-            rows = run(rows, routing, schema.ROUTED, batch_size=ROWS)
+            rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
         account = Account(max_cost, before)
-        rows = run(rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, batch_size=None)
+        rows = run(rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, runner, batch_size=None)
         return rows.remove_columns(["messages"]), account.to_list()
 
     address = digest([router.content, names, [t.identity() for t in teachers]])
@@ -148,13 +152,13 @@ def synthesize(
     return counts
 
 
-def _routed(prompts: Rows, routing: Route, budget: Budget | None, teachers: Sequence[Teacher]) -> Dataset:
+def _routed(prompts: Rows, routing: Route, budget: Budget | None, teachers: Sequence[Teacher], runner: str) -> Dataset:
     """All prompts with their teacher, which a budget has a say in."""
     if not isinstance(prompts, Dataset):
         raise InputError("A budget is shared by all prompts, and a stream does not show them: leave out --streaming.")
     if budget:
         budget.check(teachers)
-    routed = run(prompts, routing, schema.ROUTED, batch_size=ROWS, load_from_cache_file=True)
+    routed = run(prompts, routing, schema.ROUTED, runner, batch_size=ROWS, load_from_cache_file=True)
     assert isinstance(routing.router, Router)
     return within_budget(routed, routing.router, budget, teachers)[0] if budget else routed
 

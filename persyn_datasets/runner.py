@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import datasets
@@ -10,22 +11,41 @@ import multiprocess
 import torch
 from datasets import Dataset, Features
 
+from persyn_datasets.errors import InputError
 from persyn_datasets.generate import Generate
 from persyn_datasets.route import Route
 from persyn_datasets.score import Score
 from persyn_datasets.synthesize import Synthesize
 
+RUNNERS = ("local", "ray")
 
-def run(rows: Dataset, stage: Any, adds: dict[str, Any], **options: Any) -> Dataset:
+
+def check(runner: str) -> None:
+    """Raises `InputError` if there is no such runner."""
+    if runner not in RUNNERS:
+        raise InputError(f"runner is {runner!r}; expected one of {', '.join(RUNNERS)}.")
+    if runner == "ray" and not find_spec("ray"):
+        raise InputError("runner is 'ray', and Ray is not installed; `pip install \"persyn-datasets[ray]\"`.")
+
+
+def run(rows: Dataset, stage: Any, adds: dict[str, Any], runner: str = "local", **options: Any) -> Dataset:
     """`rows.map(stage)`; on a machine with several GPUs, local models work on all of them.
 
     Args:
         adds: the columns that the stage adds, see schema.py.
+        runner: one of `RUNNERS`. On Ray, stages without a model run here; see `ray_runner`.
         options: of `map`. Its cache is off by default: the journal remembers better, and no failed rows.
     """
     features = Features({**rows.features, **adds})
     options = {"load_from_cache_file": False, "desc": type(stage).__name__, "batched": True} | options
-    if (gpus := min(torch.cuda.device_count(), len(rows))) > 1:
+    if runner == "ray":
+        from persyn_datasets import ray_runner  # an extra
+
+        if isinstance(stage, Score | Route):
+            return ray_runner.map_rows(rows, stage, features)
+        if isinstance(stage, Generate | Synthesize):
+            stage = replace(stage, ask=ray_runner.ask)
+    elif (gpus := min(torch.cuda.device_count(), len(rows))) > 1:
         on_each_gpu = {"num_proc": gpus, "with_rank": True}
         multiprocess.set_start_method("spawn", force=True)  # CUDA does not work in a forked process
         if isinstance(stage, Score | Route):

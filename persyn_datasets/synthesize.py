@@ -8,7 +8,7 @@ from persyn_datasets.account import Account
 from persyn_datasets.engines import Request
 from persyn_datasets.errors import InputError
 from persyn_datasets.prompts import messages_of, prompt_id
-from persyn_datasets.respond import check_names, respond
+from persyn_datasets.respond import Ask, check_names, respond
 from persyn_datasets.teacher import Teacher
 
 
@@ -26,6 +26,7 @@ class Synthesize:
     teachers: Sequence[Teacher]
     max_failed: float = 1.0
     account: Account = field(default_factory=Account, repr=False, compare=False)
+    ask: Ask | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", tuple(self.teachers))
@@ -45,7 +46,7 @@ class Synthesize:
             Request(teachers[name], key, teachers[name].conversation(m))
             for name, key, m in zip(batch["teacher"], ids, messages, strict=True)
         ]
-        responses = respond(requests, "Synthesize", self.account, self.max_failed)
+        responses = respond(requests, "Synthesize", self.account, self.max_failed, self.ask)
         copied = ("finish_reason", "prompt_tokens", "completion_tokens", "error")
         columns: dict[str, list[Any]] = {key: [r[key] for r in responses] for key in copied}  # type: ignore[literal-required]
         return columns | {

@@ -69,6 +69,8 @@ class Teacher:
             server) or `recorded`.
         revision: branch, tag or commit of `model` on the Hub.
         engine_args: of `vllm`, as `vllm.LLM` takes them, e.g. `{"tensor_parallel_size": 8}`.
+        num_gpus: that a copy of a local model takes on a Ray cluster; 0.5: two copies share one. Default: vLLM's
+            `tensor_parallel_size` (times `pipeline_parallel_size`); of `transformers` 1.
         base_url: of an `endpoint`, up to and with `/v1`; or several that serve the same model. The first one names
             the endpoint in the journal: add and remove others as you like.
         api_key_env: name of the environment variable that holds the endpoint's key. Never the key itself.
@@ -91,6 +93,7 @@ class Teacher:
     engine: Engine = "transformers"
     revision: str | None = None
     engine_args: dict[str, Any] = field(default_factory=dict)
+    num_gpus: float | None = None
     base_url: str | tuple[str, ...] | None = None
     api_key_env: str | None = None
     concurrency: int = 32
@@ -126,7 +129,7 @@ class Teacher:
             raise InputError(f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected 'endpoint'.")
         if self.engine != "vllm" and self.engine_args:
             raise InputError(f"Teacher {self.name!r} has engine_args but engine {self.engine!r}; expected 'vllm'.")
-        for key in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout"):
+        for key in ("num_gpus", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise InputError(f"Teacher {self.name!r}: {key} is {value}; expected more than 0.")
