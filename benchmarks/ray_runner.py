@@ -59,9 +59,8 @@ def main() -> None:
                 if "killed" in label:
                     folder = Path(root)
                     threading.Thread(target=kill, args=(cluster, nodes[1], folder, options.prompts)).start()
-                made = runner.run(
-                    of_name, Synthesize([teacher], max_failed=0), schema.SYNTHESIZED, where, batch_size=None
-                )
+                stage, where = Synthesize([teacher], max_failed=0), "local" if label == "local" else "ray"
+                made = runner.run(of_name, stage, schema.SYNTHESIZED, where, batch_size=None)
                 with urllib.request.urlopen(f"{url}/stats") as reply:
                     stats = json.load(reply)
                 rates[label] = options.prompts / stats["seconds"]

@@ -47,6 +47,7 @@ def connect() -> None:
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False  # stages have their own
+    context.raise_original_map_exception = True
 
 
 def map_rows(rows: Dataset, stage: Any, features: Features) -> Dataset:
@@ -146,10 +147,7 @@ def _blocks(
     try:
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
     except RayTaskError as error:
-        cause: BaseException | None = error
-        while cause and type(cause) not in (BuildError, InputError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or error from None
+        raise error.cause if isinstance(error.cause, BuildError | InputError) else error from None
 
 
 class _Stage:

@@ -4,9 +4,10 @@ import multiprocess
 import pytest
 import torch
 from datasets import Features
-from pool import problems, write_lines
+from pool import make_recipe, problems, save, write_lines
 
 from persyn_datasets import Generate, Sampling, Score, Synthesize, Teacher, load_prompts, models, runner, schema
+from persyn_datasets.cli import main
 from persyn_datasets.student import Student
 
 
@@ -73,3 +74,13 @@ def test_a_stage_runs_on_all_gpus_that_are_there(prompts, teachers, chat_model, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("PERSYN_JOURNAL", str(journal_root / "another"))
     assert rounded(spread) == rounded(build())
+
+
+def test_an_unknown_runner_or_one_that_is_not_installed_is_refused(chat_model, tmp_path, monkeypatch, capsys):
+    recipe = save(tmp_path, make_recipe(tmp_path, chat_model))
+    for arguments in (["build", recipe], ["route", "router", "prompts", "--output", "x"]):
+        assert main([*arguments, "--runner", "spark"]) == 1
+        assert "runner is 'spark'; expected one of local, ray." in capsys.readouterr().err
+    monkeypatch.setattr(runner, "find_spec", lambda name: None)
+    assert main(["build", recipe, "--runner", "ray"]) == 1
+    assert 'pip install "persyn-datasets[ray]"' in capsys.readouterr().err
