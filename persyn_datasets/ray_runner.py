@@ -60,8 +60,8 @@ def map_rows(rows: Dataset, stage: Any, features: Features) -> Dataset:
 
 
 def ask(requests: list[Request], account: Account, keep: Callable[..., None]) -> None:
-    """Like `respond.ask`. Endpoints are asked from all nodes, which share each teacher's `concurrency` and limits per
-    minute between them; meanwhile local teachers work one after another, with a copy on as many GPUs as there are.
+    """Like `respond.ask_here`. Endpoints are asked from all nodes, which share each teacher's `concurrency` and limits
+    per minute between them; meanwhile local teachers work one after another, with a copy on as many GPUs as there are.
 
     Under a `max_cost`, endpoints with a price are asked from here, where the account is; to local teachers with a price
     requests are sent as far as their highest prices fit, and when these are answered, more are.
@@ -111,7 +111,7 @@ def _answers(requests: Sequence[Request], stage: str) -> Iterator[tuple[Request,
     gpus = _gpus(first)
     if first.engine == "endpoint":
         least = min(min(t.concurrency, t.requests_per_minute or t.concurrency) for t in teachers.values())
-        actors = min(_nodes(), least, len(requests))
+        actors = max(1, min(_nodes(), least, len(requests)))
         teachers = {name: _share(teacher, actors) for name, teacher in teachers.items()}
         in_flight = sum(teacher.concurrency for teacher in teachers.values())
         blocks = max(actors, ceil(len(requests) / (TURNS_PER_BLOCK * in_flight)))
