@@ -19,7 +19,10 @@ from persyn_datasets.tables import table
 
 PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
 R_L = {"log-probability": "mean token log-probability", "rsr": "minus the Rank-Surprisal Ratio (arXiv 2601.14249)"}
-CURVES = "Its head alone, fitted to fewer calibration prompts or to another α (Hit@k by that α's own reward; where several are best, each is):"
+CURVES = (
+    "Its head alone, fitted to fewer calibration prompts or to another α (Hit@k by that α's own reward; where several "
+    "teachers are best, each is):"
+)
 COLUMNS = ("router", "best single", "random", "oracle")
 SIZES = (3, 10, 40, 100)  # billions of parameters
 BINS = 10  # of the router's confidence
