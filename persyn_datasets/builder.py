@@ -153,7 +153,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = run(routed, synthesize, schema.SYNTHESIZED, self.runner, batch_size=None)
-        self._stats |= plan.plan(recipe, len(prompts))
+        self._stats |= plan.plan(recipe, len(prompts)) | {"estimate": plan.estimate(recipe, prompts)}
         self._stats |= report.measure(ranked, answered, [t.name for t in strategies.teachers_of(recipe)])
         self._stats |= {"account": account.to_list(), "versions": report.versions()}
         self._stats["cost"] = report.cost(account.to_list(), len(prompts))

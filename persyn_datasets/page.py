@@ -54,6 +54,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             router_table=html_table(report.router_table(stats["router"])) if stats["router"] else None,
             tradeoff=html_table(report.tradeoff_table(stats["tradeoff"])) if stats["tradeoff"] else None,
             budget=report.budget_words(stats["tradeoff"]) if stats["tradeoff"] else "",
+            estimate=html_table(report.estimate_table(stats)),
             account=html_table(account_table(stats["account"])),
             license=worked_out(stats["licenses"]),
             text=cards.to_yaml(recipe.to_dict()),

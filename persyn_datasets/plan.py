@@ -97,27 +97,71 @@ def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
     return {"prompts": n, "teachers": m, "calibration": c, "samples": k, **generations}
 
 
-def describe(recipe: Recipe, prompts: Dataset) -> str:
-    """The plan in words and a table. Tokens are bounds: 4 characters a prompt token, `max_tokens` a response."""
-    p = plan(recipe, len(prompts))
-    c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"]
+def estimate(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
+    """What a build will use at most: nothing is known of its answers yet, so that each has `max_tokens`.
+
+    4 characters are a token of a prompt.
+
+    Returns:
+        `answer`: by teacher the `prompt_tokens`, `completion_tokens` and `usd` of one answer; by stage (`Generate`,
+        `Synthesize`) the sums of these, where a synthesis spreads its prompts evenly over the teachers; and the USD of
+        `generate_then_select`, and of the `dearest` teacher for all prompts.
+        `break_even`: from how many prompts on calibration and routing cost less than that teacher; None: never.
+    """
+    p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
     characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
-    rows = []
-    dearest = 0.0
-    for t in strategies.teachers_of(recipe):
+    answer = {}
+    for t in teachers:
         own = sum(len(m["content"]) for m in t.examples) + len(t.system_prompt or "")
-        input_tokens, output_tokens = (characters + own) / 4, (t.sampling or recipe.sampling).max_tokens
-        usd = (input_tokens * t.price.input + output_tokens * t.price.output) / 1e6 if t.price else 0.0
-        dearest = max(dearest, usd)
-        cost = f"${c * usd:,.2f}" if t.price else "not priced"
-        rows.append([t.name, t.engine, f"{c:,}", f"{c * input_tokens:,.0f}", f"{c * output_tokens:,.0f}", cost])
+        used = {
+            "prompt_tokens": (characters + own) / 4,
+            "completion_tokens": (t.sampling or recipe.sampling).max_tokens,
+        }
+        answer[t.name] = used | {"usd": t.price.of(*used.values()) if t.price else 0.0}
+    whole = {key: sum(of[key] for of in answer.values()) for key in ("prompt_tokens", "completion_tokens", "usd")}
+    mean = {key: value / len(teachers) for key, value in whole.items()}
+    c, every = p["calibration"], p["calibration"] * p["samples"]
+    dearest = max(answer, key=lambda name: answer[name]["usd"])
+    saved = answer[dearest]["usd"] - mean["usd"]
+    return {
+        "answer": answer,
+        "Generate": {key: every * value for key, value in whole.items()},
+        "Synthesize": {key: (p["prompts"] - c) * value for key, value in mean.items()},
+        "generate_then_select": p["prompts"] * whole["usd"],
+        "dearest": {"name": dearest, "usd": p["prompts"] * answer[dearest]["usd"]},
+        "break_even": (every * whole["usd"] - c * mean["usd"]) / saved if saved > 0 else None,
+    }
+
+
+def describe(recipe: Recipe, prompts: Dataset) -> str:
+    """The plan in words and a table; see `estimate`."""
+    p, e = plan(recipe, len(prompts)), estimate(recipe, prompts)
+    c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"]
+    rows = []
+    for t in strategies.teachers_of(recipe):
+        of = e["answer"][t.name]
+        cost = f"${c * of['usd']:,.2f}" if t.price else "not priced"
+        tokens = [f"{c * of[key]:,.0f}" for key in ("prompt_tokens", "completion_tokens")]
+        rows.append([t.name, t.engine, f"{c:,}", *tokens, cost])
     head = ["teacher", "engine", "calibration responses", "prompt tokens", "response tokens, at most", "cost, at most"]
     saved = p["generate_then_select"] / p["generations"]
-    return (
-        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student {recipe.student.model}\n\n"
-        f"{table(head, rows)}\n\n"
+    most = rest * e["dearest"]["usd"] / p["prompts"]
+    words = [
+        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student {recipe.student.model}\n",
+        f"{table(head, rows)}\n",
         f"then {rest:,} responses, each from {strategies.STRATEGIES[recipe.strategy]}"
-        + (f" (at most ${rest * dearest:,.2f})" if dearest else "")
-        + f"\n{p['generations']:,} generations in all; generate-then-select needs {p['generate_then_select']:,} "
-        f"({saved:.1f} times as many)" + (f"\n{in_words(told)}" if (told := contamination(recipe)[1]) else "")
-    )
+        + (f" (at most ${most:,.2f})" if most else ""),
+        f"{p['generations']:,} generations in all; generate-then-select needs {p['generate_then_select']:,} "
+        f"({saved:.1f} times as many)",
+    ]
+    if e["dearest"]["usd"] and c:
+        ours = e["Generate"]["usd"] + e["Synthesize"]["usd"]
+        words.append(
+            f"If answers are as long as they may be: calibration ${e['Generate']['usd']:,.2f}, the rest "
+            f"${e['Synthesize']['usd']:,.2f} if spread evenly, together ${ours:,.2f}; generate-then-select "
+            f"${e['generate_then_select']:,.2f}; all prompts to {e['dearest']['name']} ${e['dearest']['usd']:,.2f}"
+            + (f", which costs more from {e['break_even']:,.0f} prompts on" if e["break_even"] is not None else "")
+        )
+    if told := contamination(recipe)[1]:
+        words.append(in_words(told))
+    return "\n".join(words)

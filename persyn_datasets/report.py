@@ -106,6 +106,21 @@ def cost(account: list[dict[str, Any]], prompts: int) -> dict[str, float] | None
     return {"usd": usd, "generate_then_select_usd": prompts * sum(each)} if usd else None
 
 
+def estimate_table(stats: dict[str, Any]) -> str:
+    """The plan's bounds beside the account, which counts an answer of the calibration there only."""
+    keys = ("prompt_tokens", "completion_tokens", "usd")
+    forms = dict(zip(keys, ("{:,.0f}", "{:,.0f}", "{:,.4f}"), strict=True))
+    rows = []
+    for stage in ("Generate", "Synthesize"):
+        lines = [line for line in stats["account"] if line["stage"] == stage]
+        actual = {key: sum(line[key] for line in lines) for key in keys}
+        actual["usd"] += sum(line["reused_usd"] for line in lines)
+        for key in keys:
+            rows.append([f"{stage} · {key}".replace("_", " "), forms[key].format(stats["estimate"][stage][key]),
+                         forms[key].format(actual[key])])  # fmt: skip
+    return table(["", "planned, at most", "actual"], rows)
+
+
 def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
@@ -261,5 +276,5 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     lines.append(saved(stats))
     if tradeoff := stats["tradeoff"]:
         lines += [tradeoff_table(tradeoff), *([budget_words(tradeoff)] if "budget" in tradeoff else [])]
-    lines += [account_table(stats["account"]), outcome(recipe, stats)]
+    lines += [account_table(stats["account"]), estimate_table(stats), outcome(recipe, stats)]
     return "\n\n".join(lines)

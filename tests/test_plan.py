@@ -52,6 +52,27 @@ def test_the_plan_in_words_has_the_costs(tmp_path, chat_model):
     assert "56 generations in all; generate-then-select needs 72 (1.3 times as many)" in text
 
 
+def test_break_even_against_the_dearest_teacher(tmp_path, chat_model):
+    """From that many prompts on calibration and routing are cheaper, counted answer by answer."""
+    values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 1000})
+    for teacher, usd in zip(values["teachers"], (1e3, 2e3, 9e3), strict=True):
+        teacher |= {"price": {"input": 0, "output": usd}, "system_prompt": None}
+    recipe = Recipe.from_dict(values)
+    rows = plan.check(recipe)
+    told, (a, b, dear), c = plan.estimate(recipe, rows), (1.0, 2.0, 9.0), 16  # USD of one answer
+
+    def ours(n):
+        return c * (a + b + dear) + (n - c) * (a + b + dear) / 3
+
+    first = next(n for n in range(c, 10_000) if ours(n) < n * dear)
+    assert first - 1 <= told["break_even"] <= first
+    assert told["Generate"]["usd"] + told["Synthesize"]["usd"] == pytest.approx(ours(24))
+    assert told["Synthesize"]["completion_tokens"] == 8 * 1000 and told["Generate"]["completion_tokens"] == 48_000
+    assert (told["generate_then_select"], told["dearest"]) == (24 * 12.0, {"name": "guesser", "usd": 24 * 9.0})
+    text = plan.describe(recipe, rows)
+    assert f"which costs more from {told['break_even']:,.0f} prompts on" in text and "$288.00" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

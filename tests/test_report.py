@@ -107,3 +107,13 @@ def test_tables_hold_any_name():
     text = table(["a", "b"], [["x|y <z>", "1"]])
     assert r"| x\|y <z> |" in text
     assert html_table(text).splitlines()[2] == "<tr><td>x|y &lt;z&gt;</td><td>1</td></tr>"
+
+
+def test_the_plan_beside_the_account():
+    line = {"reused_usd": 0.5, "usd": 1.0, "prompt_tokens": 30, "completion_tokens": 2000}
+    account = [line | {"stage": "Generate"}, line | {"stage": "Generate"}, line | {"stage": "Synthesize"}]
+    bound = {"prompt_tokens": 70.0, "completion_tokens": 9000.0, "usd": 5.0}
+    text = report.estimate_table({"account": account, "estimate": {"Generate": bound, "Synthesize": bound}})
+    cells = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:4]] for row in text.splitlines()[2:]}
+    assert cells["Generate · completion tokens"] == ["9,000", "4,000"] and cells["Generate · usd"][1] == "3.0000"
+    assert cells["Synthesize · prompt tokens"] == ["70", "30"] and cells["Synthesize · usd"] == ["5.0000", "1.5000"]
