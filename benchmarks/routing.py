@@ -1,6 +1,6 @@
-"""Routing against `pipeline("text-classification")`, and its memory at 10K to 1M prompts.
+"""Routing against `pipeline("text-classification")`, and the memory that many prompts take.
 
-    python benchmarks/routing.py [--prompts 200 24] [--rounds 2] [--memory 10000 100000 1000000]
+    python benchmarks/routing.py [--prompts 200 24] [--rounds 2] [--memory 20000 100000]
                                  [--peer routellm=/path/to/its/venv/bin/python]
 
 Both read the same prompts (log-normal, 10 to 800 tokens, median 90) with the same random weights, in turn; the
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, nargs=2, default=[200, 24], help="for MiniLM's and SmolLM2's shape")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--memory", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--memory", type=int, nargs="*", default=[20_000, 100_000])
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--routellm", action="store_true", help=argparse.SUPPRESS)
