@@ -17,7 +17,7 @@ from persyn_datasets.models import batches, device, dtype
 from persyn_datasets.teacher import Message
 
 MATH_VERIFY = "math-verify"
-TOKENS_PER_BATCH = 16_384
+TOKENS_PER_BATCH = 16_384 if torch.cuda.is_available() else 1024  # a CPU wants its cache
 RewardFunction = Callable[..., Sequence[float | None]]
 
 

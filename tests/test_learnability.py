@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import save_model
@@ -67,6 +69,18 @@ def test_ranks_are_clipped(chat_model, monkeypatch):
     monkeypatch.setattr(learnability, "HIGHEST_RANK", 5)  # the vocabulary has no rank above 100
     check_against_reference(chat_model)
     assert all(row["rsr"] <= before[i]["rsr"] for i, row in signals(Student(chat_model), ROWS))
+
+
+def test_bfloat16_is_near_float32(chat_model):
+    """As on GPUs. The head's sums are float32 all the same: only the hidden states are rounded, to 8 bits."""
+    rows = [([5, 6, 7], list(range(3, 60))), ([5, 6, 7], list(range(60, 90)))]
+    exact = load_causal_lm(chat_model)
+    rounded = copy.deepcopy(exact).to(torch.bfloat16)
+    found = [{i: p for i, p, _ in learnability.response_log_probs(model, rows)} for model in (exact, rounded)]
+    for i in range(2):
+        assert found[1][i].dtype == torch.float32
+        difference = (found[0][i].mean() - found[1][i].mean()).abs()
+        assert 0 < difference < 0.01 * found[0][i].mean().abs()
 
 
 def test_an_empty_response_has_no_signals(chat_model):
