@@ -1,7 +1,7 @@
 """Learnability scoring against the usual way: padded batches through `model(...).logits` and `log_softmax`.
 
-    python benchmarks/scoring.py [--shape smollm2-135m] [--rows 38] [--layers 30]
-    .venv-vllm/bin/python benchmarks/scoring.py --vllm [--rows 38]
+    python benchmarks/scoring.py [--shape smollm2-135m] [--rows 57] [--layers 30] [--batch-sizes 4 8 16]
+    .venv-vllm/bin/python benchmarks/scoring.py --vllm [--rows 57]
 
 Both ways score the same rows (prompts of 40 to 120 tokens, 19 responses of 20 to 400 tokens to each) with the same
 random weights, each in a process of its own; the usual way with several batch sizes. Peak memory is above that of the
@@ -43,7 +43,7 @@ from persyn_datasets.learnability import response_log_probs
 from persyn_datasets.models import text_ids
 from persyn_datasets.tables import table
 
-TEACHERS, BATCH_SIZES = 19, (4, 8, 16)
+TEACHERS = 19
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 QWEN = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -176,7 +176,7 @@ def bare_vllm() -> None:
     print(json.dumps([time.perf_counter() - start, scores]))
 
 
-def report(results: dict[str, tuple[float, float | None, list[float]]], tokens: int, limit: str) -> None:
+def report(results: dict[str, tuple[float, float | None, list[float]]], shape: str, tokens: int, limit: str) -> None:
     """Ours, which is the last, beside the others."""
     (fast, little, scores), others = results["ours"], [w for w in results if w != "ours"]
     best = min(others, key=lambda w: results[w][0])
@@ -190,7 +190,7 @@ def report(results: dict[str, tuple[float, float | None, list[float]]], tokens: 
     if error > 1e-4:
         raise SystemExit("The ways give different numbers.")
     beside = f"{tokens / slow:,.0f}: {best}"
-    rows = [["learnability, tokens/s", f"{tokens / fast:,.0f}", beside, f"{slow / fast:.2f}", limit]]
+    rows = [[f"learnability of {shape}, tokens/s", f"{tokens / fast:,.0f}", beside, f"{slow / fast:.2f}", limit]]
     if little is not None and much is not None:
         memory = f"{much:,.0f}: {best}"
         rows.append(["its peak memory above the model, MiB", f"{little:,.0f}", memory, f"{little / much:.2f}", ""])
@@ -200,8 +200,9 @@ def report(results: dict[str, tuple[float, float | None, list[float]]], tokens: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
-    parser.add_argument("--rows", type=int, default=38)
+    parser.add_argument("--rows", type=int, default=57)
     parser.add_argument("--layers", type=int, help="other than the model's own number")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8, 16], help="of the usual way")
     parser.add_argument("--vllm", action="store_true")
     parser.add_argument("--bare-vllm", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -214,7 +215,7 @@ def main() -> None:
     model = real if options.vllm else config
     ways: dict[str, tuple[Any, ...]] = {"ours": (ours, model, rows)}
     if not options.vllm:
-        ways = {f"all logits, batch size {b}": (usual, model, rows, b) for b in BATCH_SIZES} | ways
+        ways = {f"all logits, batch size {b}": (usual, model, rows, b) for b in options.batch_sizes} | ways
     results: dict[str, tuple[float, float | None, list[float]]] = {}
     if options.vllm:
         seconds, scores = by_vllm(real, rows)
@@ -230,7 +231,7 @@ def main() -> None:
         print(f"bfloat16 against float32: a mean log-probability differs by at most {bfloat16_error(real):.1e}")
         company, spread = company_error(real)
         print(f"Reward model: a score differs by at most {company:.1e} with its company; the scores span {spread:.2f}")
-    report(results, tokens, limit)
+    report(results, options.shape, tokens, limit)
 
 
 if __name__ == "__main__":
