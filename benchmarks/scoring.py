@@ -123,7 +123,7 @@ def paragraphs(model: str) -> Rows:
     """The README's, as responses to one prompt."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     text = (Path(__file__).parent.parent / "README.md").read_text()
-    return [(text_ids(tokenizer, "Go on:\n\n"), text_ids(tokenizer, p)[:256]) for p in text.split("\n\n")[:24]]
+    return [(text_ids(tokenizer, "Go on:\n\n"), text_ids(tokenizer, p)[:256]) for p in text.split("\n\n")[:12]]
 
 
 def bfloat16_error(model: str) -> float:
@@ -137,7 +137,7 @@ def company_error(tokenizer: str) -> tuple[float, float]:
     """The largest difference of a reward model's score by the rows that are scored with it; the scores' range."""
     config = LlamaConfig(vocab_size=49152, num_hidden_layers=6, num_labels=1, pad_token_id=2, **SMOLLM2)
     r, scores = random.Random(0), []
-    rows = [[{"role": "user", "content": "why? " * r.randint(1, 200)}] for _ in range(32)]
+    rows = [[{"role": "user", "content": "why? " * r.randint(1, 100)}] for _ in range(16)]
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         LlamaForSequenceClassification(config).save_pretrained(folder)
