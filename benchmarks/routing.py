@@ -218,11 +218,11 @@ def main() -> None:
     rows = []
     peers = dict(peer.split("=", 1) for peer in options.peer)
     with tempfile.TemporaryDirectory() as work:
-        for name, config, n in zip(
-            ("MiniLM", "SmolLM2"), (shapes.minilm, shapes.smollm2), options.prompts, strict=True
-        ):
-            folder = make_router(config(), Path(work) / name)
-            rows += speed(name, folder, shapes.prompts(n, median=90), options.rounds, peers)
+        configs = {"MiniLM": shapes.minilm(), "SmolLM2": shapes.smollm2()}
+        for (name, config), n in zip(configs.items(), options.prompts, strict=True):
+            if n:
+                folder = make_router(config, Path(work) / name)
+                rows += speed(name, folder, shapes.prompts(n, median=90), options.rounds, peers)
         if options.memory:
             rows += memory(options.memory, Path(work))
     print(json.dumps({"rows": rows}))
