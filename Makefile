@@ -45,7 +45,9 @@ lint: .venv/installed  ## style and types
 BENCHMARKS := scoring router_training routing overhead journal endpoint
 bench: .venv/installed  ## the benchmarks that run on a CPU; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py $(foreach b,$(BENCHMARKS),"$(BIN)/python benchmarks/$(b).py") \
-	  $(if $(wildcard .venv-vllm/installed),"$(VLLM)/python benchmarks/vllm_engine.py --prompts 32 --max-tokens 24 --rounds 2")
+	  "$(BIN)/python benchmarks/scoring.py --shape qwen2.5-0.5b --rows 19 --batch-sizes 4" \
+	  $(if $(wildcard .venv-vllm/installed),"$(VLLM)/python benchmarks/scoring.py --vllm" \
+	    "$(VLLM)/python benchmarks/vllm_engine.py --prompts 32 --max-tokens 24 --rounds 2")
 
 clean:
 	rm -rf .venv .venv-vllm outputs

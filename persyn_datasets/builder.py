@@ -1,15 +1,17 @@
 """The builder: the stages in their order, as a `datasets.ArrowBasedBuilder` whose config is a recipe.
 
 <output>/dataset/       README.md, recipe.yaml, stats.json, figures/; the tables: data/ (train, failed),
-                        calibration/, pairs/, routing/
+                        calibration/, pairs/, routing/, second_opinions/ (if asked for)
 <output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
 A strategy without a router has no router/ and pairs/, and calibration/ only if it needs one.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,19 @@ import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, amend, budget, cards, figures, licenses, plan, report, schema, strategies
+from persyn_datasets import (
+    __version__,
+    amend,
+    budget,
+    cards,
+    figures,
+    licenses,
+    plan,
+    report,
+    schema,
+    second_opinion,
+    strategies,
+)
 from persyn_datasets.account import Account
 from persyn_datasets.analysis import analyse
 from persyn_datasets.errors import BuildError, InputError
@@ -30,7 +44,7 @@ from persyn_datasets.prompts import load_table
 from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.route import Route
-from persyn_datasets.router import train_router
+from persyn_datasets.router import Router, train_router
 from persyn_datasets.runner import check, run
 from persyn_datasets.score import Score
 from persyn_datasets.synthesize import Synthesize
@@ -115,9 +129,15 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._prompts = plan.check(self.recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stats.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "second_opinions", ignore_errors=True)
         replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
         _, told = plan.contamination(self.recipe)
-        self._stats: dict[str, Any] = {"build": build, "version": __version__, "contamination": told}
+        self._stats: dict[str, Any] = {
+            "build": build,
+            "version": __version__,
+            "contamination": told,
+            "second_opinions": None,
+        }
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
@@ -153,6 +173,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = run(routed, synthesize, schema.SYNTHESIZED, self.runner, batch_size=None)
+        if recipe.second_opinion and recipe.strategy in strategies.ROUTED:
+            answered = self._ask_twice(routed, answered, synthesize)
         self._stats |= plan.plan(recipe, len(prompts)) | {"estimate": plan.estimate(recipe, prompts)}
         self._stats |= report.measure(ranked, answered, [t.name for t in strategies.teachers_of(recipe)])
         self._stats |= {"account": account.to_list(), "versions": report.versions()}
@@ -176,12 +198,28 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _calibrate(self, account: Account) -> Dataset:
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe = self.recipe
-        ranked = plan.calibration(recipe, self._prompts)
         generate = Generate(recipe.teachers, recipe.max_failed, account, recipe.calibration.samples)
-        ranked = run(ranked, generate, schema.GENERATED, self.runner, batch_size=None)
-        ranked = run(ranked, Score(recipe.student, recipe.quality), schema.SCORED, self.runner, batch_size=None)
+        calibration = plan.calibration(recipe, self._prompts)
+        return self._judge(run(calibration, generate, schema.GENERATED, self.runner, batch_size=None))
+
+    def _judge(self, generated: Dataset) -> Dataset:
+        recipe = self.recipe
+        scored = run(generated, Score(recipe.student, recipe.quality), schema.SCORED, self.runner, batch_size=None)
         rank = Rank(**asdict(recipe.reward))
-        return run(ranked.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(None)
+        return run(scored.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(None)
+
+    def _ask_twice(self, routed: Dataset, answered: Dataset, synthesize: Synthesize) -> Dataset:
+        """The answers, with the better one of two where the router is least sure."""
+        names = Router.from_pretrained(str(self.output / "router")).names
+        rows, teachers = second_opinion.least_sure(routed, names, self.recipe.second_opinion)
+        if not len(rows):
+            return answered
+        ask = partial(run, stage=synthesize, adds=schema.SYNTHESIZED, runner=self.runner, batch_size=None)
+        answered, both = second_opinion.keep_better(routed, answered, rows, teachers, ask, self._judge)
+        _write(self.folder / "second_opinions", DatasetDict(train=both))
+        changed = sum(best == t for best, t in zip(both["best_teacher"], teachers, strict=True))
+        self._stats["second_opinions"] = {"asked": len(rows), "better": changed}
+        return answered
 
     def _route(self, ranked: Dataset) -> Dataset:
         """All prompts with the teacher that a router picks, which learns from the ranked ones."""

@@ -31,6 +31,7 @@ CONFIGS = {
     "calibration": ("calibration/", ("train", "test")),
     "pairs": ("pairs/", ("train",)),
     "routing": ("routing/", ("train",)),
+    "second_opinions": ("second_opinions/", ("train",)),
 }
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
 Versions = Sequence[tuple[str, str]]

@@ -49,7 +49,7 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         raise InputError(
             f"router.holdout {recipe.router.holdout} of {size} calibration prompts leaves none; change it."
         )
-    _check_quality(recipe, calibration(recipe, prompts))
+    _check_quality(recipe, prompts if routed and recipe.second_opinion else calibration(recipe, prompts))
     _check_model("student.model", recipe.student.model, recipe.student.revision)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
@@ -90,11 +90,15 @@ def _check_quality(recipe: Recipe, rows: Dataset) -> None:
 
 
 def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
-    """Generations: k·c·|M| + (N − c), against N·|M| of generate-then-select (paper §2, where k = 1)."""
+    """Generations: k·c·|M| + (N − c), against N·|M| of generate-then-select (paper §2, where k = 1).
+
+    Second opinions come on top; those on calibration prompts are there already, so that these are at most so many.
+    """
     n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
     k = recipe.calibration.samples
-    generations = {"generations": k * c * m + n - c, "generate_then_select": n * m}
-    return {"prompts": n, "teachers": m, "calibration": c, "samples": k, **generations}
+    twice = int(recipe.second_opinion * n) if recipe.strategy in strategies.ROUTED else 0
+    generations = {"generations": k * c * m + n - c + twice, "generate_then_select": n * m}
+    return {"prompts": n, "teachers": m, "calibration": c, "samples": k, "asked_twice": twice, **generations}
 
 
 def estimate(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def estimate(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
     return {
         "answer": answer,
         "Generate": {key: every * value for key, value in whole.items()},
-        "Synthesize": {key: (p["prompts"] - c) * value for key, value in mean.items()},
+        "Synthesize": {key: (p["prompts"] - c + p["asked_twice"]) * value for key, value in mean.items()},
         "generate_then_select": p["prompts"] * whole["usd"],
         "dearest": {"name": dearest, "usd": p["prompts"] * answer[dearest]["usd"]},
         "break_even": (every * whole["usd"] - c * mean["usd"]) / saved if saved > 0 else None,
@@ -136,7 +140,7 @@ def estimate(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
 def describe(recipe: Recipe, prompts: Dataset) -> str:
     """The plan in words and a table; see `estimate`."""
     p, e = plan(recipe, len(prompts)), estimate(recipe, prompts)
-    c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"]
+    c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"] + p["asked_twice"]
     rows = []
     for t in strategies.teachers_of(recipe):
         of = e["answer"][t.name]

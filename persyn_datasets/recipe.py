@@ -113,6 +113,8 @@ class Recipe:
     A build stops when more than the share `max_failed` of a stage's responses failed, and before it has spent more than
     `max_cost` USD. `strategy` says who answers: see `strategies.STRATEGIES`; `quality-only` and `learnability-only` set
     `reward.alpha`. Under a `budget`, in USD or as in `Budget`, a router's prompts go to the teachers that it allows.
+    `second_opinion` is the share of the prompts, those of which the router is least sure, that two teachers answer: see
+    `second_opinion`.
     """
 
     __pydantic_config__ = _FORBID
@@ -132,12 +134,15 @@ class Recipe:
     max_failed: float = 0.05
     max_cost: float | None = None
     budget: Budget | None = None
+    second_opinion: float = 0.0
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}.")
         if not 0 <= self.max_failed <= 1:
             raise InputError(f"max_failed is {self.max_failed}; expected a share from 0 to 1.")
+        if not 0 <= self.second_opinion <= 1:
+            raise InputError(f"second_opinion is {self.second_opinion}; expected a share from 0 to 1.")
         check_prices(self.teachers, self.max_cost)
         if self.budget:
             self.budget.check(self.teachers)

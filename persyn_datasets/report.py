@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from persyn_datasets import contamination
+from persyn_datasets import contamination, second_opinion
 from persyn_datasets.account import account_table
 from persyn_datasets.ceiling import in_words
 from persyn_datasets.metrics import calibration_error, reliability
@@ -262,6 +262,8 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     ]
     if stats["failed"]:
         lines.append(f"{stats['failed']:,} prompts failed: see the split `failed`, column `error`.")
+    if stats["second_opinions"]:
+        lines.append(second_opinion.in_words(stats["second_opinions"]))
     if stats["contamination"]:
         lines.append(contamination.in_words(stats["contamination"]))
     if stats["calibration"]:
