@@ -46,7 +46,8 @@ BENCHMARKS := scoring router_training routing overhead journal endpoint
 bench: .venv/installed  ## the benchmarks that run on a CPU; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py $(foreach b,$(BENCHMARKS),"$(BIN)/python benchmarks/$(b).py") \
 	  "$(BIN)/python benchmarks/scoring.py --shape qwen2.5-0.5b --rows 19 --batch-sizes 4" \
-	  $(if $(wildcard .venv-vllm/installed),"$(VLLM)/python benchmarks/vllm_engine.py --prompts 32 --max-tokens 24 --rounds 2")
+	  $(if $(wildcard .venv-vllm/installed),"$(VLLM)/python benchmarks/scoring.py --vllm --rows 19" \
+	    "$(VLLM)/python benchmarks/vllm_engine.py --prompts 32 --max-tokens 24 --rounds 2")
 
 clean:
 	rm -rf .venv .venv-vllm outputs

@@ -174,6 +174,7 @@ def bare_vllm() -> None:
     start = time.perf_counter()
     scores = score(rows)
     print(json.dumps([time.perf_counter() - start, scores]), flush=True)
+    llm.llm_engine.engine_core.shutdown()  # its process holds our output open
     os._exit(0)  # at the end of a process vLLM's threads may abort it
 
 
