@@ -43,7 +43,7 @@ def main() -> None:
     parts = [
         "# What was measured",
         f"{date.today()}, {processor()}, no GPU; {versions}.\n"
-        "Each line is of one run of its command, side by side; `make bench` runs them all and writes this file.",
+        "Each line is of one run of its command, side by side; `make bench` runs those without a peer or other sizes.",
         summary,
         (HERE / "NOTES.md").read_text().strip(),
         "## What each command printed",

@@ -20,7 +20,6 @@ from persyn_datasets.bradley_terry import fit_head
 from persyn_datasets.metrics import router_metrics
 from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Reward
-from persyn_datasets.responses import Responses
 from persyn_datasets.router import Router, rewards_of
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -45,7 +44,7 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
     names, n = router.names, len(calibration["train"])
     ranked = concatenate_datasets([calibration["train"], calibration["test"]])
     _, x = router.read(ranked["messages"])
-    quality, learnability = (_of_teachers(ranked, names, key) for key in ("quality", "learnability"))
+    quality, learnability = (rewards_of(ranked, names, key) for key in ("quality", "learnability"))
     teacher = dict(zip(routed["prompt_id"], routed["teacher"], strict=True))
     chosen = [teacher[key] for key in ranked["prompt_id"]]
     characters = [np.median([len(r["text"]) for r in row if not r["error"]] or [0]) for row in ranked["responses"]]
@@ -102,10 +101,3 @@ def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
 def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Without the NaN; NaN where there is nothing else."""
     return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
-
-
-def _of_teachers(ranked: Dataset, names: Sequence[str], signal: str) -> np.ndarray:
-    """A raw signal, (prompts, teachers), NaN where there is none; of several responses their mean."""
-    responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
-    of_teacher = dict(zip(responses.names.to_pylist(), responses.teachers(responses.numbers(signal)).T, strict=True))
-    return np.stack([of_teacher[name] for name in names], axis=-1)

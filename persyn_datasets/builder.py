@@ -215,10 +215,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         if not len(rows):
             return answered
         ask = partial(run, stage=synthesize, adds=schema.SYNTHESIZED, runner=self.runner, batch_size=None)
-        answered, both = second_opinion.keep_better(routed, answered, rows, teachers, ask, self._judge)
+        answered, both, better = second_opinion.keep_better(routed, answered, rows, teachers, ask, self._judge)
         _write(self.folder / "second_opinions", DatasetDict(train=both))
-        changed = sum(best == t for best, t in zip(both["best_teacher"], teachers, strict=True))
-        self._stats["second_opinions"] = {"asked": len(rows), "better": changed}
+        self._stats["second_opinions"] = {"asked": len(rows), "better": better}
         return answered
 
     def _route(self, ranked: Dataset) -> Dataset:

@@ -298,10 +298,10 @@ def train_router(
     return Router.from_pretrained(folder)
 
 
-def rewards_of(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
-    """The measured rewards, (prompts, teachers), NaN where there is none; of several responses their mean."""
+def rewards_of(ranked: Dataset, names: Sequence[str], signal: str = "reward") -> np.ndarray:
+    """The measured rewards, or another signal, (prompts, teachers), NaN where there is none; of several their mean."""
     responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
-    measured = responses.teachers(responses.numbers("reward"))
+    measured = responses.teachers(responses.numbers(signal))
     of_teacher = dict(zip(responses.names.to_pylist(), measured.T, strict=True))
     none = np.full(len(ranked), np.nan)
     return np.stack([of_teacher.get(name, none) for name in names], axis=-1)

@@ -35,7 +35,7 @@ def least_sure(routed: Dataset, names: list[str], share: float) -> tuple[np.ndar
 
 def keep_better(
     routed: Dataset, answered: Dataset, rows: np.ndarray, teachers: list[str], synthesize: Stage, judge: Stage
-) -> tuple[Dataset, Dataset]:
+) -> tuple[Dataset, Dataset, int]:
     """Let these teachers answer these rows, too, and keep the answer of the larger reward.
 
     Args:
@@ -44,8 +44,8 @@ def keep_better(
         judge: adds what `Score` and `Rank` do.
 
     Returns:
-        The answered rows, with the better answer; and for each of these prompts both answers, as the calibration has
-        them: rows of `Rank`. Where both failed, or neither is better, the first one stays.
+        The answered rows, with the better answer; for each of these prompts both answers, as the calibration has them:
+        rows of `Rank`; and how often the second one was better. Otherwise, also where both failed, the first one stays.
     """
     asked = routed.select(rows)
     asked = asked.remove_columns("teacher").add_column("teacher", teachers, feature=routed.features["teacher"])
@@ -54,11 +54,14 @@ def keep_better(
     features = Features({**asked.remove_columns(["teacher", "router_scores"]).features, **schema.GENERATED})
     both = asked.remove_columns(["teacher", "router_scores"]).add_column("responses", responses)
     both = judge(both.cast(features))
+    # A failed answer has no reward, and loses against any.
+    rewards = np.array([[r["reward"] for r in row] for row in both["responses"]], float)
+    of_first, of_second = np.where(np.isnan(rewards), -np.inf, rewards).T
+    better = np.flatnonzero(of_second > of_first)
     order = np.arange(len(answered))
-    for k, (row, best, teacher) in enumerate(zip(rows, both["best_teacher"], teachers, strict=True)):
-        if best == teacher:
-            order[row] = len(answered) + k
-    return concatenate_datasets([answered, second.cast(answered.features)]).select(order), both
+    order[rows[better]] = len(answered) + better
+    kept = concatenate_datasets([answered, second.cast(answered.features)]).select(order)
+    return kept, both, len(better)
 
 
 def in_words(told: dict[str, int]) -> str:

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, load_dataset
 from pool import answer, make_recipe, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, plan
-from persyn_datasets.second_opinion import least_sure
+from persyn_datasets.schema import SYNTHESIZED
+from persyn_datasets.second_opinion import keep_better, least_sure
 
 NAMES = ["a", "b", "c"]
 
@@ -58,6 +60,29 @@ def test_the_better_answer_is_kept_and_both_are_there(built):
     assert builder.stats["generations"] == 16 * 3 + 8 + 12
     card = (builder.folder / "README.md").read_text()
     assert "| `second_opinions` | `train` |" in card and "config_name: second_opinions" in card
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [(0.5, 0.5, "a"), (0.5, 0.6, "b"), (None, 0.1, "b"), (0.1, None, "a"), (None, None, "a")],
+)
+def test_of_equals_and_of_failures_the_first_stays(first, second, kept):
+    routed = Dataset.from_dict({"prompt_id": ["x"], "messages": [[{"role": "user", "content": "?"}]], "teacher": ["a"],
+                                "router_scores": [[0.5, 0.4, 0.1]]})  # fmt: skip
+
+    def answer_all(rows):
+        more = {"prompt": rows["messages"][:], "completion": [[{"role": "assistant", "content": "!"}]] * len(rows)}
+        more |= {"finish_reason": ["stop"], "prompt_tokens": [1], "completion_tokens": [1], "error": [""]}
+        columns = rows.remove_columns(["messages", "router_scores"]).to_dict() | more
+        return Dataset.from_dict(columns, features=Features({**rows.select_columns("teacher").features, **SYNTHESIZED}))
+
+    def judge(rows):
+        responses = [r | {"reward": v} for r, v in zip(rows["responses"][0], (first, second), strict=True)]
+        return rows.remove_columns("responses").add_column("responses", [responses])
+
+    answered, both, better = keep_better(routed, answer_all(routed), np.array([0]), ["b"], answer_all, judge)
+    assert answered["teacher"][:] == [kept] and better == (kept == "b")
+    assert [r["teacher"] for r in both["responses"][0]] == ["a", "b"]
 
 
 def test_without_it_nothing_of_it_stays(built, tmp_path):
