@@ -102,9 +102,9 @@ def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
 
 
 def estimate(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
-    """What a build will use at most: nothing is known of its answers yet, so that each has `max_tokens`.
+    """What a build will use if each answer has `max_tokens`; 4 characters are a token of a prompt.
 
-    4 characters are a token of a prompt.
+    No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost` is one.
 
     Returns:
         `answer`: by teacher the `prompt_tokens`, `completion_tokens` and `usd` of one answer; by stage (`Generate`,

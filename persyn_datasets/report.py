@@ -107,7 +107,8 @@ def cost(account: list[dict[str, Any]], prompts: int) -> dict[str, float] | None
 
 
 def estimate_table(stats: dict[str, Any]) -> str:
-    """The plan's bounds beside the account, which counts an answer of the calibration there only."""
+    """The plan (every answer of `max_tokens`, synthesis spread evenly) beside the account, which counts an answer of
+    the calibration there only."""
     keys = ("prompt_tokens", "completion_tokens", "usd")
     forms = dict(zip(keys, ("{:,.0f}", "{:,.0f}", "{:,.4f}"), strict=True))
     rows = []
@@ -118,7 +119,7 @@ def estimate_table(stats: dict[str, Any]) -> str:
         for key in keys:
             rows.append([f"{stage} · {key}".replace("_", " "), forms[key].format(stats["estimate"][stage][key]),
                          forms[key].format(actual[key])])  # fmt: skip
-    return table(["", "planned, at most", "actual"], rows)
+    return table(["", "planned", "actual"], rows)
 
 
 def versions() -> dict[str, str]:
