@@ -1,13 +1,14 @@
 """What a build's router does and would do: on which prompts, with fewer calibration prompts, with another α.
 
 The refits are of the head alone, on what the router's backbone makes of the prompts: of a fine-tuned backbone, too,
-which has seen all training prompts. They show how the curve runs; what a router of another size or α were, only a build
-can tell.
+which has seen all training prompts. They show how the curve runs; what a router of another α were, only a build can
+tell. Routers of other sizes are trained whole: `router.compare_backbones`.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,7 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         scores = x[n:] @ weight.numpy().T + bias.numpy()
         metrics, best = router_metrics(scores, rewards[n:], r, names), scores.argmax(-1)
         means = (float(_mean(signal[n:][np.arange(len(best)), best])) for signal in (quality, learnability))
-        hits = {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
-        return hits | dict(zip(("quality", "learnability"), means, strict=True))
+        return hits(metrics) | dict(zip(("quality", "learnability"), means, strict=True))
 
     sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
     points = [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS] if len(sizes) > 1 else []
@@ -81,6 +81,20 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         "by_size": [point for point in curves if "prompts" in point],
         "by_alpha": [point for point in curves if "alpha" in point],
     }
+
+
+def by_backbone(routers: Sequence[Router], calibration: DatasetDict) -> list[dict[str, Any]]:
+    """Of each router its `backbone`, `parameters`, and Hit@1 and Hit@3 on the held-out prompts, the smallest first."""
+    points = [
+        {"backbone": Path(router.config.persyn["training"]["backbone"]).name, "parameters": router.parameters}
+        | hits(router.evaluate(calibration["test"], calibration["train"]))
+        for router in routers
+    ]
+    return sorted(points, key=lambda point: point["parameters"])
+
+
+def hits(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
 
 
 def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:

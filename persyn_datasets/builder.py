@@ -35,7 +35,7 @@ from persyn_datasets import (
     strategies,
 )
 from persyn_datasets.account import Account
-from persyn_datasets.analysis import analyse
+from persyn_datasets.analysis import analyse, by_backbone
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.generate import Generate
 from persyn_datasets.journal import digest, replace_file
@@ -235,8 +235,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         _write(self.folder / "calibration", calibration)
         _write(self.folder / "pairs", DatasetDict(train=pairs))
 
-        options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
-        router = train_router(pairs, teachers=recipe.teachers, output_dir=str(self.output / "router"), **options)
+        options = {k: v for k, v in asdict(recipe.router).items() if k not in ("holdout", "compare_backbones")}
+        train = partial(train_router, pairs, teachers=recipe.teachers)
+        router = train(output_dir=str(self.output / "router"), **options)
         router, temperature = amend.calibrate(router, calibration["test"], router.path)
         available = None
         if recipe.strategy == "no-long-answers":
@@ -253,6 +254,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
         self._stats["routing"]["temperature"] = temperature
         self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)
+        others = [train(**options | {"backbone": b, "revision": None}) for b in recipe.router.compare_backbones]
+        self._stats["analysis"]["by_backbone"] = by_backbone([router, *others], calibration) if others else []
         paid = set(ranked["prompt_id"])
         unit = recipe.budget.unit if recipe.budget else "usd" if any(t.price for t in recipe.teachers) else "tokens"
         self._stats["tradeoff"] = budget.tradeoff(router, routed, calibration["test"], recipe.teachers, unit, paid)

@@ -50,6 +50,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             size_table=html_table(sizes) if (sizes := report.size_table(recipe, stats)) else "",
             curves=report.CURVES,
             curve_table=html_table(report.curve_table(stats["analysis"])) if stats["analysis"] else None,
+            backbones=html_table(sizes) if stats["analysis"] and (sizes := report.backbone_table(stats["analysis"])) else "",
             ceiling=report.ceiling_words(stats["router"] or {}),
             router_table=html_table(report.router_table(stats["router"])) if stats["router"] else None,
             tradeoff=html_table(report.tradeoff_table(stats["tradeoff"])) if stats["tradeoff"] else None,

@@ -53,6 +53,8 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
     _check_model("student.model", recipe.student.model, recipe.student.revision)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
+        for backbone in recipe.router.compare_backbones:
+            _check_model("router.compare_backbones", backbone, None)
 
 
 def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:

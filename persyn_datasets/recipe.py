@@ -87,10 +87,14 @@ class Reward:
 
 @dataclass(frozen=True)
 class RouterTraining:
-    """See `train_router`. `holdout` is the share of the calibration prompts that only measure the router."""
+    """See `train_router`. `holdout` is the share of the calibration prompts that only measure the router.
+
+    Routers with the backbones of `compare_backbones` are trained alike, for the report: Hit@k against router size.
+    """
 
     __pydantic_config__ = _FORBID
     backbone: str = "Qwen/Qwen2.5-1.5B"
+    compare_backbones: tuple[str, ...] = ()
     revision: str | None = None
     freeze_backbone: bool = False
     epochs: float = 2
@@ -281,7 +285,7 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     last = key.rpartition(".")[2]
     dotted_path = key == "quality" and values != "math-verify"
-    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key) and (
+    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key or ".compare_backbones." in key) and (
         Path(str(values)).exists() or any(c in str(values) for c in "*?[")
     )
     # Many of vLLM's arguments name classes, files or servers.

@@ -230,6 +230,16 @@ def curve_table(analysis: dict[str, Any]) -> str:
     return table(["head fitted to", *keys], [[name, *(f"{row[key]:.3f}" for key in keys)] for name, row in lines])
 
 
+def backbone_table(analysis: dict[str, Any]) -> str:
+    """Routers of several sizes on held-out prompts; empty if only one was trained."""
+    keys = ("hit@1", "hit@3")
+    rows = [
+        [row["backbone"], f"{row['parameters'] / 1e6:,.1f}", *(f"{row[key]:.3f}" for key in keys)]
+        for row in analysis["by_backbone"]
+    ]
+    return table(["router's backbone", "million parameters", *keys], rows) if rows else ""
+
+
 def saved(stats: dict[str, Any]) -> str:
     """Generations and USD, against generate-then-select."""
     ratio = stats["generate_then_select"] / stats["generations"]
@@ -276,6 +286,7 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
         lines += [f"The router on {r['prompts']} held-out calibration prompts {best}:", router_table(r)]
         lines += [words] if (words := ceiling_words(r)) else []
         lines += [CURVES, curve_table(stats["analysis"])] if stats["analysis"]["by_size"] else []
+        lines += [sizes] if (sizes := backbone_table(stats["analysis"])) else []
     lines.append(saved(stats))
     if tradeoff := stats["tradeoff"]:
         lines += [tradeoff_table(tradeoff), *([budget_words(tradeoff)] if "budget" in tradeoff else [])]

@@ -114,6 +114,11 @@ class Router:
         return teachers_from(values, self.path)
 
     @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return _load(self.path, self.revision, self.content)[0].num_parameters()
+
+    @property
     def metrics(self) -> dict[str, Any] | None:
         """See `metrics.router_metrics`; None if it was not evaluated."""
         return self.config.persyn.get("metrics")

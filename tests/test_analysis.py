@@ -1,12 +1,16 @@
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import save_model
 from datasets import Dataset, DatasetDict
+from pool import make_recipe
+from transformers import AutoModelForSequenceClassification
 
-from persyn_datasets import Pairify, Rank
+from persyn_datasets import Pairify, PersynBuilder, Rank, Recipe, report
 from persyn_datasets.analysis import analyse, thirds
 from persyn_datasets.bradley_terry import fit_head, preferences
 from persyn_datasets.recipe import Reward
@@ -91,3 +95,28 @@ def test_too_few_to_halve():
 def test_thirds_of_few_and_of_unknown():
     parts = thirds(np.array([3.0, np.nan, 1.0]), ["a", "b", "c"])
     assert [(p["from"], p["prompts"], p["routed"]) for p in parts] == [(1.0, 1, {"c": 1}), (3.0, 1, {"a": 1})]
+
+
+def test_hits_against_router_size(tmp_path, chat_model, models_folder):
+    """Each backbone's row is what a build with that backbone says of its router."""
+    large = save_model(models_folder / "large", num_hidden_layers=4)
+    router = {"backbone": large, "freeze_backbone": True, "holdout": 0.25}
+
+    def build(name, **more):
+        recipe = Recipe.from_dict(make_recipe(tmp_path, chat_model, router=router | more))
+        builder = PersynBuilder(recipe, tmp_path / name)
+        builder.download_and_prepare()
+        return recipe, builder.stats
+
+    recipe, stats = build("both", compare_backbones=[chat_model])
+    _, small = build("small", backbone=chat_model)
+    rows = stats["analysis"]["by_backbone"]
+    assert [row["backbone"] for row in rows] == [Path(chat_model).name, "large"]
+    count = AutoModelForSequenceClassification.from_pretrained(tmp_path / "both" / "router").num_parameters()
+    assert rows[0]["parameters"] < rows[1]["parameters"] == count
+    for row, of in zip(rows, (small, stats), strict=True):
+        assert {key: row[key] for key in ("hit@1", "hit@3")} == {
+            key: of["router"][key]["router"] for key in ("hit@1", "hit@3")
+        }
+    assert small["analysis"]["by_backbone"] == [] and report.backbone_table(small["analysis"]) == ""
+    assert report.backbone_table(stats["analysis"]) in report.describe(recipe, stats)
