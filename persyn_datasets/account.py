@@ -1,6 +1,7 @@
 """The account: what each stage spends on each teacher, and the limit that it keeps to."""
 
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,10 @@ TEMPLATE_TOKENS = 64  # of a chat template, at most: its own system prompt; and 
 
 @dataclass
 class Tally:
-    """One line of the account. Tokens and USD are those of answers; `reused` ones came from the journal."""
+    """One line of the account. Tokens and USD are those of answers; `reused` ones came from the journal.
+
+    `seconds` from the first request to the last answer, and the `new_tokens` of the completions that came meanwhile.
+    """
 
     stage: str
     teacher: str
@@ -27,6 +31,8 @@ class Tally:
     completion_tokens: int = 0
     usd: float = 0.0
     reused_usd: float = 0.0
+    seconds: float = 0.0
+    new_tokens: int = 0
 
 
 class Account:
@@ -52,6 +58,7 @@ class Account:
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._reserved: dict[tuple[str, str, int], float] = {}
         self._counted: set[tuple[str, str, int]] = set()
+        self._since: dict[str, float] = {}  # a teacher's last answer, before that its first request
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +86,7 @@ class Account:
         """What follows is spent by this stage."""
         self._stage = stage
         self._reserved.clear()
+        self._since.clear()
         self.closed.clear()
 
     def admit(self, request: Request) -> bool:
@@ -90,6 +98,7 @@ class Account:
             if self.max_cost is not None and highest and self.spent + self.reserved + highest > self.max_cost:
                 return False
             self._reserved[_key(request)] = highest
+            self._since.setdefault(request.teacher.name, time.monotonic())
             return True
 
     def retried(self, request: Request) -> None:
@@ -106,6 +115,11 @@ class Account:
                 return
             tally.answers += 1
             tally.reused += reused
+            if not reused:
+                now = time.monotonic()
+                tally.seconds += now - self._since.get(request.teacher.name, now)
+                self._since[request.teacher.name] = now
+                tally.new_tokens += response["completion_tokens"] or 0
             if _key(request) in self._counted:
                 return
             self._counted.add(_key(request))
@@ -177,13 +191,15 @@ def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def account_table(lines: list[dict[str, Any]]) -> str:
     """The account as a Markdown table, with a last line of sums."""
-    head = ["stage · teacher", "answers", "reused", "failed", "retries", "prompt tokens", "completion tokens", "USD"]
+    head = ["stage · teacher", "answers", "reused", "failed", "retries", "prompt tokens", "completion tokens", "USD",
+            "tokens/s"]  # fmt: skip
     keys = ["answers", "reused", "failed", "retries", "prompt_tokens", "completion_tokens"]
-    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]}
+    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {"new_tokens": 0}
     rows = [
-        [name, *(f"{line[key]:,}" for key in keys), f"{line['usd'] + line['reused_usd']:,.4f}"]
+        [name, *(f"{line[key]:,}" for key in keys), f"{line['usd'] + line['reused_usd']:,.4f}",
+         f"{line['new_tokens'] / line['seconds']:,.0f}" if line["new_tokens"] else "–"]
         for name, line in [(f"{line['stage']} · {line['teacher']}", line) for line in lines] + [("all", total)]
-    ]
+    ]  # fmt: skip
     return table(head, rows)
 
 

@@ -143,7 +143,7 @@ def _build(options: argparse.Namespace) -> None:
     if options.push_to_hub:  # after a finished build the version may be there already, with this very content
         hub.check(options.push_to_hub, None if builder.stats else options.version, options.private)
     if options.dry_run:
-        print(plan.describe(recipe, plan.check(recipe)))
+        print(plan.describe(recipe, plan.check(recipe), builder.stats["account"] if builder.stats else ()))
         return
     logging.disable_progress_bar()
     logging.set_verbosity_error()

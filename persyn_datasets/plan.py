@@ -1,6 +1,7 @@
 """The plan of a build: every check that costs nothing, and what the build will cost."""
 
 import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +14,7 @@ from persyn_datasets.errors import InputError
 from persyn_datasets.generate import check_samples
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.tables import table
+from persyn_datasets.teacher import Teacher
 
 
 def check(recipe: Recipe) -> Dataset:
@@ -103,45 +105,72 @@ def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
     return {"prompts": n, "teachers": m, "calibration": c, "samples": k, "asked_twice": twice, **generations}
 
 
-def estimate(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
+def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What a build will use if each answer has `max_tokens`; 4 characters are a token of a prompt.
 
     No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost` is one.
 
+    Args:
+        account: of an earlier build: what it measured counts instead of the teachers' `tokens_per_second`.
+
     Returns:
-        `answer`: by teacher the `prompt_tokens`, `completion_tokens` and `usd` of one answer; by stage (`Generate`,
-        `Synthesize`) the sums of these, where a synthesis spreads its prompts evenly over the teachers; and the USD of
-        `generate_then_select`, and of the `dearest` teacher for all prompts.
+        `answer`: by teacher the `prompt_tokens`, `completion_tokens`, `usd` and `seconds` of one answer (None: the
+        teacher's speed is not known); by stage (`Generate`, `Synthesize`) the sums of these, where a synthesis spreads
+        its prompts evenly over the teachers, with the seconds by `wall`; and the USD of `generate_then_select`, and of
+        the `dearest` teacher for all prompts.
         `break_even`: from how many prompts on calibration and routing cost less than that teacher; None: never.
     """
     p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
     characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
-    answer = {}
+    answer: dict[str, dict[str, Any]] = {}
     for t in teachers:
         own = sum(len(m["content"]) for m in t.examples) + len(t.system_prompt or "")
         used = {
             "prompt_tokens": (characters + own) / 4,
             "completion_tokens": (t.sampling or recipe.sampling).max_tokens,
         }
-        answer[t.name] = used | {"usd": t.price.of(*used.values()) if t.price else 0.0}
+        usd = t.price.of(*used.values()) if t.price else 0.0
+        answer[t.name] = used | {"usd": usd, "seconds": _seconds(t, used["completion_tokens"], account)}
     whole = {key: sum(of[key] for of in answer.values()) for key in ("prompt_tokens", "completion_tokens", "usd")}
     mean = {key: value / len(teachers) for key, value in whole.items()}
     c, every = p["calibration"], p["calibration"] * p["samples"]
+    rest = p["prompts"] - c + p["asked_twice"]
+    seconds = wall(teachers, {name: of["seconds"] for name, of in answer.items()})
     dearest = max(answer, key=lambda name: answer[name]["usd"])
     saved = answer[dearest]["usd"] - mean["usd"]
     return {
         "answer": answer,
-        "Generate": {key: every * value for key, value in whole.items()},
-        "Synthesize": {key: (p["prompts"] - c + p["asked_twice"]) * value for key, value in mean.items()},
+        "Generate": {key: every * value for key, value in whole.items()} | {"seconds": seconds and every * seconds},
+        "Synthesize": {key: rest * value for key, value in mean.items()}
+        | {"seconds": seconds and rest * seconds / len(teachers)},
         "generate_then_select": p["prompts"] * whole["usd"],
         "dearest": {"name": dearest, "usd": p["prompts"] * answer[dearest]["usd"]},
         "break_even": (every * whole["usd"] - c * mean["usd"]) / saved if saved > 0 else None,
     }
 
 
-def describe(recipe: Recipe, prompts: Dataset) -> str:
+def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]]) -> float | None:
+    """Of so many tokens, one answer among many."""
+    if teacher.engine == "recorded":
+        return 0.0
+    lines = [line for line in account if line["teacher"] == teacher.name and line["new_tokens"]]
+    if lines:
+        return tokens * sum(line["seconds"] for line in lines) / sum(line["new_tokens"] for line in lines)
+    return tokens / teacher.tokens_per_second if teacher.tokens_per_second else None
+
+
+def wall(teachers: Sequence[Teacher], seconds: Mapping[str, float | None]) -> float | None:
+    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints do."""
+    if None in seconds.values():
+        return None
+    remote = {t.name for t in teachers if t.engine == "endpoint"}
+    local = sum(s for name, s in seconds.items() if name not in remote and s)
+    return max(local, *(seconds[name] or 0.0 for name in remote), 0.0)
+
+
+def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()) -> str:
     """The plan in words and a table; see `estimate`."""
-    p, e = plan(recipe, len(prompts)), estimate(recipe, prompts)
+    p, e = plan(recipe, len(prompts)), estimate(recipe, prompts, account)
     c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"] + p["asked_twice"]
     rows = []
     for t in strategies.teachers_of(recipe):
@@ -167,6 +196,18 @@ def describe(recipe: Recipe, prompts: Dataset) -> str:
             f"${e['Synthesize']['usd']:,.2f} if spread evenly, together ${ours:,.2f}; generate-then-select "
             f"${e['generate_then_select']:,.2f}; all prompts to {e['dearest']['name']} ${e['dearest']['usd']:,.2f}"
             + (f", which costs more from {e['break_even']:,.0f} prompts on" if e["break_even"] is not None else "")
+        )
+    unknown = [name for name, of in e["answer"].items() if of["seconds"] is None]
+    if unknown:
+        words.append(
+            f"No time is estimated: state the tokens_per_second of {', '.join(unknown)}, or build with few prompts "
+            "first: the account measures it"
+        )
+    elif e["Generate"]["seconds"] or e["Synthesize"]["seconds"]:
+        calibration, others = (e[stage]["seconds"] / 3600 for stage in ("Generate", "Synthesize"))
+        words.append(
+            f"Time for answers as long as they may be: {calibration:,.1f} hours for the calibration, {others:,.1f} for "
+            "the rest if spread evenly"
         )
     if told := contamination(recipe)[1]:
         words.append(in_words(told))

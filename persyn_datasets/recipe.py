@@ -285,9 +285,9 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     last = key.rpartition(".")[2]
     dotted_path = key == "quality" and values != "math-verify"
-    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key or ".compare_backbones." in key) and (
-        Path(str(values)).exists() or any(c in str(values) for c in "*?[")
-    )
+    file = (
+        last in ("path", "model", "backbone", "reward_model") or ".against." in key or ".compare_backbones." in key
+    ) and (Path(str(values)).exists() or any(c in str(values) for c in "*?["))
     # Many of vLLM's arguments name classes, files or servers.
     argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {"distributed_executor_backend"} | {"dtype"}
     if values and (

@@ -12,6 +12,7 @@ from persyn_datasets import contamination, second_opinion
 from persyn_datasets.account import account_table
 from persyn_datasets.ceiling import in_words
 from persyn_datasets.metrics import calibration_error, reliability
+from persyn_datasets.plan import wall
 from persyn_datasets.recipe import Recipe
 from persyn_datasets.router import rewards_of
 from persyn_datasets.strategies import STRATEGIES
@@ -106,19 +107,21 @@ def cost(account: list[dict[str, Any]], prompts: int) -> dict[str, float] | None
     return {"usd": usd, "generate_then_select_usd": prompts * sum(each)} if usd else None
 
 
-def estimate_table(stats: dict[str, Any]) -> str:
+def estimate_table(recipe: Recipe, stats: dict[str, Any]) -> str:
     """The plan (every answer of `max_tokens`, synthesis spread evenly) beside the account, which counts an answer of
     the calibration there only."""
     keys = ("prompt_tokens", "completion_tokens", "usd")
-    forms = dict(zip(keys, ("{:,.0f}", "{:,.0f}", "{:,.4f}"), strict=True))
+    forms = dict(zip((*keys, "seconds"), ("{:,.0f}", "{:,.0f}", "{:,.4f}", "{:,.0f}"), strict=True))
     rows = []
     for stage in ("Generate", "Synthesize"):
         lines = [line for line in stats["account"] if line["stage"] == stage]
-        actual = {key: sum(line[key] for line in lines) for key in keys}
+        actual: dict[str, Any] = {key: sum(line[key] for line in lines) for key in keys}
         actual["usd"] += sum(line["reused_usd"] for line in lines)
-        for key in keys:
-            rows.append([f"{stage} · {key}".replace("_", " "), forms[key].format(stats["estimate"][stage][key]),
-                         forms[key].format(actual[key])])  # fmt: skip
+        actual["seconds"] = wall(recipe.teachers, {line["teacher"]: line["seconds"] for line in lines})
+        for key, form in forms.items():
+            planned = stats["estimate"][stage][key]
+            rows.append([f"{stage} · {key}".replace("_", " "), "–" if planned is None else form.format(planned),
+                         form.format(actual[key])])  # fmt: skip
     return table(["", "planned", "actual"], rows)
 
 
@@ -230,12 +233,12 @@ def curve_table(analysis: dict[str, Any]) -> str:
     return table(["head fitted to", *keys], [[name, *(f"{row[key]:.3f}" for key in keys)] for name, row in lines])
 
 
-def backbone_table(analysis: dict[str, Any]) -> str:
+def backbone_table(analysis: dict[str, Any] | None) -> str:
     """Routers of several sizes on held-out prompts; empty if only one was trained."""
     keys = ("hit@1", "hit@3")
     rows = [
         [row["backbone"], f"{row['parameters'] / 1e6:,.1f}", *(f"{row[key]:.3f}" for key in keys)]
-        for row in analysis["by_backbone"]
+        for row in (analysis["by_backbone"] if analysis else ())
     ]
     return table(["router's backbone", "million parameters", *keys], rows) if rows else ""
 
@@ -290,5 +293,5 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     lines.append(saved(stats))
     if tradeoff := stats["tradeoff"]:
         lines += [tradeoff_table(tradeoff), *([budget_words(tradeoff)] if "budget" in tradeoff else [])]
-    lines += [account_table(stats["account"]), estimate_table(stats), outcome(recipe, stats)]
+    lines += [account_table(stats["account"]), estimate_table(recipe, stats), outcome(recipe, stats)]
     return "\n\n".join(lines)

@@ -81,6 +81,8 @@ class Teacher:
         examples: few-shot messages (alternating user and assistant) put between system prompt and prompt.
         sampling: see `Sampling`; `None` takes the recipe's, or `Sampling()`.
         price: see `Price`; used in plans and accounts.
+        tokens_per_second: of its answers, with as many requests in flight as it is given; used in plans. Accounts
+            measure it.
         size: billions of parameters; used to order teachers in reports.
         family, license: used in reports and cards.
         trust_remote_code: run the code that the model's repository ships. Off unless you say so.
@@ -104,6 +106,7 @@ class Teacher:
     examples: tuple[Message, ...] = ()
     sampling: Sampling | None = None
     price: Price | None = None
+    tokens_per_second: float | None = None
     size: float | None = None
     family: str | None = None
     license: str | None = None
@@ -129,7 +132,8 @@ class Teacher:
             raise InputError(f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected 'endpoint'.")
         if self.engine != "vllm" and self.engine_args:
             raise InputError(f"Teacher {self.name!r} has engine_args but engine {self.engine!r}; expected 'vllm'.")
-        for key in ("num_gpus", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout"):
+        for key in ("num_gpus", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
+                    "tokens_per_second"):  # fmt: skip
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise InputError(f"Teacher {self.name!r}: {key} is {value}; expected more than 0.")

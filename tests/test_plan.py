@@ -73,6 +73,27 @@ def test_break_even_against_the_dearest_teacher(tmp_path, chat_model):
     assert f"which costs more from {told['break_even']:,.0f} prompts on" in text and "$288.00" in text
 
 
+def test_time_by_stated_or_measured_throughput(tmp_path, chat_model):
+    """Endpoints answer while local teachers do, one after another."""
+    values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 1000})
+    here, also, there = values["teachers"]
+    here |= {"engine": "transformers", "model": chat_model, "tokens_per_second": 50}  # 20 s an answer
+    also |= {"engine": "transformers", "model": chat_model}
+    there |= {"engine": "endpoint", "base_url": "http://127.0.0.1:1/v1", "tokens_per_second": 4}  # 250 s an answer
+    recipe = Recipe.from_dict(values)
+    rows = recipe.prompts.load()
+    told = plan.estimate(recipe, rows)
+    assert told["Generate"]["seconds"] is told["Synthesize"]["seconds"] is None
+    assert "No time is estimated: state the tokens_per_second of multiplier, or" in plan.describe(recipe, rows)
+    lines = [{"teacher": "multiplier", "new_tokens": n, "seconds": s} for n, s in ((900, 60.0), (100, 40.0), (0, 9.0))]
+    lines.append({"teacher": "guesser", "new_tokens": 500, "seconds": 50.0})  # 100 s an answer: not what was stated
+    told = plan.estimate(recipe, rows, lines)
+    assert told["Generate"]["seconds"] == pytest.approx(16 * (20 + 100))
+    assert told["Synthesize"]["seconds"] == pytest.approx(8 / 3 * (20 + 100))
+    assert "0.5 hours for the calibration, 0.1 for the rest" in plan.describe(recipe, rows, lines)
+    assert plan.wall(recipe.teachers, {"adder": 20.0, "multiplier": 100.0, "guesser": 250.0}) == 250.0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 from datasets import Dataset
 from pool import built
 
-from persyn_datasets import report
+from persyn_datasets import Teacher, report
 from persyn_datasets.tables import html_table, table
 
 
@@ -110,10 +112,15 @@ def test_tables_hold_any_name():
 
 
 def test_the_plan_beside_the_account():
-    line = {"reused_usd": 0.5, "usd": 1.0, "prompt_tokens": 30, "completion_tokens": 2000}
-    account = [line | {"stage": "Generate"}, line | {"stage": "Generate"}, line | {"stage": "Synthesize"}]
-    bound = {"prompt_tokens": 70.0, "completion_tokens": 9000.0, "usd": 5.0}
-    text = report.estimate_table({"account": account, "estimate": {"Generate": bound, "Synthesize": bound}})
+    line = {"reused_usd": 0.5, "usd": 1.0, "prompt_tokens": 30, "completion_tokens": 2000, "seconds": 40.0}
+    account = [
+        line | {"stage": s, "teacher": t} for s, t in (("Generate", "a"), ("Generate", "b"), ("Synthesize", "b"))
+    ]
+    planned = {"prompt_tokens": 70.0, "completion_tokens": 9000.0, "usd": 5.0, "seconds": 1234.5}
+    stats = {"account": account, "estimate": {"Generate": planned, "Synthesize": planned | {"seconds": None}}}
+    text = report.estimate_table(SimpleNamespace(teachers=[Teacher("x", name=name) for name in "ab"]), stats)
     cells = {row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:4]] for row in text.splitlines()[2:]}
     assert cells["Generate · completion tokens"] == ["9,000", "4,000"] and cells["Generate · usd"][1] == "3.0000"
     assert cells["Synthesize · prompt tokens"] == ["70", "30"] and cells["Synthesize · usd"] == ["5.0000", "1.5000"]
+    # Local teachers work one after another.
+    assert cells["Generate · seconds"] == ["1,234", "80"] and cells["Synthesize · seconds"] == ["–", "40"]

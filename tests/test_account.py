@@ -1,0 +1,38 @@
+from itertools import chain
+
+from persyn_datasets import Teacher
+from persyn_datasets.account import Account, merge
+from persyn_datasets.engines import Request, Response
+
+TEACHER = Teacher("org/teacher", name="ann")
+
+
+def ask(key):
+    return Request(TEACHER, key, [{"role": "user", "content": key}])
+
+
+def answer(tokens):
+    return Response(
+        teacher="ann", text="yes", finish_reason="stop", prompt_tokens=3, completion_tokens=tokens, error=""
+    )
+
+
+def test_throughput_is_that_of_what_was_generated_now(monkeypatch):
+    """From the first request to the last answer of a stage; waiting between two rounds of it does not count."""
+    clock = chain([100.0, 104.0, 110.0], [500.0, 503.0])
+    monkeypatch.setattr("persyn_datasets.account.time.monotonic", lambda: next(clock))
+    account = Account()
+    account.open("Synthesize")
+    account.settle(ask("journal"), answer(1000), reused=True)
+    assert account.admit(ask("a"))  # at 100
+    account.settle(ask("a"), answer(30))  # 104
+    account.settle(ask("b"), answer(50))  # 110
+    account.open("Synthesize")
+    assert account.admit(ask("c"))  # 500
+    account.settle(ask("c"), answer(50))  # 503
+    (line,) = account.to_list()
+    assert (line["new_tokens"], line["seconds"], line["completion_tokens"]) == (130, 13.0, 1130)
+    cells = [row.split("|")[-2].strip() for row in str(account).splitlines()]
+    assert cells[0] == "tokens/s" and cells[2:] == ["10", "–"]
+    (both,) = merge([line, line])
+    assert (both["new_tokens"], both["seconds"]) == (260, 26.0)
