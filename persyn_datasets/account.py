@@ -54,7 +54,7 @@ class Account:
     def __init__(self, max_cost: float | None = None, before: float = 0.0):
         self.max_cost, self.before = max_cost, before
         self.closed = threading.Event()  # set: engines stop asking, and drop what is in flight
-        self._stage = ""
+        self.stage = ""
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._reserved: dict[tuple[str, str, int], float] = {}
         self._counted: set[tuple[str, str, int]] = set()
@@ -84,7 +84,7 @@ class Account:
 
     def open(self, stage: str) -> None:
         """What follows is spent by this stage."""
-        self._stage = stage
+        self.stage = stage
         self._reserved.clear()
         self._since.clear()
         self.closed.clear()
@@ -152,7 +152,7 @@ class Account:
         return account_table(self.to_list())
 
     def _tally(self, teacher: Teacher) -> Tally:
-        return self._tallies.setdefault((self._stage, teacher.name), Tally(self._stage, teacher.name))
+        return self._tallies.setdefault((self.stage, teacher.name), Tally(self.stage, teacher.name))
 
 
 def check_prices(teachers: Iterable[Teacher], max_cost: float | None) -> None:

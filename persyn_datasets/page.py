@@ -55,6 +55,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             router_table=html_table(report.router_table(stats["router"])) if stats["router"] else None,
             tradeoff=html_table(report.tradeoff_table(stats["tradeoff"])) if stats["tradeoff"] else None,
             budget=report.budget_words(stats["tradeoff"]) if stats["tradeoff"] else "",
+            notes=report.notes(stats),
             estimate=html_table(report.estimate_table(recipe, stats)),
             account=html_table(account_table(stats["account"])),
             license=worked_out(stats["licenses"]),

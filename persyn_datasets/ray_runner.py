@@ -7,8 +7,8 @@ shared, the answers of each finished block are put into the journal of the proce
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -28,7 +28,7 @@ from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response
 from persyn_datasets.errors import BuildError, InputError
 from persyn_datasets.journal import default_root, digest
-from persyn_datasets.respond import ask_here, respond
+from persyn_datasets.respond import ask_here, respond, side_by_side
 from persyn_datasets.teacher import Teacher
 
 ROWS_PER_BLOCK = 512  # of local models
@@ -79,29 +79,17 @@ def ask(requests: list[Request], account: Account, keep: Callable[..., None]) ->
         _check_gpus(group[0].teacher)
 
     def work(group: list[Request]) -> None:
-        try:
-            while group and (admitted := [request for request in group if account.admit(request)]):
-                for request, response, journalled in _answers(admitted, account._stage):
-                    keep(request, response, journalled)
-                    if account.closed.is_set():
-                        return
-                sent = set(map(id, admitted))
-                group = [request for request in group if id(request) not in sent]
-        except BaseException:
-            account.closed.set()
-            raise
+        while group and (admitted := [request for request in group if account.admit(request)]):
+            for request, response, journalled in _answers(admitted, account.stage):
+                keep(request, response, journalled)
+                if account.closed.is_set():
+                    return
+            sent = set(map(id, admitted))
+            group = [request for request in group if id(request) not in sent]
 
-    with ThreadPoolExecutor(2) as pool:
-        remote = [pool.submit(ask_here, here, account, keep)]
-        remote += [pool.submit(work, groups.pop("endpoint"))] if "endpoint" in groups else []
-        for group in groups.values():
-            work(group)
-        for future in remote:
-            try:
-                future.result()
-            except BaseException:  # Ctrl-C while waiting, too
-                account.closed.set()
-                raise
+    aside = [partial(ask_here, here, account, keep)]
+    aside += [partial(work, groups.pop("endpoint"))] if "endpoint" in groups else []
+    side_by_side(account, aside, [partial(work, group) for group in groups.values()])
 
 
 def _answers(requests: Sequence[Request], stage: str) -> Iterator[tuple[Request, Response, bool]]:

@@ -267,6 +267,12 @@ def reward_words(recipe: Recipe) -> str:
     )
 
 
+def notes(stats: dict[str, Any]) -> list[str]:
+    """What else a reader has to know of the rows."""
+    told = ((second_opinion, stats["second_opinions"]), (contamination, stats["contamination"]))
+    return [module.in_words(numbers) for module, numbers in told if numbers]
+
+
 def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     """The closing report, in Markdown."""
     lines = [
@@ -276,10 +282,7 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
     ]
     if stats["failed"]:
         lines.append(f"{stats['failed']:,} prompts failed: see the split `failed`, column `error`.")
-    if stats["second_opinions"]:
-        lines.append(second_opinion.in_words(stats["second_opinions"]))
-    if stats["contamination"]:
-        lines.append(contamination.in_words(stats["contamination"]))
+    lines += notes(stats)
     if stats["calibration"]:
         lines.append(reward_words(recipe))
     lines.append(teachers_table(recipe, stats))

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from threading import Lock
 
@@ -116,23 +117,32 @@ def ask_here(requests: list[Request], account: Account, keep: Callable[..., None
     """Work on the requests; endpoints in a thread of their own, so that they and local teachers wait for no other."""
 
     def work(group: list[Request]) -> None:
+        with closing(engine_of(group[0].teacher).generate(group, account)) as answers:
+            for i, response in answers:
+                keep(group[i], response)
+
+    by_engine = sorted(requests, key=lambda r: r.teacher.engine)
+    groups = {engine: list(group) for engine, group in groupby(by_engine, key=lambda r: r.teacher.engine)}
+    remote = [partial(work, groups.pop("endpoint"))] if "endpoint" in groups else []
+    side_by_side(account, remote, [partial(work, group) for group in groups.values()])
+
+
+def side_by_side(account: Account, aside: Sequence[Callable[[], None]], here: Iterable[Callable[[], None]]) -> None:
+    """Do the work `aside` in a thread for each, and that `here` in this one, one after another.
+
+    What one of them raises, or Ctrl-C while waiting, closes the account, so that the others stop, and is raised.
+    """
+
+    def guard(work: Callable[[], None]) -> None:
         try:
-            with closing(engine_of(group[0].teacher).generate(group, account)) as answers:
-                for i, response in answers:
-                    keep(group[i], response)
+            work()
         except BaseException:
             account.closed.set()
             raise
 
-    by_engine = sorted(requests, key=lambda r: r.teacher.engine)
-    groups = {engine: list(group) for engine, group in groupby(by_engine, key=lambda r: r.teacher.engine)}
-    with ThreadPoolExecutor(1) as pool:
-        remote = [pool.submit(work, groups.pop("endpoint"))] if "endpoint" in groups else []
-        for group in groups.values():
-            work(group)
-        for future in remote:
-            try:
-                future.result()
-            except BaseException:  # Ctrl-C while waiting, too
-                account.closed.set()
-                raise
+    with ThreadPoolExecutor(max(1, len(aside))) as pool:
+        futures = [pool.submit(guard, work) for work in aside]
+        for work in here:
+            guard(work)
+        for future in futures:
+            guard(future.result)

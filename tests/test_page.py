@@ -20,6 +20,7 @@ def done(chat_model, models_folder):
     builder = built(models_folder / "page", chat_model)
     stats = builder.stats
     stats["analysis"]["by_size"] = [{"prompts": n} | POINT for n in (20, 40)]
+    stats["second_opinions"] = {"asked": 5, "better": 2}
     stats["analysis"]["by_alpha"] = [{"alpha": alpha} | POINT for alpha in (0.0, 0.4)]
     (builder.folder / "stats.json").write_text(json.dumps(stats))
     return builder
@@ -53,7 +54,9 @@ def test_report_writes_one_page_that_needs_no_network(done, capsys):
     assert tags.open == [] and len(tags.addresses) == len(CAPTIONS)
     assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
     assert not re.search(r"(?:@import|url\(|<script|<link)", text)
-    for words in (*CAPTIONS.values(), report.verdict(done.stats["router"]), "56 generations", "40 calibration prompts"):
+    (opinions,) = report.notes(done.stats)
+    told_there = (report.verdict(done.stats["router"]), opinions, "56 generations", "40 calibration prompts")
+    for words in (*CAPTIONS.values(), *told_there):
         assert words in words_of
     for name, t in done.stats["per_teacher"].items():
         at = tags.cells.index(name)
