@@ -42,7 +42,7 @@ lint: .venv/installed  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-BENCHMARKS := scoring router_training routing overhead journal endpoint
+BENCHMARKS := scoring reward_model router_training routing overhead journal endpoint
 bench: .venv/installed  ## the benchmarks that run on a CPU; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py $(foreach b,$(BENCHMARKS),"$(BIN)/python benchmarks/$(b).py") \
 	  "$(BIN)/python benchmarks/scoring.py --shape qwen2.5-0.5b --rows 19 --batch-sizes 4" \
