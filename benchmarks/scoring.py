@@ -8,8 +8,7 @@ random weights, each in a process of its own; the usual way with several batch s
 loaded model. The limit is the time that the matrix products alone take (each prompt once, its responses, the head for
 these), at the rate that this machine reaches with one of them. Ranks, which only we count, are in our time.
 
-Then two errors: of bfloat16 weights against float32, on SmolLM2-135M-Instruct and the README's paragraphs, and of a
-random reward model's scores by the company that a row has in its batch.
+Then the error of bfloat16 weights against float32, on SmolLM2-135M-Instruct and the README's paragraphs.
 
 `--vllm` compares with vLLM's `prompt_logprobs` instead, on SmolLM2-135M-Instruct in float32.
 """
@@ -22,7 +21,6 @@ import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +31,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
-    LlamaForSequenceClassification,
     PreTrainedConfig,
     Qwen2Config,
 )
 
-from persyn_datasets import quality, quickstart
+from persyn_datasets import quickstart
 from persyn_datasets.learnability import response_log_probs
 from persyn_datasets.models import text_ids
 from persyn_datasets.tables import table
@@ -133,21 +130,6 @@ def bfloat16_error(model: str) -> float:
     return max(abs(a - b) for a, b in zip(exact, rounded, strict=True))
 
 
-def company_error(tokenizer: str) -> tuple[float, float]:
-    """The largest difference of a reward model's score by the rows that are scored with it; the scores' range."""
-    config = LlamaConfig(vocab_size=49152, num_hidden_layers=6, num_labels=1, pad_token_id=2, **SMOLLM2)
-    r, scores = random.Random(0), []
-    rows = [[{"role": "user", "content": "why? " * r.randint(1, 100)}] for _ in range(16)]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-        for quality.TOKENS_PER_BATCH in (1, 512, 4096, 16_384):  # 1: every row alone
-            scores.append(quality.reward_model_scores(rows, folder))
-    of_row = [max(s) - min(s) for s in zip(*scores, strict=True)]
-    return max(of_row), max(scores[0]) - min(scores[0])
-
-
 def by_vllm(model: str, rows: Rows) -> tuple[float, list[float]]:
     """Seconds and scores, in a process of its own."""
     order = json.dumps([model, rows])
@@ -231,8 +213,6 @@ def main() -> None:
         limit = f"matrix products alone {tokens / least:,.0f}; at {least / results['ours'][0]:.0%}"
         print(f"{options.shape}, {tokens:,} tokens; {limit}")
         print(f"bfloat16 against float32: a mean log-probability differs by at most {bfloat16_error(real):.1e}")
-        company, spread = company_error(real)
-        print(f"Reward model: a score differs by at most {company:.1e} with its company; the scores span {spread:.2f}")
     report(results, options.shape, tokens, limit)
 
 
