@@ -13,7 +13,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from persyn_datasets import report
 from persyn_datasets.account import account_table
-from persyn_datasets.contamination import in_words
 from persyn_datasets.errors import InputError
 from persyn_datasets.figures import CAPTIONS
 from persyn_datasets.journal import digest
@@ -104,7 +103,7 @@ def _fill(
         against_random=report.against_random(stats["router"]) if stats["router"] else None,
         reward=report.reward_words(recipe),
         teachers_table=report.teachers_table(recipe, stats),
-        contamination=in_words(stats["contamination"]) if stats["contamination"] else "",
+        notes=report.notes(stats),
         size_table=report.size_table(recipe, stats),
         ceiling=report.ceiling_words(stats["router"] or {}),
         router_table=report.router_table(stats["router"]) if stats["router"] else None,
