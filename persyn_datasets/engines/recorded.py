@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
+
+import numpy as np
+from datasets import Dataset
 
 from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, Response, failed
@@ -10,48 +14,83 @@ from persyn_datasets.prompts import load_table, prompt_id, to_messages
 from persyn_datasets.teacher import Teacher
 
 COLUMNS = ("prompt", "teacher", "response")
+READ_AT_ONCE = 1000
 
 
 @lru_cache(maxsize=4)
-def _answers(path: str, revision: str | None) -> dict[str, dict[str, list[str]]]:
-    """teacher → prompt id → responses, in their order. Sample j of a prompt is the j-th of them."""
+def _recorded(path: str, revision: str | None) -> tuple[Dataset, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The responses, which stay on disk; and by teacher the numbers of its prompts, sorted, and their rows."""
     table = load_table(path, revision=revision)
     missing = [c for c in COLUMNS if c not in table.column_names]
     if missing:
         raise InputError(
             f"{path}: recorded answers need the columns {', '.join(COLUMNS)}; missing {', '.join(missing)}."
         )
-    answers: dict[str, dict[str, list[str]]] = {}
-    for row, (prompt, teacher, response) in enumerate(zip(*(table[c] for c in COLUMNS), strict=True)):
-        key = prompt_id(to_messages(prompt, f"{path}, row {row}, column 'prompt'"))
-        answers.setdefault(teacher, {}).setdefault(key, []).append(response)
-    return answers
+    numbers, names = np.empty(len(table), np.uint64), np.empty(len(table), np.int32)
+    place: dict[str, int] = {}
+    batches = table.select_columns(["prompt", "teacher"]).iter(batch_size=READ_AT_ONCE)
+    of_rows = chain.from_iterable(zip(batch["prompt"], batch["teacher"], strict=True) for batch in batches)
+    for row, (prompt, name) in enumerate(of_rows):
+        numbers[row] = _number(prompt_id(to_messages(prompt, f"{path}, row {row}, column 'prompt'")))
+        names[row] = place.setdefault(name, len(place))
+    rows_of = {}
+    for name, i in place.items():
+        rows = np.flatnonzero(names == i)
+        rows = rows[np.argsort(numbers[rows], kind="stable")]
+        rows_of[name] = numbers[rows], rows
+    return table.select_columns("response"), rows_of
+
+
+def _number(key: str) -> np.uint64:
+    """64 bits of a prompt id."""
+    return np.uint64(int(key[:16], 16))
+
+
+def _row(rows_of: dict[str, tuple[np.ndarray, np.ndarray]], request: Request) -> int | None:
+    """Sample j of a prompt is the j-th of its answers."""
+    if request.teacher.name not in rows_of:
+        return None
+    (numbers, rows), number = rows_of[request.teacher.name], _number(request.prompt_id)
+    i = int(np.searchsorted(numbers, number)) + request.sample
+    return int(rows[i]) if i < len(rows) and numbers[i] == number else None
 
 
 def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
     """See `persyn_datasets.engines`. A prompt without a recorded answer is an error row, never an empty answer."""
-    for i, (teacher, key, _, sample) in enumerate(requests):
-        texts = _answers(teacher.model, teacher.revision).get(teacher.name, {}).get(key, [])
-        if not (text := texts[sample] if sample < len(texts) else ""):
-            which = f"answer number {sample + 1}" if sample else "answer"
-            yield i, failed(teacher, f"no {which} of {teacher.name!r} to this prompt is recorded in {teacher.model}")
-            continue
-        yield (
-            i,
-            Response(
-                teacher=teacher.name,
-                text=text,
-                finish_reason="stop",
-                prompt_tokens=None,
-                completion_tokens=None,
-                error="",
-            ),
-        )
+    sources: dict[tuple[str, str | None], list[int]] = {}
+    for i, request in enumerate(requests):
+        sources.setdefault((request.teacher.model, request.teacher.revision), []).append(i)
+    for source, places in sources.items():
+        responses, rows_of = _recorded(*source)
+        for start in range(0, len(places), READ_AT_ONCE):
+            part = places[start : start + READ_AT_ONCE]
+            rows = [_row(rows_of, requests[i]) for i in part]
+            texts = iter(responses[[row for row in rows if row is not None]]["response"])
+            for i, row in zip(part, rows, strict=True):
+                teacher, sample = requests[i].teacher, requests[i].sample
+                if not (text := "" if row is None else next(texts)):
+                    which = f"answer number {sample + 1}" if sample else "answer"
+                    yield (
+                        i,
+                        failed(teacher, f"no {which} of {teacher.name!r} to this prompt is recorded in {source[0]}"),
+                    )
+                    continue
+                yield (
+                    i,
+                    Response(
+                        teacher=teacher.name,
+                        text=text,
+                        finish_reason="stop",
+                        prompt_tokens=None,
+                        completion_tokens=None,
+                        error="",
+                    ),
+                )
 
 
 def check(teacher: Teacher) -> None:
     """Raises `InputError` if the dataset cannot be read or holds nothing of this teacher."""
-    answers = _answers(teacher.model, teacher.revision)
+    _, answers = _recorded(teacher.model, teacher.revision)
     if teacher.name not in answers:
         raise InputError(
             f"Teacher {teacher.name!r}: {teacher.model} has no answers of it; it has {', '.join(sorted(answers))}."
