@@ -194,10 +194,10 @@ def account_table(lines: list[dict[str, Any]]) -> str:
     head = ["stage · teacher", "answers", "reused", "failed", "retries", "prompt tokens", "completion tokens", "USD",
             "tokens/s"]  # fmt: skip
     keys = ["answers", "reused", "failed", "retries", "prompt_tokens", "completion_tokens"]
-    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {"new_tokens": 0}
+    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {"seconds": 0.0}
     rows = [
         [name, *(f"{line[key]:,}" for key in keys), f"{line['usd'] + line['reused_usd']:,.4f}",
-         f"{line['new_tokens'] / line['seconds']:,.0f}" if line["new_tokens"] else "–"]
+         f"{line['new_tokens'] / line['seconds']:,.0f}" if line["seconds"] else "–"]
         for name, line in [(f"{line['stage']} · {line['teacher']}", line) for line in lines] + [("all", total)]
     ]  # fmt: skip
     return table(head, rows)

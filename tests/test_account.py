@@ -36,3 +36,10 @@ def test_throughput_is_that_of_what_was_generated_now(monkeypatch):
     assert cells[0] == "tokens/s" and cells[2:] == ["10", "–"]
     (both,) = merge([line, line])
     assert (both["new_tokens"], both["seconds"]) == (260, 26.0)
+
+
+def test_an_answer_in_no_time_at_all():
+    account = Account()
+    account.open("Generate")
+    account.settle(ask("a"), answer(30))
+    assert account.to_list()[0]["seconds"] == 0 and str(account).splitlines()[2].split("|")[-2].strip() == "–"
