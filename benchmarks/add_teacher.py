@@ -19,7 +19,7 @@ from persyn_datasets import Pairify, train_router
 from persyn_datasets.amend import preferred
 from persyn_datasets.bradley_terry import fit_head
 from persyn_datasets.metrics import router_metrics
-from persyn_datasets.router import rewards_of
+from persyn_datasets.responses import rewards_of
 from persyn_datasets.tables import table
 
 

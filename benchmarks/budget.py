@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from persyn_datasets import Pairify, Price, Route, Teacher, train_router
 from persyn_datasets.assignment import assign
 from persyn_datasets.budget import estimates, expectations
-from persyn_datasets.router import rewards_of
+from persyn_datasets.responses import rewards_of
 from persyn_datasets.tables import table
 
 SAMPLES = 10_000

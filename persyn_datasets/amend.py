@@ -14,7 +14,8 @@ from persyn_datasets.bradley_terry import FOLDS, bradley_terry_loss, fit_head, h
 from persyn_datasets.budget import lengths
 from persyn_datasets.errors import InputError
 from persyn_datasets.metrics import calibration_error, reliability
-from persyn_datasets.router import Router, rewards_of
+from persyn_datasets.responses import rewards_of
+from persyn_datasets.router import Router
 from persyn_datasets.teacher import Teacher
 
 TEMPERATURES = (0.1, 10.0)

@@ -21,7 +21,8 @@ from persyn_datasets.bradley_terry import fit_head
 from persyn_datasets.metrics import router_metrics
 from persyn_datasets.rank import Rank
 from persyn_datasets.recipe import Reward
-from persyn_datasets.router import Router, rewards_of
+from persyn_datasets.responses import rewards_of
+from persyn_datasets.router import Router
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FEWEST = 20  # prompts that a head is fitted to

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from persyn_datasets.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.errors import InputError
+from persyn_datasets.responses import rewards_of
 from persyn_datasets.teacher import Price, Teacher
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[s
         held_out: rows of `Rank` that the router was not trained on: they give the line of `expected_reward`.
         ranked: all rows of `Rank`, for `lengths`.
     """
-    from persyn_datasets.router import rewards_of
-
     worth = mean_win(softmax(router.scores(held_out["messages"])))
     rewards = rewards_of(held_out, router.names)
     known = ~np.isnan(rewards)
@@ -258,8 +257,6 @@ def tradeoff(
         `measured` on the held-out prompts if they are assigned by the same λ; `teachers`: spend and measured
         reward if each gets every prompt. Rewards are means over prompts; a failed response counts as the lowest.
     """
-    from persyn_datasets.router import rewards_of
-
     place = {key: i for i, key in enumerate(routed["prompt_id"])}
     of_held_out = estimates(routed.select([place[key] for key in held_out["prompt_id"]]), router, unit, teachers)
     outcome = rewards_of(held_out, router.names)

@@ -14,7 +14,7 @@ from persyn_datasets.ceiling import in_words
 from persyn_datasets.metrics import calibration_error, reliability
 from persyn_datasets.plan import wall
 from persyn_datasets.recipe import Recipe
-from persyn_datasets.router import rewards_of
+from persyn_datasets.responses import rewards_of
 from persyn_datasets.strategies import STRATEGIES
 from persyn_datasets.tables import table
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Features
+from datasets import Dataset, Features
 
 from persyn_datasets import schema
 
@@ -76,6 +76,15 @@ class Responses:
             )
             start += len(flat)
         return pa.chunked_array(chunks)
+
+
+def rewards_of(ranked: Dataset, names: Sequence[str], signal: str = "reward") -> np.ndarray:
+    """The measured rewards, or another signal, (prompts, teachers), NaN where there is none; of several their mean."""
+    responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
+    measured = responses.teachers(responses.numbers(signal))
+    of_teacher = dict(zip(responses.names.to_pylist(), measured.T, strict=True))
+    none = np.full(len(ranked), np.nan)
+    return np.stack([of_teacher.get(name, none) for name in names], axis=-1)
 
 
 def table_of(batch: Mapping[str, Sequence[Any]], **columns: Any) -> pa.Table:

@@ -36,7 +36,7 @@ from persyn_datasets.likeness import profile, unlike
 from persyn_datasets.metrics import router_metrics
 from persyn_datasets.models import batches, device, dtype
 from persyn_datasets.recipe import apply_overrides, teachers_from
-from persyn_datasets.responses import Responses
+from persyn_datasets.responses import rewards_of
 from persyn_datasets.teacher import Message, Teacher
 
 TOKENS_PER_BATCH = {"cuda": 16_384, "cpu": 1024}  # what the processor's cache holds is quickest there
@@ -301,15 +301,6 @@ def train_router(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # last: says that the router is whole
     return Router.from_pretrained(folder)
-
-
-def rewards_of(ranked: Dataset, names: Sequence[str], signal: str = "reward") -> np.ndarray:
-    """The measured rewards, or another signal, (prompts, teachers), NaN where there is none; of several their mean."""
-    responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
-    measured = responses.teachers(responses.numbers(signal))
-    of_teacher = dict(zip(responses.names.to_pylist(), measured.T, strict=True))
-    none = np.full(len(ranked), np.nan)
-    return np.stack([of_teacher.get(name, none) for name in names], axis=-1)
 
 
 def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], prefer: torch.Tensor) -> float:

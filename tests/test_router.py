@@ -13,7 +13,7 @@ from datasets.fingerprint import Hasher
 
 from persyn_datasets import InputError, Route, Router, Sampling, Teacher, schema, train_router
 from persyn_datasets import router as router_module
-from persyn_datasets.router import rewards_of
+from persyn_datasets.responses import rewards_of
 
 NAMES = ["zebra", "ant", "mole"]  # not in alphabetical order
 TEACHERS = [Teacher(f"org/{n}", name=n, sampling=Sampling(max_tokens=9, stop=("#",))) for n in NAMES]
