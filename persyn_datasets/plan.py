@@ -160,12 +160,14 @@ def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]])
 
 
 def wall(teachers: Sequence[Teacher], seconds: Mapping[str, float | None]) -> float | None:
-    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints do."""
+    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints do.
+
+    A teacher without seconds has nothing to do; None: it is not known how long.
+    """
     if None in seconds.values():
         return None
-    remote = {t.name for t in teachers if t.engine == "endpoint"}
-    local = sum(s for name, s in seconds.items() if name not in remote and s)
-    return max(local, *(seconds[name] or 0.0 for name in remote), 0.0)
+    local = sum(seconds.get(t.name) or 0.0 for t in teachers if t.engine != "endpoint")
+    return max([local, *(seconds.get(t.name) or 0.0 for t in teachers if t.engine == "endpoint")])
 
 
 def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()) -> str:

@@ -92,6 +92,7 @@ def test_time_by_stated_or_measured_throughput(tmp_path, chat_model):
     assert told["Synthesize"]["seconds"] == pytest.approx(8 / 3 * (20 + 100))
     assert "0.5 hours for the calibration, 0.1 for the rest" in plan.describe(recipe, rows, lines)
     assert plan.wall(recipe.teachers, {"adder": 20.0, "multiplier": 100.0, "guesser": 250.0}) == 250.0
+    assert plan.wall(recipe.teachers, {"multiplier": 100.0}) == 100.0  # the others had nothing to do
 
 
 @pytest.mark.parametrize(
