@@ -18,7 +18,8 @@ TEMPLATE_TOKENS = 64  # of a chat template, at most: its own system prompt; and 
 class Tally:
     """One line of the account. Tokens and USD are those of answers; `reused` ones came from the journal.
 
-    `seconds` from the first request to the last answer, and the `new_tokens` of the completions that came meanwhile.
+    `seconds` from the first request to the last answer, and the `new_tokens` of the completions that came meanwhile;
+    both 0 of records, which nobody is asked for.
     """
 
     stage: str
@@ -115,10 +116,9 @@ class Account:
                 return
             tally.answers += 1
             tally.reused += reused
-            if not reused:
-                now = time.monotonic()
-                tally.seconds += now - self._since.get(request.teacher.name, now)
-                self._since[request.teacher.name] = now
+            if not reused and (since := self._since.get(request.teacher.name)) is not None:
+                now = self._since[request.teacher.name] = time.monotonic()
+                tally.seconds += now - since
                 tally.new_tokens += response["completion_tokens"] or 0
             if _key(request) in self._counted:
                 return
@@ -194,10 +194,10 @@ def account_table(lines: list[dict[str, Any]]) -> str:
     head = ["stage · teacher", "answers", "reused", "failed", "retries", "prompt tokens", "completion tokens", "USD",
             "tokens/s"]  # fmt: skip
     keys = ["answers", "reused", "failed", "retries", "prompt_tokens", "completion_tokens"]
-    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {"seconds": 0.0}
+    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {"new_tokens": 0}
     rows = [
         [name, *(f"{line[key]:,}" for key in keys), f"{line['usd'] + line['reused_usd']:,.4f}",
-         f"{line['new_tokens'] / line['seconds']:,.0f}" if line["seconds"] else "–"]
+         f"{line['new_tokens'] / line['seconds']:,.0f}" if line["new_tokens"] and line["seconds"] else "–"]
         for name, line in [(f"{line['stage']} · {line['teacher']}", line) for line in lines] + [("all", total)]
     ]  # fmt: skip
     return table(head, rows)

@@ -65,7 +65,7 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         scores = x[n:] @ weight.numpy().T + bias.numpy()
         metrics, best = router_metrics(scores, rewards[n:], r, names), scores.argmax(-1)
         means = (float(_mean(signal[n:][np.arange(len(best)), best])) for signal in (quality, learnability))
-        return hits(metrics) | dict(zip(("quality", "learnability"), means, strict=True))
+        return _hits(metrics) | dict(zip(("quality", "learnability"), means, strict=True))
 
     sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
     points = [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS] if len(sizes) > 1 else []
@@ -84,18 +84,19 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
     }
 
 
-def by_backbone(routers: Sequence[Router], calibration: DatasetDict) -> list[dict[str, Any]]:
-    """Of each router its `backbone`, `parameters`, and Hit@1 and Hit@3 on the held-out prompts, the smallest first."""
+def by_backbone(
+    routers: Sequence[Router], calibration: DatasetDict, teachers: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Of each router its `backbone`, `parameters`, and Hit@1 and Hit@3 on the held-out prompts, the smallest first.
+
+    They may pick these `teachers` only: see `Router.evaluate`.
+    """
     points = [
         {"backbone": Path(router.config.persyn["training"]["backbone"]).name, "parameters": router.parameters}
-        | hits(router.evaluate(calibration["test"], calibration["train"]))
+        | _hits(router.evaluate(calibration["test"], calibration["train"], teachers))
         for router in routers
     ]
     return sorted(points, key=lambda point: point["parameters"])
-
-
-def hits(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
 
 
 def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,6 +112,10 @@ def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
         }
         for part in parts
     ]
+
+
+def _hits(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:

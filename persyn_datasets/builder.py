@@ -255,7 +255,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._stats["routing"]["temperature"] = temperature
         self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)
         others = [train(**options | {"backbone": b, "revision": None}) for b in recipe.router.compare_backbones]
-        self._stats["analysis"]["by_backbone"] = by_backbone([router, *others], calibration) if others else []
+        sizes = by_backbone([router, *others], calibration, available) if others else []
+        self._stats["analysis"]["by_backbone"] = sizes
         paid = set(ranked["prompt_id"])
         unit = recipe.budget.unit if recipe.budget else "usd" if any(t.price for t in recipe.teachers) else "tokens"
         self._stats["tradeoff"] = budget.tradeoff(router, routed, calibration["test"], recipe.teachers, unit, paid)

@@ -1,5 +1,7 @@
 from itertools import chain
 
+import pytest
+
 from persyn_datasets import Teacher
 from persyn_datasets.account import Account, merge
 from persyn_datasets.engines import Request, Response
@@ -38,8 +40,14 @@ def test_throughput_is_that_of_what_was_generated_now(monkeypatch):
     assert (both["new_tokens"], both["seconds"]) == (260, 26.0)
 
 
-def test_an_answer_in_no_time_at_all():
+@pytest.mark.parametrize(("asked", "tokens"), [(False, 30), (True, 30), (True, None)])
+def test_no_throughput_of_records_nor_in_no_time_nor_without_a_count(asked, tokens, monkeypatch):
+    monkeypatch.setattr("persyn_datasets.account.time.monotonic", lambda: 100.0)
     account = Account()
     account.open("Generate")
-    account.settle(ask("a"), answer(30))
-    assert account.to_list()[0]["seconds"] == 0 and str(account).splitlines()[2].split("|")[-2].strip() == "–"
+    assert not asked or account.admit(ask("a"))
+    account.settle(ask("a"), answer(tokens))
+    account.settle(ask("b"), answer(tokens))
+    (line,) = account.to_list()
+    assert line["seconds"] == 0 and line["answers"] == 2
+    assert str(account).splitlines()[2].split("|")[-2].strip() == "–"
