@@ -145,6 +145,7 @@ SERVED = {"model": "m", "engine": "endpoint", "base_url": "http://them/v1"}
         ({"teachers": [{"model": "org/a"}, SERVED]}, "teachers.1.base_url"),
         ({"teachers": [{"model": "org/a"}, SERVED | {"base_url": ["http://them/v1"]}]}, "teachers.1.base_url.0"),
         ({"router": {"backbone": str(Path(__file__).parent)}}, "router.backbone"),
+        ({"router": {"compare_backbones": [str(Path(__file__).parent)]}}, "router.compare_backbones.0"),
     ],
 )
 def test_a_recipe_from_the_hub_touches_nothing_that_the_user_did_not_name(hub, changes, key):
