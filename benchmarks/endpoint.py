@@ -34,7 +34,7 @@ MAX_LATENCY = 5.0
 
 # The server ---------------------------------------------------------------------------------------------------------
 class Server(asyncio.Protocol):
-    """Chat completions; GET /stats tells the times and questions since the last one."""
+    """Chat completions; GET /stats tells the times and questions since the last one; /stats?keep lets them stand."""
 
     median: float
     first, last = math.inf, 0.0
@@ -58,7 +58,8 @@ class Server(asyncio.Protocol):
             loop.call_later(min(MAX_LATENCY, Server.median * draw), self.answer, int(question[1]))
         elif b"/stats" in head:
             self.send({"seconds": Server.last - Server.first, "asked": Server.asked})
-            Server.first, Server.last, Server.asked = math.inf, 0.0, []
+            if b"?keep" not in head:
+                Server.first, Server.last, Server.asked = math.inf, 0.0, []
         else:
             self.send({"object": "list", "data": [{"id": "m", "object": "model"}]})
 

@@ -14,6 +14,7 @@ import ray
 from chat_server import ChatServer, echo
 from datasets import Dataset, load_dataset
 from pool import make_recipe
+from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
 
 from persyn_datasets import (
@@ -101,6 +102,8 @@ def test_a_killed_node_costs_what_it_had_in_flight(cluster, journal_root):
         def kill():
             while server.count < 100:
                 time.sleep(0.01)
+            free = available_resources_per_node()  # Ray sometimes puts both actors on one node: it is that one
+            cluster.two.sort(key=lambda node: -free[node.node_id]["CPU"])
             cluster.remove_node(cluster.two.pop(), allow_graceful=False)
 
         killer = threading.Thread(target=kill)
@@ -112,8 +115,8 @@ def test_a_killed_node_costs_what_it_had_in_flight(cluster, journal_root):
             ["m", "on", "prompt", str(i)] for i in range(300)
         ]
         assert server.max_active <= 8
-        # 4 were in flight there; and its actor's process lives on for a moment, beside the one that takes its place.
-        assert 300 <= server.count <= 300 + 4 + 12
+        # 4 or 8 were in flight there; and an actor's process lives on for a moment beside the one in its place.
+        assert 300 < server.count <= 300 + 8 + 12
         records = sum(pq.read_metadata(part).num_rows for part in journal_root.glob("responses/*/*.parquet"))
         logs = sum(len(log.read_bytes().splitlines()) for log in journal_root.glob("responses/*/*.log"))
         assert records + logs <= 300  # no answer is there twice: the actors have written them
