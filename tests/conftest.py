@@ -97,3 +97,23 @@ def base_model(models_folder):
 @pytest.fixture(scope="session")
 def reward_model(models_folder):
     return save_model(models_folder / "reward", head="SequenceClassification", num_labels=1)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoint engine waits for milliseconds only, finds no tokenizer, and has a key and a token to send."""
+    from asking import KEY
+
+    from persyn_datasets import models as our_models
+    from persyn_datasets.engines import lane, server
+
+    def no_tokenizer(*_: object) -> None:
+        raise OSError("no such model")
+
+    monkeypatch.setattr(lane, "BACKOFF", 0.002)
+    monkeypatch.setattr(server, "PAUSE", 0.002)
+    monkeypatch.setattr(our_models, "load_tokenizer", no_tokenizer)
+    lane._tokenizer.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it blocks loopback too
+    monkeypatch.setenv("HF_TOKEN", "hf_must_not_leave")
+    monkeypatch.setenv("TEST_KEY", KEY)
