@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import save_model
+from transformers import AutoTokenizer
 
 from persyn_datasets import InputError, Sampling, Teacher
 from persyn_datasets.account import Account
@@ -316,6 +317,9 @@ def test_answers_stream_and_a_child_that_is_killed_or_not_wanted_leaves_nothing(
     never_ends = Path(real_model).parent / f"never-ends-{victim}"
     save_model(never_ends, hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64,
                max_position_embeddings=32768, eos_token_id=None)  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(never_ends)
+    tokenizer.eos_token = None  # vLLM ends at the tokenizer's end token too
+    tokenizer.save_pretrained(never_ends)
     requests = requests_of(real(str(never_ends), "long", max_tokens=30000), {"id9": PROMPTS["id0"]})
     requests += requests_of(real(str(never_ends), "short", max_tokens=2), PROMPTS)
     answers = engine.generate(requests, Account())
