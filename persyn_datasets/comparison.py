@@ -59,9 +59,10 @@ def conclusion(results: dict[str, Any]) -> str:
         words.append(f"By {measure} ({of['prompts']:,} prompts) the student of **{reference}** {said}.")
     student = results["strategies"][reference]["students"][0]
     words.append(
-        f"This holds for {results['student']}, trained on {student['examples']:,} examples for {student['steps']:,} "
-        f"steps, and prompts of these kinds, at the level {LEVEL} over all comparisons (Holm). It says nothing of "
-        "other students, sizes or tasks, and where nothing can be told apart, not that there is no difference."
+        f"This holds for {results['student']}, trained for {student['steps']:,} steps on datasets of "
+        f"{student['examples']:,} examples, and prompts of these kinds, at the level {LEVEL} over all comparisons "
+        "(Holm). It says nothing of other students, sizes or tasks, and where nothing can be told apart, not that "
+        "there is no difference."
     )
     words.append(
         "One seed: how much students differ by chance of training alone is not in the intervals."

@@ -88,7 +88,7 @@ def test_gain_is_correlated_with_what_teachers_are_worth(output):
 def test_tables_and_figures(output):
     told = (output / "results.md").read_text()
     assert "By log-likelihood (16 prompts) the student of **persyn**" in told and "± " in told
-    assert "trained on 24 examples for 3 steps" in told and "spread between 2 seeds" in told
+    assert "trained for 3 steps on datasets of 24 examples" in told and "spread between 2 seeds" in told
     assert {p.name for p in (output / "figures").iterdir()} == {"scores.png", "prediction.png"}
 
 

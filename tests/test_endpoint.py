@@ -134,7 +134,7 @@ def test_closing_stops_the_work() -> None:
         next(results)
         began = time.monotonic()
         results.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4  # all 5,000: 8 s
         assert not [thread for thread in threading.enumerate() if thread.name == "persyn-endpoint"]
         time.sleep(0.2)
         count = server.count
@@ -229,12 +229,18 @@ def test_under_fire() -> None:
 
 
 def test_a_closed_account_ends_the_work_soon() -> None:
-    with ChatServer(after(1)) as server:
-        account = Account()
-        threading.Timer(0.3, account.closed.set).start()
-        began = time.monotonic()
+    account, closed_at = Account(), []
+
+    def slow(request: dict[str, Any], nth: int) -> Any:
+        if nth == 32:
+            account.closed.set()
+            closed_at.append(time.monotonic())
+        time.sleep(4)
+        return echo(request, nth)
+
+    with ChatServer(slow) as server:
         assert list(endpoint.generate(ask(teach(server), *words(100)), account)) == []
-        assert 0.25 < time.monotonic() - began < 0.9
+        assert time.monotonic() - closed_at[0] < 3
         assert server.count == 32
 
 

@@ -131,7 +131,7 @@ def test_servers_that_stay_down_fail_their_requests_at_once(monkeypatch: pytest.
     began = time.monotonic()
     teacher = teach((closed_port(), closed_port()), concurrency=4)
     errors = [r["error"] for r in answers(ask(teacher, *words(2000)))]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert all("connection failed" in error for error in errors)
     assert sum("no server has answered for 0.2 s" in error for error in errors) > 1900
 
