@@ -19,7 +19,8 @@ CAPTIONS = {
     "tradeoff": "Reward against what the answers cost: the router at every budget, and each teacher alone",
     "difficulty": "Who gets the hard prompts, and those of long answers: % of each third of the calibration prompts",
     "confusion": "Held-out prompts by the router's choice (rows) and the teacher that was the best (columns)",
-    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, or to another α",
+    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, or to another α "
+    "(by that α's own reward, so not to be compared; where several teachers are best, each is)",
     "cost": "Answers that were asked for, against generate-then-select",
 }
 
