@@ -1,15 +1,16 @@
-"""The endpoint engine against a bare asyncio + httpx loop and against other libraries, on one server on loopback.
+"""The endpoint engine against a bare asyncio + httpx loop and against other libraries, on one
+server on loopback.
 
 python benchmarks/endpoint.py [--concurrency 32 256] [--rounds 20] [--repeats 3] [--latency 0.2]
                               [--peer datatrove=/path/to/its/venv/bin/python …]
 
-The server, in a process of its own, answers each prompt after a time drawn from a heavy tail (log-normal, its median
-`--latency` seconds, sigma 1, at most 5 s): the same for all. Each contender runs in a process of its own too, in turn
-with the others. The rate is the server's: prompts per second from the first request to the last answer, so that no
-start-up counts. Peers are run as their users run them, each by the Python that has it installed:
-distilabel (`pip install "distilabel[openai]" requests`), curator (`pip install bespokelabs-curator`), datatrove and
-datatrove_remote (`pip install datatrove aiofiles aiosqlite httpx openai orjson`).
-"""
+The server, in a process of its own, answers each prompt after a time drawn from a heavy tail
+(log-normal, its median `--latency` seconds, sigma 1, at most 5 s): the same for all. Each contender
+runs in a process of its own too, in turn with the others. The rate is the server's: prompts per
+second from the first request to the last answer, so that no start-up counts. Peers are run as their
+users run them, each by the Python that has it installed: distilabel (`pip install
+"distilabel[openai]" requests`), curator (`pip install bespokelabs-curator`), datatrove and
+datatrove_remote (`pip install datatrove aiofiles aiosqlite httpx openai orjson`)."""
 
 import argparse
 import asyncio
@@ -26,15 +27,20 @@ import urllib.request
 from contextlib import suppress
 from importlib.metadata import version
 
-PROMPT = "Question {}: which of these numbers is the largest, and how do you know? " + "12 7 45 30 21 " * 10
+PROMPT = (
+    "Question {}: which of these numbers is the largest, and how do you know? "
+    + "12 7 45 30 21 " * 10
+)
 ANSWER = "The answer follows in a few steps. " * 30
 OPTIONS = {"temperature": 0.7, "max_tokens": 512, "top_p": 0.9}
 MAX_LATENCY = 5.0
 
 
-# The server ---------------------------------------------------------------------------------------------------------
+# The server ---------------------------------------------------------------------------------------
 class Server(asyncio.Protocol):
-    """Chat completions; GET /stats tells the times and questions since the last one; /stats?keep lets them stand."""
+    """Chat completions; GET /stats tells the times and questions since the last one; /stats?keep
+    lets them stand.
+    """
 
     median: float
     first, last = math.inf, 0.0
@@ -67,13 +73,23 @@ class Server(asyncio.Protocol):
         message = {"role": "assistant", "content": f"{question}. {ANSWER}"}
         usage = {"prompt_tokens": 70, "completion_tokens": 240, "total_tokens": 310}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
+        body = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": choices,
+            "usage": usage,
+        }
         self.send(body)
         Server.last = asyncio.get_running_loop().time()
 
     def send(self, body: object) -> None:
         data = json.dumps(body).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = (
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+            f"{len(data)}\r\n\r\n"
+        )
         self.transport.write(head.encode() + data)  # type: ignore[attr-defined]
         if self.last:
             self.transport.close()
@@ -90,7 +106,7 @@ async def serve(median: float) -> None:
     await server.serve_forever()
 
 
-# The contenders: each gives the answers in the order of the prompts --------------------------------------------------
+# The contenders: each gives the answers in the order of the prompts -------------------------------
 def bare(url: str, prompts: list[str], concurrency: int) -> list[str]:
     from huggingface_hub.utils import httpx
 
@@ -119,7 +135,9 @@ def inference_client(url: str, prompts: list[str], concurrency: int) -> list[str
 
     async def work(client: AsyncInferenceClient, rest: "enumerate[str]") -> None:
         for i, prompt in rest:
-            output = await client.chat_completion([{"role": "user", "content": prompt}], model="m", **OPTIONS)
+            output = await client.chat_completion(
+                [{"role": "user", "content": prompt}], model="m", **OPTIONS
+            )
             answers[i] = output.choices[0].message.content or ""
 
     async def main() -> None:
@@ -133,11 +151,16 @@ def inference_client(url: str, prompts: list[str], concurrency: int) -> list[str
 
 def persyn(url: str, prompts: list[str], concurrency: int) -> list[str]:
     from persyn_datasets import Sampling, Teacher
-    from persyn_datasets.account import Account
     from persyn_datasets.engines import Request, endpoint
+    from persyn_datasets.engines.account import Account
 
-    teacher = Teacher("m", engine="endpoint", base_url=url, concurrency=concurrency, sampling=Sampling(**OPTIONS))
-    requests = [Request(teacher, str(i), [{"role": "user", "content": prompt}]) for i, prompt in enumerate(prompts)]
+    teacher = Teacher(
+        "m", engine="endpoint", base_url=url, concurrency=concurrency, sampling=Sampling(**OPTIONS)
+    )
+    requests = [
+        Request(teacher, str(i), [{"role": "user", "content": prompt}])
+        for i, prompt in enumerate(prompts)
+    ]
     responses = dict(endpoint.generate(requests, Account()))
     return [responses[i]["text"] for i in range(len(prompts))]
 
@@ -169,7 +192,9 @@ def datatrove(url: str, prompts: list[str], concurrency: int) -> list[str]:
 
 
 def datatrove_remote(url: str, prompts: list[str], concurrency: int) -> list[str]:
-    """As it asks any host but localhost: there it takes a short cut of its own, without an HTTP client."""
+    """As it asks any host but localhost: there it takes a short cut of its own, without an HTTP
+    client.
+    """
     return datatrove(url.replace("127.0.0.1", "127.0.0.2"), prompts, concurrency)
 
 
@@ -182,7 +207,8 @@ def distilabel(url: str, prompts: list[str], concurrency: int) -> list[str]:
     options = {"temperature": 0.7, "max_new_tokens": 512, "top_p": 0.9}
     with Pipeline() as pipeline:
         rows = LoadDataFromDicts(
-            data=[{"instruction": prompt, "i": i} for i, prompt in enumerate(prompts)], batch_size=concurrency
+            data=[{"instruction": prompt, "i": i} for i, prompt in enumerate(prompts)],
+            batch_size=concurrency,
         )
         llm = OpenAILLM(model="m", base_url=url, api_key="none", generation_kwargs=options)
         rows >> TextGeneration(llm=llm, input_batch_size=concurrency)
@@ -214,14 +240,19 @@ def curator(url: str, prompts: list[str], concurrency: int) -> list[str]:
 
     data = Dataset.from_dict({"i": list(range(len(prompts))), "prompt": prompts})
     with tempfile.TemporaryDirectory() as folder:
-        llm = Ask(model_name="m", backend="openai", backend_params=params, generation_params=OPTIONS)
+        llm = Ask(
+            model_name="m", backend="openai", backend_params=params, generation_params=OPTIONS
+        )
         answers = llm(data, working_dir=folder)
         answers = getattr(answers, "dataset", answers)
         texts = dict(zip(answers["i"], answers["text"], strict=True))
     return [texts[i] for i in range(len(prompts))]
 
 
-CONTENDERS = {f.__name__: f for f in (bare, inference_client, persyn, datatrove, datatrove_remote, distilabel, curator)}
+CONTENDERS = {
+    f.__name__: f
+    for f in (bare, inference_client, persyn, datatrove, datatrove_remote, distilabel, curator)
+}
 PACKAGES = {"bare": "httpx2", "inference_client": "huggingface_hub", "persyn": "persyn-datasets"}
 PACKAGES |= {"curator": "bespokelabs-curator", "datatrove_remote": "datatrove"}
 
@@ -244,14 +275,21 @@ def measure(name: str, python: str, url: str, requests: int, concurrency: int) -
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     told = json.loads(done.stdout.strip().splitlines()[-1])
     if told["right"] != requests or sorted(stats["asked"]) != list(range(requests)):
-        print(f"{name}: {told['right']} of {requests} right, {len(stats['asked'])} requests", file=sys.stderr)
+        print(
+            f"{name}: {told['right']} of {requests} right, {len(stats['asked'])} requests",
+            file=sys.stderr,
+        )
     return told | {"rate": requests / stats["seconds"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[32, 256])
-    parser.add_argument("--rounds", type=int, default=20, help="prompts, as a multiple of the concurrency")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="prompts, as a multiple of the concurrency"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
@@ -264,10 +302,12 @@ def main() -> None:
         name, url, count, concurrency = args.contend
         return contend(name, url, int(count), int(concurrency))
 
-    from persyn_datasets.tables import table
+    from persyn_datasets.report.tables import table
 
     peers = [peer.partition("=") for peer in args.peer]
-    pythons = dict.fromkeys(["bare", "persyn", "inference_client"], sys.executable) | {n: p for n, _, p in peers}
+    pythons = dict.fromkeys(["bare", "persyn", "inference_client"], sys.executable) | {
+        n: p for n, _, p in peers
+    }
     command = [sys.executable, __file__, "--serve", "--latency", str(args.latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -282,24 +322,48 @@ def main() -> None:
                         runs[name].append(measure(name, python, url, requests, concurrency))
                 for name, tries in runs.items():
                     rates = [run["rate"] for run in tries]
-                    of_bare = statistics.median(r / b["rate"] for r, b in zip(rates, runs["bare"], strict=True))
+                    of_bare = statistics.median(
+                        r / b["rate"] for r, b in zip(rates, runs["bare"], strict=True)
+                    )
                     cpu = statistics.median(run["cpu_s"] for run in tries) / requests
                     spread = f"{min(rates):,.0f}–{max(rates):,.0f}"
                     rate = f"{statistics.median(rates):,.0f}"
                     shares = [f"{of_bare:.1%}", f"{cpu * 1e3:.2f}"]
-                    rows.append([name, tries[0]["version"], str(concurrency), rate, spread, *shares])
-                    results[f"{name}_{concurrency}"] = {"rate": statistics.median(rates), "of_bare": of_bare}
+                    rows.append(
+                        [name, tries[0]["version"], str(concurrency), rate, spread, *shares]
+                    )
+                    results[f"{name}_{concurrency}"] = {
+                        "rate": statistics.median(rates),
+                        "of_bare": of_bare,
+                    }
         finally:
             server.terminate()
-    print(table(["contender", "version", "concurrency", "prompts/s", "range", "of bare", "CPU ms/prompt"], rows))
+    print(
+        table(
+            [
+                "contender",
+                "version",
+                "concurrency",
+                "prompts/s",
+                "range",
+                "of bare",
+                "CPU ms/prompt",
+            ],
+            rows,
+        )
+    )
     lines = [
-        [f"endpoint engine, prompts/s at {n} in flight", f"{results[f'persyn_{n}']['rate']:,.0f}",
-         f"{results[f'{other}_{n}']['rate']:,.0f}: {other}",
-         f"{results[f'persyn_{n}']['of_bare'] / results[f'{other}_{n}']['of_bare']:.2f}", "bare: a loop of requests"]
+        [
+            f"endpoint engine, prompts/s at {n} in flight",
+            f"{results[f'persyn_{n}']['rate']:,.0f}",
+            f"{results[f'{other}_{n}']['rate']:,.0f}: {other}",
+            f"{results[f'persyn_{n}']['of_bare'] / results[f'{other}_{n}']['of_bare']:.2f}",
+            "bare: a loop of requests",
+        ]
         for n in args.concurrency
         for other in pythons
         if other != "persyn"
-    ]  # fmt: skip
+    ]
     print(json.dumps(results | {"rows": lines}))
 
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from persyn_datasets.journal import Journal, digest
-from persyn_datasets.tables import table
+from persyn_datasets.report.tables import table
+from persyn_datasets.store.journal import Journal, digest
 
 RATE, SECONDS = 100, 30
 
@@ -27,7 +27,9 @@ def resident_mb() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000)
     rows = parser.parse_args().rows
     r = random.Random(0)
@@ -49,7 +51,9 @@ def main() -> None:
                 journal.put(key, record(i))
         found["written, rows/s"] = rows / (time.perf_counter() - start)
         found["memory to write, MB"] = resident_mb() - before
-        found["on disk, MB"] = sum(part.stat().st_size for part in Path(folder).rglob("*.parquet")) / 2**20
+        found["on disk, MB"] = (
+            sum(part.stat().st_size for part in Path(folder).rglob("*.parquet")) / 2**20
+        )
 
         start = time.perf_counter()
         assert Journal("responses", "bench", {}).get(digest(-i - 1) for i in range(1000)) == {}
@@ -72,7 +76,9 @@ def main() -> None:
                 busy += time.thread_time() - before
                 time.sleep(max(0.0, start + i / RATE - time.perf_counter()))
             before = time.thread_time()
-        found[f"share of a build at {RATE} answers/s"] = (busy + time.thread_time() - before) / SECONDS
+        found[f"share of a build at {RATE} answers/s"] = (
+            busy + time.thread_time() - before
+        ) / SECONDS
     show = lambda value: f"{value:,.4g}" if value < 100 else f"{value:,.0f}"  # noqa: E731
     print(table(["measure", "value"], [[name, show(value)] for name, value in found.items()]))
     told = [name for name in found if name.endswith("rows/s") or name.startswith("share")]

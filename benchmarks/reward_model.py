@@ -1,11 +1,11 @@
-"""Scoring by a reward model against the usual way: batches of rows as they come, padded to their longest.
+"""Scoring by a reward model against the usual way: batches of rows as they come, padded to their
+longest.
 
     python benchmarks/reward_model.py [--rows 32] [--rounds 2]
 
-Both score the same conversations (lengths log-normal) with SmolLM2's shape, random weights and one output. Scores
-must not hang on who shares a batch: beside each speed is the largest difference to the row alone, in standard
-deviations of the scores.
-"""
+Both score the same conversations (lengths log-normal) with SmolLM2's shape, random weights and one
+output. Scores must not hang on who shares a batch: beside each speed is the largest difference to
+the row alone, in standard deviations of the scores."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ import shapes
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from persyn_datasets.quality import _load, reward_model_scores
-from persyn_datasets.tables import table
+from persyn_datasets.report.tables import table
+from persyn_datasets.signals.quality import _load, reward_model_scores
 
 BATCH_SIZES = (1, 4, 16)
 
@@ -31,13 +31,17 @@ def as_they_come(folder: str, rows: list[list[dict[str, str]]], size: int) -> li
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
     scores: list[float] = []
     for i in range(0, len(texts), size):
-        encoded: Any = tokenizer(texts[i : i + size], padding=True, add_special_tokens=False, return_tensors="pt")
+        encoded: Any = tokenizer(
+            texts[i : i + size], padding=True, add_special_tokens=False, return_tensors="pt"
+        )
         scores += model(**encoded).logits[:, 0].tolist()
     return scores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
@@ -47,8 +51,12 @@ def main() -> None:
         for x, y in zip(texts[::2], texts[1::2], strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        shapes.save(AutoModelForSequenceClassification.from_config(shapes.smollm2(num_labels=1)), folder)
-        ways: dict[str, Callable[[], list[float]]] = {"persyn": lambda: reward_model_scores(rows, folder)}
+        shapes.save(
+            AutoModelForSequenceClassification.from_config(shapes.smollm2(num_labels=1)), folder
+        )
+        ways: dict[str, Callable[[], list[float]]] = {
+            "persyn": lambda: reward_model_scores(rows, folder)
+        }
         ways |= {f"batch size {b}": lambda b=b: as_they_come(folder, rows, b) for b in BATCH_SIZES}
         as_they_come(folder, rows[:4], 1)  # to warm up
         seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -63,15 +71,26 @@ def main() -> None:
     if error["persyn"] > 1e-3:
         raise SystemExit(f"Scores hang on the batch: {error['persyn']:.1e} of their spread.")
     least = {way: min(times) for way, times in seconds.items()}
-    lines = [[way, f"{s:.2f}", f"{len(rows) / s:.1f}", f"{error[way]:.1e}"] for way, s in least.items()]
-    print(table(["way", "seconds", "rows/s", "largest difference to a row alone / standard deviation"], lines))
+    lines = [
+        [way, f"{s:.2f}", f"{len(rows) / s:.1f}", f"{error[way]:.1e}"] for way, s in least.items()
+    ]
+    print(
+        table(
+            ["way", "seconds", "rows/s", "largest difference to a row alone / standard deviation"],
+            lines,
+        )
+    )
     best = min((way for way in least if way != "persyn"), key=least.__getitem__)
     summary = [
-        ["reward model (SmolLM2's shape), rows/s", f"{len(rows) / least['persyn']:.1f}",
-         f"{len(rows) / least[way]:.1f}: {way}", f"{least[way] / least['persyn']:.2f}",
-         f"differs from a row alone by {error['persyn']:.0e} of the spread"]
+        [
+            "reward model (SmolLM2's shape), rows/s",
+            f"{len(rows) / least['persyn']:.1f}",
+            f"{len(rows) / least[way]:.1f}: {way}",
+            f"{least[way] / least['persyn']:.2f}",
+            f"differs from a row alone by {error['persyn']:.0e} of the spread",
+        ]
         for way in dict.fromkeys((best, f"batch size {BATCH_SIZES[-1]}"))
-    ]  # fmt: skip
+    ]
     print(json.dumps({"rows": summary}))
 
 

@@ -1,15 +1,16 @@
-"""Training a router with one pass per prompt, against one per pair of teachers and against TRL's RewardTrainer.
+"""Training a router with one pass per prompt, against one per pair of teachers and against TRL's
+RewardTrainer.
 
     python benchmarks/router_training.py [--prompts 64 2 1] [--calibration 2500]
 
-One pass per pair: a transformers Trainer whose rows are the pairs, each with its prompt, and whose loss is
-−log σ(Zᵀπ(x)). RewardTrainer: a model with one output reads the prompt and a teacher's name; rows are pairs, too.
-1. Time per prompt (64 tokens, 19 teachers, 171 pairs) with MiniLM's shape and random weights; ours is all of
+One pass per pair: a transformers Trainer whose rows are the pairs, each with its prompt, and whose
+loss is −log σ(Zᵀπ(x)). RewardTrainer: a model with one output reads the prompt and a teacher's
+name; rows are pairs, too. 1. Time per prompt (64 tokens, 19 teachers, 171 pairs) with MiniLM's
+shape and random weights; ours is all of
    `train_router`, with loading and saving, the others' only `train()`. The gradients are compared.
-2. The same training by all three, small enough for the slow ones: Hit@k on held-out prompts.
-3. A fit with a frozen backbone, part by part.
-4. The memory that full fine-tuning of Qwen2.5-1.5B takes, worked out on tensors that have a shape only.
-"""
+2. The same training by all three, small enough for the slow ones: Hit@k on held-out prompts. 3. A
+fit with a frozen backbone, part by part. 4. The memory that full fine-tuning of Qwen2.5-1.5B takes,
+worked out on tensors that have a shape only."""
 
 import argparse
 import json
@@ -37,11 +38,12 @@ from transformers import (
 from transformers.optimization import Adafactor
 from transformers.utils import logging
 
-from persyn_datasets import schema, train_router
-from persyn_datasets.bradley_terry import bradley_terry_loss, fit_head, head_of, preferences
-from persyn_datasets.metrics import router_metrics
-from persyn_datasets.router import _forward
-from persyn_datasets.tables import table
+from persyn_datasets import train_router
+from persyn_datasets.data import schema
+from persyn_datasets.report.tables import table
+from persyn_datasets.router.bradley_terry import bradley_terry_loss, fit_head, head_of, preferences
+from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.model import _forward
 
 N = len(shapes.TEACHERS)
 PAIRS = list(combinations(range(N), 2))
@@ -50,10 +52,17 @@ Rows = list[list[str]]  # measure, ours, beside it, ratio, limit
 
 
 def problems(n: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Prompts on one of four topics, and the teachers' rewards: an order of its own for each topic, and noise."""
+    """Prompts on one of four topics, and the teachers' rewards: an order of its own for each topic,
+    and noise.
+    """
     rng = np.random.default_rng(seed)
-    topics, by_topic = rng.integers(len(TOPICS), size=n), np.random.default_rng(0).normal(size=(len(TOPICS), N))
-    texts = [f"{rng.integers(10_000)} about a {TOPICS[t]} and {rng.integers(100)} more" for t in topics]
+    topics, by_topic = (
+        rng.integers(len(TOPICS), size=n),
+        np.random.default_rng(0).normal(size=(len(TOPICS), N)),
+    )
+    texts = [
+        f"{rng.integers(10_000)} about a {TOPICS[t]} and {rng.integers(100)} more" for t in topics
+    ]
     return texts, by_topic[topics] + 0.1 * rng.normal(size=(n, N))
 
 
@@ -79,7 +88,9 @@ class PairTrainer(Trainer):
         return -F.logsigmoid((z * model(**inputs).logits).sum(-1)).mean()
 
 
-def by_pairs(folder: str, texts: list[str], rewards: np.ndarray, work: Path, **options: Any) -> Callable[[], Any]:
+def by_pairs(
+    folder: str, texts: list[str], rewards: np.ndarray, work: Path, **options: Any
+) -> Callable[[], Any]:
     """One pass per pair; call the result to train, which returns a function prompts → scores."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     set_seed(0)  # the head that `train_router` starts from
@@ -92,7 +103,9 @@ def by_pairs(folder: str, texts: list[str], rewards: np.ndarray, work: Path, **o
     ]
 
     def collate(batch: list[Any]) -> Any:
-        padded = tokenizer.pad({"input_ids": [row["input_ids"] for row in batch]}, return_tensors="pt")
+        padded = tokenizer.pad(
+            {"input_ids": [row["input_ids"] for row in batch]}, return_tensors="pt"
+        )
         return {**padded, "z": torch.stack([row["z"] for row in batch])}
 
     trainer = PairTrainer(model, arguments(work, **options), collate, train_dataset=rows)  # type: ignore[arg-type]
@@ -104,37 +117,55 @@ def by_pairs(folder: str, texts: list[str], rewards: np.ndarray, work: Path, **o
     return train
 
 
-def by_reward_trainer(folder: str, texts: list[str], rewards: np.ndarray, work: Path, **options: Any) -> Any:
+def by_reward_trainer(
+    folder: str, texts: list[str], rewards: np.ndarray, work: Path, **options: Any
+) -> Any:
     from trl import RewardConfig, RewardTrainer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     told = lambda text, t: f"{text}\n{shapes.TEACHERS[t]}"  # noqa: E731
     rows = [
-        {"chosen": told(text, a if r[a] > r[b] else b), "rejected": told(text, b if r[a] > r[b] else a)}
+        {
+            "chosen": told(text, a if r[a] > r[b] else b),
+            "rejected": told(text, b if r[a] > r[b] else a),
+        }
         for text, r in zip(texts, rewards, strict=True)
         for a, b in PAIRS
     ]
-    config = RewardConfig(**arguments(work, **options).to_dict() | {"max_length": None, "disable_dropout": False})
-    trainer = RewardTrainer(model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    config = RewardConfig(
+        **arguments(work, **options).to_dict() | {"max_length": None, "disable_dropout": False}
+    )
+    trainer = RewardTrainer(
+        model, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
 
     def train() -> Callable[[list[str]], np.ndarray]:
         trainer.train()
         every = lambda prompts: [told(text, t) for text in prompts for t in range(N)]  # noqa: E731
-        return lambda prompts: _forward(model.eval(), tokenizer, every(prompts)).numpy().reshape(len(prompts), N)
+        return lambda prompts: (
+            _forward(model.eval(), tokenizer, every(prompts)).numpy().reshape(len(prompts), N)
+        )
 
     return train
 
 
 def arguments(work: Path, **options: Any) -> TrainingArguments:
     """As in `train_router`."""
-    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
+    quiet = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
     plain = {"remove_unused_columns": False, "dataloader_pin_memory": False, "optim": "adafactor"}
     return TrainingArguments(output_dir=str(work), **(quiet | plain | options))
 
 
 def gradient_error(folder: str, text: str, rewards: np.ndarray) -> float:
-    """The largest difference between the gradients of one pass and of one pass per pair, against the largest entry."""
+    """The largest difference between the gradients of one pass and of one pass per pair, against
+    the largest entry.
+    """
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=N)
     ids = tokenizer([text], return_tensors="pt")["input_ids"]
@@ -156,7 +187,9 @@ def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def timing(work: Path, counts: list[int], layers: int) -> Rows:
-    folder = shapes.save(AutoModel.from_config(shapes.minilm(num_hidden_layers=layers)), work / "minilm")
+    folder = shapes.save(
+        AutoModel.from_config(shapes.minilm(num_hidden_layers=layers)), work / "minilm"
+    )
     texts = shapes.prompts(max(counts), median=64, sigma=0.0)
     rewards = np.random.default_rng(0).normal(size=(len(texts), N))
     error = gradient_error(folder, texts[0], rewards[0])
@@ -167,11 +200,23 @@ def timing(work: Path, counts: list[int], layers: int) -> Rows:
     found = {"one pass per prompt (persyn)": seconds_of(one_pass)[0] / counts[0]}
     others = {"one pass per pair": by_pairs, "TRL RewardTrainer": by_reward_trainer}
     for (name, way), n in zip(others.items(), counts[1:], strict=True):
-        train = way(folder, texts[:n], rewards[:n], work / "w", num_train_epochs=1, per_device_train_batch_size=16)
+        train = way(
+            folder,
+            texts[:n],
+            rewards[:n],
+            work / "w",
+            num_train_epochs=1,
+            per_device_train_batch_size=16,
+        )
         found[name] = seconds_of(train)[0] / n
     ours = found["one pass per prompt (persyn)"]
     print(f"Largest relative difference of the gradients: {error:.1e}")
-    print(table(["way", "s per prompt", "times ours"], [[w, f"{s:.3f}", f"{s / ours:.0f}"] for w, s in found.items()]))
+    print(
+        table(
+            ["way", "s per prompt", "times ours"],
+            [[w, f"{s:.3f}", f"{s / ours:.0f}"] for w, s in found.items()],
+        )
+    )
     return [
         [
             "router training, ms per prompt (MiniLM's shape, 171 pairs)",
@@ -186,25 +231,37 @@ def timing(work: Path, counts: list[int], layers: int) -> Rows:
 
 def quality(work: Path, prompts: int, epochs: int) -> Rows:
     """All prompts in each step, so that the order does not matter and the three do the same."""
-    small = shapes.minilm(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    small = shapes.minilm(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128
+    )
     torch.manual_seed(0)
     folder = shapes.save(AutoModel.from_config(small), work / "small")
     (texts, rewards), (held_out, truth) = problems(prompts, seed=1), problems(500, seed=2)
     same: dict[str, Any] = {"num_train_epochs": epochs, "learning_rate": 3e-3, "seed": 0}
     same |= {"per_device_train_batch_size": len(PAIRS), "gradient_accumulation_steps": prompts}
     router = train_router(
-        pairs_of(texts, rewards), folder, epochs=epochs, learning_rate=3e-3, batch_size=prompts,
+        pairs_of(texts, rewards),
+        folder,
+        epochs=epochs,
+        learning_rate=3e-3,
+        batch_size=prompts,
         output_dir=str(work / "router"),
-    )  # fmt: skip
+    )
     scores = {
-        "one pass per prompt (persyn)": router.scores([[{"role": "user", "content": text}] for text in held_out]),
+        "one pass per prompt (persyn)": router.scores(
+            [[{"role": "user", "content": text}] for text in held_out]
+        ),
         "one pass per pair": by_pairs(folder, texts, rewards, work / "w", **same)()(held_out),
-        "TRL RewardTrainer": by_reward_trainer(folder, texts, rewards, work / "w", **same)()(held_out),
+        "TRL RewardTrainer": by_reward_trainer(folder, texts, rewards, work / "w", **same)()(
+            held_out
+        ),
     }
     found = {name: router_metrics(o, truth, rewards, shapes.TEACHERS) for name, o in scores.items()}
     lines = [[n, *(f"{m[k]['router']:.3f}" for k in ("hit@1", "hit@3"))] for n, m in found.items()]
     chance = next(iter(found.values()))
-    lines += [[n, *(f"{chance[k][n]:.3f}" for k in ("hit@1", "hit@3"))] for n in ("best single", "random")]
+    lines += [
+        [n, *(f"{chance[k][n]:.3f}" for k in ("hit@1", "hit@3"))] for n in ("best single", "random")
+    ]
     print(table([f"{prompts} prompts, {epochs} epochs", "Hit@1", "Hit@3"], lines))
     ours, usual, trl = found.values()
     if any(abs(ours[k]["router"] - usual[k]["router"]) > 0.01 for k in ("hit@1", "hit@3")):
@@ -235,8 +292,16 @@ def frozen(work: Path, prompts: int) -> Rows:
     encoding, features = seconds_of(lambda: _forward(model, tokenizer, texts))
     fitting, _ = seconds_of(lambda: fit_head(features, prefer))
     tokens = sum(map(len, tokenizer(texts)["input_ids"]))
-    lines = [[f"{len(pairs):,} pairs read", f"{reading:.1f}"], [f"{tokens:,} tokens encoded", f"{encoding:.1f}"]]
-    print(table([f"frozen backbone, {prompts:,} prompts", "seconds"], [*lines, ["head fitted", f"{fitting:.1f}"]]))
+    lines = [
+        [f"{len(pairs):,} pairs read", f"{reading:.1f}"],
+        [f"{tokens:,} tokens encoded", f"{encoding:.1f}"],
+    ]
+    print(
+        table(
+            [f"frozen backbone, {prompts:,} prompts", "seconds"],
+            [*lines, ["head fitted", f"{fitting:.1f}"]],
+        )
+    )
     total = reading + encoding + fitting
     return [
         [
@@ -250,22 +315,35 @@ def frozen(work: Path, prompts: int) -> Rows:
 
 
 def memory(rows: int = 16, tokens: int = 1024) -> Rows:
-    """GB of a training step of Qwen2.5-1.5B in float32 with bfloat16 autocast, `rows` × `tokens` at once.
+    """GB of a training step of Qwen2.5-1.5B in float32 with bfloat16 autocast, `rows` × `tokens` at
+    once.
 
-    Weights, gradients (kept while passes accumulate), the optimizer's state, what the forward pass keeps for the
-    backward one, and the larger of: one layer's activations, made again; the bfloat16 copies of the weights.
-    """
+    Weights, gradients (kept while passes accumulate), the optimizer's state, what the forward pass
+    keeps for the backward one, and the larger of: one layer's activations, made again; the bfloat16
+    copies of the weights."""
     config = shapes.qwen(num_labels=N, use_cache=False)
     lines, totals = [], {}
-    for optimizer, checkpoints in (("adamw", False), ("adamw", True), ("adafactor", False), ("adafactor", True)):
+    for optimizer, checkpoints in (
+        ("adamw", False),
+        ("adamw", True),
+        ("adafactor", False),
+        ("adafactor", True),
+    ):
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = AutoModelForSequenceClassification.from_config(config).train()
             if checkpoints:
                 model.activation_checkpointing_enable()
             weights = {p.untyped_storage()._cdata: 4 * p.numel() for p in model.parameters()}
             kept: dict[int, int] = {}
-            keep = lambda x: kept.setdefault(x.untyped_storage()._cdata, x.untyped_storage().nbytes()) and x  # noqa: B023, E731
-            with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+
+            def keep(x: Any, kept: dict[int, int] = kept) -> Any:
+                kept.setdefault(x.untyped_storage()._cdata, x.untyped_storage().nbytes())
+                return x
+
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+            ):
                 model(input_ids=torch.ones(rows, tokens, dtype=torch.long))
             for p in model.parameters():
                 p.grad = torch.empty_like(p)
@@ -273,7 +351,12 @@ def memory(rows: int = 16, tokens: int = 1024) -> Rows:
             kind, more = (Adafactor, fixed) if optimizer == "adafactor" else (torch.optim.AdamW, {})
             step = kind(model.parameters(), lr=1e-5, **more)
             step.step()
-            state = sum(v.nbytes for s in step.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+            state = sum(
+                v.nbytes
+                for s in step.state.values()
+                for v in s.values()
+                if isinstance(v, torch.Tensor)
+            )
         saved = sum(size for storage, size in kept.items() if storage not in weights)
         if not checkpoints:
             layer = saved / config.num_hidden_layers
@@ -282,12 +365,26 @@ def memory(rows: int = 16, tokens: int = 1024) -> Rows:
         totals[optimizer, checkpoints] = sum(parts)
         name = f"{optimizer}, {'checkpoints' if checkpoints else 'none'}"
         lines.append([name, *(f"{part / 1e9:.1f}" for part in (*parts, sum(parts)))])
-    print(table([f"GB, {rows} × {tokens} tokens", "weights", "gradients", "state", "kept", "again", "sum"], lines))
+    print(
+        table(
+            [
+                f"GB, {rows} × {tokens} tokens",
+                "weights",
+                "gradients",
+                "state",
+                "kept",
+                "again",
+                "sum",
+            ],
+            lines,
+        )
+    )
     return [
         [
             f"memory to fine-tune Qwen2.5-1.5B, {rows} × {tokens} tokens, GB (worked out)",
             f"{totals['adafactor', True] / 1e9:.1f}",
-            f"{totals['adamw', checkpoints] / 1e9:.1f}: AdamW, {'with' if checkpoints else 'no'} checkpoints",
+            f"{totals['adamw', checkpoints] / 1e9:.1f}: AdamW, {'with' if checkpoints else 'no'} "
+            "checkpoints",
             f"{totals['adafactor', True] / totals['adamw', checkpoints]:.2f}",
             "24 (one GPU)",
         ]
@@ -296,12 +393,24 @@ def memory(rows: int = 16, tokens: int = 1024) -> Rows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--prompts", type=int, nargs=3, default=[64, 2, 1], help="of the three ways whose time is taken"
+        "--prompts",
+        type=int,
+        nargs=3,
+        default=[64, 2, 1],
+        help="of the three ways whose time is taken",
     )
     parser.add_argument("--layers", type=int, default=6, help="of MiniLM's shape")
-    parser.add_argument("--same", type=int, nargs=2, default=[24, 20], help="prompts and epochs of the same training")
+    parser.add_argument(
+        "--same",
+        type=int,
+        nargs=2,
+        default=[24, 20],
+        help="prompts and epochs of the same training",
+    )
     parser.add_argument("--calibration", type=int, default=2500)
     options = parser.parse_args()
     logging.set_verbosity_error()

@@ -3,14 +3,15 @@
     python benchmarks/routing.py [--prompts 200 24] [--rounds 2] [--memory 20000 100000]
                                  [--peer routellm=/path/to/its/venv/bin/python]
 
-Both read the same prompts (log-normal, 10 to 800 tokens, median 90) with the same random weights, in turn; the
-pipeline with each of several batch sizes. The limit is the time that the model's matrix products alone would take at
-the rate that this machine reaches with one of them. `--peer routellm` (`pip install routellm`) is its BERT router.
+Both read the same prompts (log-normal, 10 to 800 tokens, median 90) with the same random weights,
+in turn; the pipeline with each of several batch sizes. The limit is the time that the model's
+matrix products alone would take at the rate that this machine reaches with one of them. `--peer
+routellm` (`pip install routellm`) is its BERT router.
 
-Memory is the largest of a process of its own that routes N prompts of 2 to 8 words with a small encoder, once by
-`map(Route(router))` and once by `persyn route --streaming`: anonymous memory. The pages of mapped files (Arrow tables)
-are left out, since the system takes them back when it needs them.
-"""
+Memory is the largest of a process of its own that routes N prompts of 2 to 8 words with a small
+encoder, once by `map(Route(router))` and once by `persyn route --streaming`: anonymous memory. The
+pages of mapped files (Arrow tables) are left out, since the system takes them back when it needs
+them."""
 
 import argparse
 import json
@@ -47,16 +48,19 @@ def speed(name: str, folder: str, texts: list[str], rounds: int, peers: dict[str
     import torch
     from transformers import pipeline
 
-    from persyn_datasets.models import batches
-    from persyn_datasets.router import TOKENS_PER_BATCH, Router, _load
-    from persyn_datasets.tables import table
+    from persyn_datasets.report.tables import table
+    from persyn_datasets.router.model import TOKENS_PER_BATCH, Router, _load
+    from persyn_datasets.store.models import batches
 
     router = Router.from_pretrained(folder)
     model, tokenizer = _load(router.path, router.revision, router.content)
-    pipe: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None)
+    pipe: Any = pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None
+    )
     messages = [[{"role": "user", "content": text}] for text in texts]
     ways: dict[str, Callable[[], Any]] = {"persyn": lambda: router.scores(messages)} | {
-        f"pipeline, batch size {b}": lambda b=b: pipe(texts, batch_size=b, truncation=True) for b in BATCH_SIZES
+        f"pipeline, batch size {b}": lambda b=b: pipe(texts, batch_size=b, truncation=True)
+        for b in BATCH_SIZES
     }
     router.scores(messages[:16])  # to warm up
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -75,7 +79,11 @@ def speed(name: str, folder: str, texts: list[str], rounds: int, peers: dict[str
         for peer, python in peers.items():
             least[peer] = routellm(python, folder, texts, scores)
     lengths = [len(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
-    read = {"persyn": sum(max(lengths[i] for i in b) * len(b) for b in batches(lengths, TOKENS_PER_BATCH["cpu"]))}
+    read = {
+        "persyn": sum(
+            max(lengths[i] for i in b) * len(b) for b in batches(lengths, TOKENS_PER_BATCH["cpu"])
+        )
+    }
     for size in BATCH_SIZES:
         parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]
         read[f"pipeline, batch size {size}"] = sum(max(part) * len(part) for part in parts)
@@ -83,10 +91,19 @@ def speed(name: str, folder: str, texts: list[str], rounds: int, peers: dict[str
     limit = 2 * linear * sum(lengths) / shapes.matrix_rate()
     fastest = min((w for w in least if w.startswith("pipeline")), key=lambda w: least[w])
     lines = [
-        [way, f"{s:.2f}", f"{len(texts) / s:.1f}", f"{s / least['persyn']:.2f}", f"{read.get(way, sum(lengths)):,}"]
+        [
+            way,
+            f"{s:.2f}",
+            f"{len(texts) / s:.1f}",
+            f"{s / least['persyn']:.2f}",
+            f"{read.get(way, sum(lengths)):,}",
+        ]
         for way, s in least.items()
     ]
-    print(f"{name}: {len(texts)} prompts, {sum(lengths):,} tokens, top-1 identical; matrix products: {limit:.2f} s")
+    print(
+        f"{name}: {len(texts)} prompts, {sum(lengths):,} tokens, top-1 identical; matrix "
+        f"products: {limit:.2f} s"
+    )
     print(table(["way", "seconds", "prompts/s", "times ours", "tokens with padding"], lines))
     of_limit = f"matrix products alone {len(texts) / limit:.1f}; at {limit / least['persyn']:.0%}"
     return [
@@ -107,7 +124,12 @@ def routellm(python: str, folder: str, texts: list[str], scores: np.ndarray) -> 
     order = json.dumps([folder, scores.shape[1], texts])
     environment = os.environ | {"OPENAI_API_KEY": "it wants one to be imported", "PYTHONPATH": ""}
     done = subprocess.run(
-        [python, __file__, "--routellm"], input=order, stdout=subprocess.PIPE, text=True, check=True, env=environment
+        [python, __file__, "--routellm"],
+        input=order,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment,
     )
     seconds, rates = json.loads(done.stdout.splitlines()[-1])
     p = np.exp(scores - scores.max(-1, keepdims=True))
@@ -135,8 +157,9 @@ def anonymous_mb() -> float:
 
 def child_memory(way: str, folder: str, prompts: str, output: str) -> None:
     """Prints the largest anonymous memory in MB and the seconds that routing took."""
-    from persyn_datasets import Route, cli, schema
-    from persyn_datasets import prompts as p
+    from persyn_datasets import Route, cli
+    from persyn_datasets.data import prompts as p
+    from persyn_datasets.data import schema
 
     most, done = [0.0], threading.Event()
 
@@ -161,9 +184,11 @@ def memory(sizes: list[int], work: Path) -> Rows:
     import pyarrow.parquet as pq
     import shapes
 
-    from persyn_datasets.tables import table
+    from persyn_datasets.report.tables import table
 
-    tiny = shapes.minilm(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    tiny = shapes.minilm(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128
+    )
     folder = make_router(tiny, work / "tiny")
     r = random.Random(0)
     words = ["".join(r.choices("etaoinshrdlu", k=r.randint(2, 9))) for _ in range(5000)]
@@ -173,12 +198,28 @@ def memory(sizes: list[int], work: Path) -> Rows:
         file = work / f"{n}.parquet"
         with pq.ParquetWriter(file, pa.schema([("prompt", pa.string())])) as writer:
             for start in range(0, n, 10_000):
-                texts = [f"{start + i} " + " ".join(r.choices(words, k=r.randint(2, 8))) for i in range(10_000)]
+                texts = [
+                    f"{start + i} " + " ".join(r.choices(words, k=r.randint(2, 8)))
+                    for i in range(10_000)
+                ]
                 writer.write_table(pa.table({"prompt": texts[: n - start]}))
         for way in ("map", "stream"):
-            command = [sys.executable, __file__, "--child", way, folder, str(file), str(work / f"{way}-{n}")]
-            environment = os.environ | {"HF_HOME": str(work / "home"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                way,
+                folder,
+                str(file),
+                str(work / f"{way}-{n}"),
+            ]
+            environment = os.environ | {
+                "HF_HOME": str(work / "home"),
+                "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            }
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+            )
             found[way, n] = much, seconds = json.loads(done.stdout.splitlines()[-1])
             lines.append([way, f"{n:,}", f"{much:,.0f}", f"{seconds:.1f}", f"{n / seconds:,.0f}"])
             print(lines[-1], file=sys.stderr)
@@ -198,8 +239,12 @@ def memory(sizes: list[int], work: Path) -> Rows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, nargs=2, default=[200, 24], help="for MiniLM's and SmolLM2's shape")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--prompts", type=int, nargs=2, default=[200, 24], help="for MiniLM's and SmolLM2's shape"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--memory", type=int, nargs="*", default=[20_000, 100_000])
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")

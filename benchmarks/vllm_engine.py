@@ -1,12 +1,13 @@
-"""The vllm engine against bare `LLM.generate`: the same prompts, token ids, sampling and engine arguments.
+"""The vllm engine against bare `LLM.generate`: the same prompts, token ids, sampling and engine
+arguments.
 
 python benchmarks/vllm_engine.py [--prompts 64] [--max-tokens 32] [--rounds 3]
 
-Each answers the prompts `--rounds` times with a loaded model, in a process of its own, one after the other, and all of
-it twice, since a machine has its moods. Starting and loading, and one prompt to warm up, are not in the times. The
-engine's times have all in them that a build has: chat template, tokenising, the way to the child and back.
-The model is SmolLM2-135M-Instruct in float32; see persyn_datasets/quickstart.py.
-"""
+Each answers the prompts `--rounds` times with a loaded model, in a process of its own, one after
+the other, and all of it twice, since a machine has its moods. Starting and loading, and one prompt
+to warm up, are not in the times. The engine's times have all in them that a build has: chat
+template, tokenising, the way to the child and back. The model is SmolLM2-135M-Instruct in float32;
+see persyn_datasets/quickstart.py."""
 
 import argparse
 import json
@@ -20,12 +21,17 @@ from contextlib import closing
 from typing import Any
 
 from persyn_datasets import Sampling, Teacher, quickstart
-from persyn_datasets.account import Account
 from persyn_datasets.engines import Request, vllm
-from persyn_datasets.models import load_tokenizer, prompt_ids
-from persyn_datasets.tables import table
+from persyn_datasets.engines.account import Account
+from persyn_datasets.report.tables import table
+from persyn_datasets.store.models import load_tokenizer, prompt_ids
 
-ENGINE_ARGS = {"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": False, "max_model_len": 1024}
+ENGINE_ARGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "max_model_len": 1024,
+}
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GB
 WARM_UP = "round 0"
 Rounds = dict[str, list[Request]]
@@ -59,11 +65,18 @@ def by_bare_vllm(rounds: Rounds) -> tuple[list[float], int]:
     """The same in another process, by `bare`."""
     teacher = rounds[WARM_UP][0].teacher
     tokenizer = load_tokenizer(teacher.model)
-    rows = [[[prompt_ids(tokenizer, r.messages), vllm._sampling(r)] for r in requests] for requests in rounds.values()]
+    rows = [
+        [[prompt_ids(tokenizer, r.messages), vllm._sampling(r)] for r in requests]
+        for requests in rounds.values()
+    ]
     order = json.dumps([vllm._arguments(teacher), rows])
     program = [sys.executable, __file__, "--bare"]
-    output = subprocess.run(program, input=order, stdout=subprocess.PIPE, text=True, check=True).stdout
-    seconds, tokens = json.loads(next(line for line in output.splitlines() if line.startswith("[[")))
+    output = subprocess.run(
+        program, input=order, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    seconds, tokens = json.loads(
+        next(line for line in output.splitlines() if line.startswith("[["))
+    )
     return seconds[1:], tokens
 
 
@@ -76,14 +89,18 @@ def bare() -> None:
     for rows in rounds:
         start = time.perf_counter()
         prompts = [{"prompt_token_ids": ids} for ids, _ in rows]
-        outputs = llm.generate(prompts, [SamplingParams(**sampling) for _, sampling in rows], use_tqdm=False)
+        outputs = llm.generate(
+            prompts, [SamplingParams(**sampling) for _, sampling in rows], use_tqdm=False
+        )
         seconds.append(time.perf_counter() - start)
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     print(json.dumps([seconds, tokens]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -96,7 +113,9 @@ def main() -> None:
     rounds: Rounds = {}
     for k in range(options.rounds + 1):
         name = f"round {k}"
-        teacher = Teacher(str(model), name=name, engine="vllm", engine_args=ENGINE_ARGS, sampling=sampling)
+        teacher = Teacher(
+            str(model), name=name, engine="vllm", engine_args=ENGINE_ARGS, sampling=sampling
+        )
         problems = quickstart.problems(options.prompts if k else 1)
         messages = [[{"role": "user", "content": problem["prompt"]}] for problem in problems]
         rounds[name] = [Request(teacher, str(i), m) for i, m in enumerate(messages)]

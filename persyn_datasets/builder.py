@@ -1,7 +1,7 @@
-"""The builder: the stages in their order, as a `datasets.ArrowBasedBuilder` whose config is a recipe.
+"""The builder: the stages in their order, as a `datasets` builder whose config is a recipe.
 
-<output>/dataset/       README.md, recipe.yaml, stats.json, figures/; the tables: data/ (train, failed),
-                        calibration/, pairs/, routing/, second_opinions/ (if asked for)
+<output>/dataset/       README.md, recipe.yaml, stats.json, figures/; the tables: data/ (train,
+                        failed), calibration/, pairs/, routing/, second_opinions/
 <output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
 A strategy without a router has no router/ and pairs/, and calibration/ only if it needs one.
 """
@@ -21,33 +21,28 @@ import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import (
-    __version__,
-    amend,
-    budget,
-    cards,
-    figures,
-    licenses,
-    plan,
-    report,
-    schema,
-    second_opinion,
-    strategies,
-)
-from persyn_datasets.account import Account
-from persyn_datasets.analysis import analyse, by_backbone
-from persyn_datasets.errors import BuildError, InputError
-from persyn_datasets.generate import Generate
-from persyn_datasets.journal import digest, replace_file
-from persyn_datasets.pairify import Pairify
-from persyn_datasets.prompts import load_table
-from persyn_datasets.rank import Rank
-from persyn_datasets.recipe import Recipe
-from persyn_datasets.route import Route
-from persyn_datasets.router import Router, train_router
-from persyn_datasets.runner import check, run
-from persyn_datasets.score import Score
-from persyn_datasets.synthesize import Synthesize
+from persyn_datasets import __version__, plan
+from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data import schema
+from persyn_datasets.data.prompts import load_table
+from persyn_datasets.engines.account import Account
+from persyn_datasets.publish import cards, licenses
+from persyn_datasets.report import figures
+from persyn_datasets.report import measure as report
+from persyn_datasets.report.ablations import analyse, by_backbone
+from persyn_datasets.router import add_teacher as amend
+from persyn_datasets.router.model import Router, train_router
+from persyn_datasets.runners.local import check, run
+from persyn_datasets.stages.generate import Generate
+from persyn_datasets.stages.pairify import Pairify
+from persyn_datasets.stages.rank import Rank
+from persyn_datasets.stages.route import Route
+from persyn_datasets.stages.score import Score
+from persyn_datasets.stages.synthesize import Synthesize
+from persyn_datasets.store.journal import digest, replace_file
+from persyn_datasets.strategies import baselines as strategies
+from persyn_datasets.strategies import budget, second_opinion
 
 
 @dataclass
@@ -64,12 +59,13 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         builder.download_and_prepare()
         dataset = builder.as_dataset(split="train")
 
-    Args:
-        recipe: a `Recipe`, or what `Recipe.load` takes.
-        output: the folder described above. Default: one in the Hugging Face cache, named by the recipe.
-        strategy: who answers: one of `strategies.STRATEGIES`. Default: the recipe's, which is `persyn` unless it says
-            otherwise. Only `persyn` and its ablations make a router, and only what the strategy needs is generated.
-        runner: where the stages run: `local`, or `ray` for a cluster; see `ray_runner`. The results are the same.
+    Args: recipe: a `Recipe`, or what `Recipe.load` takes. output: the folder described above.
+        Default: one in the Hugging Face cache, named by the recipe. strategy: who answers: one of
+        `strategies.STRATEGIES`. Default: the recipe's, which is `persyn` unless it says
+            otherwise. Only `persyn` and its ablations make a router, and only what the strategy
+            needs is generated.
+        runner: where the stages run: `local`, or `ray` for a cluster; see `ray_runner`. The results
+            are the same.
 
     Raises:
         InputError: the output folder holds something else.
@@ -95,9 +91,13 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         owner, this = self.folder / "recipe.yaml", (self.recipe.name, self.recipe.strategy)
         known = yaml.safe_load(owner.read_text()) if owner.exists() else None
         found = (known["name"], known.get("strategy", "persyn")) if known else None
-        if found not in (None, this) or (not found and self.folder.exists() and any(self.folder.iterdir())):
+        if found not in (None, this) or (
+            not found and self.folder.exists() and any(self.folder.iterdir())
+        ):
             holds = (
-                "a build of the recipe {!r}, strategy {}".format(*found) if found else "a dataset that no recipe made"
+                "a build of the recipe {!r}, strategy {}".format(*found)
+                if found
+                else "a dataset that no recipe made"
             )
             raise InputError(
                 f"{self.output} holds {holds}, and this recipe is {this[0]!r}, strategy {this[1]}; "
@@ -111,20 +111,27 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Build, or go on where an interrupted build stopped, or do nothing if it is done.
 
-        `download_mode="force_redownload"` builds again, from the journal, and asks again what had failed.
+        `download_mode="force_redownload"` builds again, from the journal, and asks again what had
+        failed.
 
-        Raises:
-            InputError: before anything is spent.
-            BuildError: the calibration gave nothing to learn from, or `max_failed` or `max_cost` is passed.
+        Raises: InputError: before anything is spent. BuildError: the calibration gave nothing to
+            learn from, or `max_failed` or `max_cost` is passed.
         """
         prompts = self.recipe.prompts.load()
         content = [
-            load_table(t.model)._fingerprint if t.engine == "recorded" else t.identity() for t in self.recipe.teachers
+            load_table(t.model)._fingerprint if t.engine == "recorded" else t.identity()
+            for t in self.recipe.teachers
         ]
-        made_of = {k: v for k, v in self.recipe.to_dict().items() if k not in ("training", "evaluation")}
+        made_of = {
+            k: v for k, v in self.recipe.to_dict().items() if k not in ("training", "evaluation")
+        }
         build = digest([made_of, prompts._fingerprint, content, __version__])
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
-        if self.stats and self.stats["build"] == build and mode == DownloadMode.REUSE_DATASET_IF_EXISTS:
+        if (
+            self.stats
+            and self.stats["build"] == build
+            and mode == DownloadMode.REUSE_DATASET_IF_EXISTS
+        ):
             return
         self._prompts = plan.check(self.recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +166,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         recipe, prompts = self.recipe, self._prompts
         account = Account(recipe.max_cost)
-        ranked = self._calibrate(account) if strategies.calibration_size(recipe, len(prompts)) else None
+        ranked = (
+            self._calibrate(account) if strategies.calibration_size(recipe, len(prompts)) else None
+        )
         if recipe.strategy in strategies.ROUTED:
             assert ranked
             routed = self._route(ranked)
@@ -175,16 +184,28 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         answered = run(routed, synthesize, schema.SYNTHESIZED, self.runner, batch_size=None)
         if recipe.second_opinion and recipe.strategy in strategies.ROUTED:
             answered = self._ask_twice(routed, answered, synthesize)
-        self._stats |= plan.plan(recipe, len(prompts)) | {"estimate": plan.estimate(recipe, prompts)}
-        self._stats |= report.measure(ranked, answered, [t.name for t in strategies.teachers_of(recipe)])
+        self._stats |= plan.plan(recipe, len(prompts)) | {
+            "estimate": plan.estimate(recipe, prompts)
+        }
+        self._stats |= report.measure(
+            ranked, answered, [t.name for t in strategies.teachers_of(recipe)]
+        )
         self._stats |= {"account": account.to_list(), "versions": report.versions()}
         self._stats["cost"] = report.cost(account.to_list(), len(prompts))
-        self._stats |= {"name": recipe.title, "strategy": recipe.strategy, "student": recipe.student.model}
+        self._stats |= {
+            "name": recipe.title,
+            "strategy": recipe.strategy,
+            "student": recipe.student.model,
+        }
         backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
-        self._stats |= licenses.sources(recipe.prompts, strategies.teachers_of(recipe), recipe.student.model, backbone)
+        self._stats |= licenses.sources(
+            recipe.prompts, strategies.teachers_of(recipe), recipe.student.model, backbone
+        )
         routing = [c for c in ("prompt_id", "teacher", "router_scores") if c in routed.column_names]
         _write(self.folder / "routing", DatasetDict(train=routed.select_columns(routing)))
-        answered = answered.remove_columns([c for c in ("messages", "router_scores") if c in answered.column_names])
+        answered = answered.remove_columns(
+            [c for c in ("messages", "router_scores") if c in answered.column_names]
+        )
         splits = {
             "train": answered.filter(lambda error: error == "", input_columns="error"),
             "failed": answered.filter(lambda error: error != "", input_columns="error"),
@@ -200,13 +221,23 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         recipe = self.recipe
         generate = Generate(recipe.teachers, recipe.max_failed, account, recipe.calibration.samples)
         calibration = plan.calibration(recipe, self._prompts)
-        return self._judge(run(calibration, generate, schema.GENERATED, self.runner, batch_size=None))
+        return self._judge(
+            run(calibration, generate, schema.GENERATED, self.runner, batch_size=None)
+        )
 
     def _judge(self, generated: Dataset) -> Dataset:
         recipe = self.recipe
-        scored = run(generated, Score(recipe.student, recipe.quality), schema.SCORED, self.runner, batch_size=None)
+        scored = run(
+            generated,
+            Score(recipe.student, recipe.quality),
+            schema.SCORED,
+            self.runner,
+            batch_size=None,
+        )
         rank = Rank(**asdict(recipe.reward))
-        return run(scored.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(None)
+        return run(scored.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(
+            None
+        )
 
     def _ask_twice(self, routed: Dataset, answered: Dataset, synthesize: Synthesize) -> Dataset:
         """The answers, with the better one of two where the router is least sure."""
@@ -214,8 +245,12 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         rows, teachers = second_opinion.least_sure(routed, names, self.recipe.second_opinion)
         if not len(rows):
             return answered
-        ask = partial(run, stage=synthesize, adds=schema.SYNTHESIZED, runner=self.runner, batch_size=None)
-        answered, both, better = second_opinion.keep_better(routed, answered, rows, teachers, ask, self._judge)
+        ask = partial(
+            run, stage=synthesize, adds=schema.SYNTHESIZED, runner=self.runner, batch_size=None
+        )
+        answered, both, better = second_opinion.keep_better(
+            routed, answered, rows, teachers, ask, self._judge
+        )
         _write(self.folder / "second_opinions", DatasetDict(train=both))
         self._stats["second_opinions"] = {"asked": len(rows), "better": better}
         return answered
@@ -224,18 +259,37 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """All prompts with the teacher that a router picks, which learns from the ranked ones."""
         recipe = self.recipe
         calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
-        pairs = calibration["train"].with_format("arrow").map(
-            Pairify(), batched=True, batch_size=100, remove_columns=ranked.column_names,
-            features=Features(schema.PAIRS), load_from_cache_file=False,
-        ).with_format(None)  # fmt: skip
+        pairs = (
+            calibration["train"]
+            .with_format("arrow")
+            .map(
+                Pairify(),
+                batched=True,
+                batch_size=100,
+                remove_columns=ranked.column_names,
+                features=Features(schema.PAIRS),
+                load_from_cache_file=False,
+            )
+            .with_format(None)
+        )
         if len(pairs) == 0:
-            raise BuildError(f"No prompt has two responses of different reward: {report.errors(ranked)}.")
-        if not any(r["reward"] is not None for row in calibration["test"]["responses"] for r in row):
-            raise BuildError(f"No held-out prompt has a response: {report.errors(calibration['test'])}.")
+            raise BuildError(
+                f"No prompt has two responses of different reward: {report.errors(ranked)}."
+            )
+        if not any(
+            r["reward"] is not None for row in calibration["test"]["responses"] for r in row
+        ):
+            raise BuildError(
+                f"No held-out prompt has a response: {report.errors(calibration['test'])}."
+            )
         _write(self.folder / "calibration", calibration)
         _write(self.folder / "pairs", DatasetDict(train=pairs))
 
-        options = {k: v for k, v in asdict(recipe.router).items() if k not in ("holdout", "compare_backbones")}
+        options = {
+            k: v
+            for k, v in asdict(recipe.router).items()
+            if k not in ("holdout", "compare_backbones")
+        }
         train = partial(train_router, pairs, teachers=recipe.teachers)
         router = train(output_dir=str(self.output / "router"), **options)
         router, temperature = amend.calibrate(router, calibration["test"], router.path)
@@ -244,24 +298,50 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             available = strategies.without_long_answers(calibration["train"], router.names)
         metrics = router.evaluate(calibration["test"], calibration["train"], available)
         router = router.record(
-            student=asdict(recipe.student), reward=asdict(recipe.reward), quality=recipe.quality, metrics=metrics,
+            student=asdict(recipe.student),
+            reward=asdict(recipe.reward),
+            quality=recipe.quality,
+            metrics=metrics,
             expected=budget.expectations(router, calibration["test"], ranked),
             # Of prompts that it was not trained on: of those it is too sure.
             typical=router.profile(calibration["test"]["messages"]),
-        )  # fmt: skip
+        )
         route = Route(router, available)
-        routed = run(self._prompts, route, schema.ROUTED, self.runner, batch_size=1000, load_from_cache_file=True)
-        self._stats |= {"router": metrics, "routing": report.measure_routing(calibration["test"], routed, router.names)}
+        routed = run(
+            self._prompts,
+            route,
+            schema.ROUTED,
+            self.runner,
+            batch_size=1000,
+            load_from_cache_file=True,
+        )
+        self._stats |= {
+            "router": metrics,
+            "routing": report.measure_routing(calibration["test"], routed, router.names),
+        }
         self._stats["routing"]["temperature"] = temperature
         self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)
-        others = [train(**options | {"backbone": b, "revision": None}) for b in recipe.router.compare_backbones]
+        others = [
+            train(**options | {"backbone": b, "revision": None})
+            for b in recipe.router.compare_backbones
+        ]
         sizes = by_backbone([router, *others], calibration, available) if others else []
         self._stats["analysis"]["by_backbone"] = sizes
         paid = set(ranked["prompt_id"])
-        unit = recipe.budget.unit if recipe.budget else "usd" if any(t.price for t in recipe.teachers) else "tokens"
-        self._stats["tradeoff"] = budget.tradeoff(router, routed, calibration["test"], recipe.teachers, unit, paid)
+        unit = (
+            recipe.budget.unit
+            if recipe.budget
+            else "usd"
+            if any(t.price for t in recipe.teachers)
+            else "tokens"
+        )
+        self._stats["tradeoff"] = budget.tradeoff(
+            router, routed, calibration["test"], recipe.teachers, unit, paid
+        )
         if recipe.budget:
-            routed, spend = budget.within_budget(routed, router, recipe.budget, recipe.teachers, paid)
+            routed, spend = budget.within_budget(
+                routed, router, recipe.budget, recipe.teachers, paid
+            )
             self._stats["tradeoff"]["budget"] = spend
         return routed
 
@@ -275,7 +355,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
 def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:
     """`train` and `test`, by a hash of the prompt: the same prompt is always on one side."""
-    order = {key: hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in ranked.unique("prompt_id")}
+    order = {
+        key: hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in ranked.unique("prompt_id")
+    }
     test = set(sorted(order, key=order.__getitem__)[: round(share * len(order))])
     sides: dict[bool, list[int]] = {True: [], False: []}
     for row, key in enumerate(ranked["prompt_id"]):

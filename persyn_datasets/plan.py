@@ -7,14 +7,15 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig
 
-from persyn_datasets import quality, strategies
-from persyn_datasets.contamination import clean, in_words
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import engine_of
-from persyn_datasets.errors import InputError
-from persyn_datasets.generate import check_samples
-from persyn_datasets.recipe import Recipe
-from persyn_datasets.tables import table
-from persyn_datasets.teacher import Teacher
+from persyn_datasets.report.tables import table
+from persyn_datasets.signals import quality
+from persyn_datasets.stages.generate import check_samples
+from persyn_datasets.strategies import baselines as strategies
 
 
 def check(recipe: Recipe) -> Dataset:
@@ -33,7 +34,9 @@ def check(recipe: Recipe) -> Dataset:
 
 
 def contamination(recipe: Recipe) -> tuple[Dataset, dict[str, Any] | None]:
-    """The recipe's prompts, without those that are to be dropped, and what `clean` tells of them if it is asked for."""
+    """The recipe's prompts, without those that are to be dropped, and what `clean` tells of them if
+    it is asked for.
+    """
     prompts, how = recipe.prompts.load(), recipe.prompts.decontaminate
     return clean(prompts, how) if how else (prompts, None)
 
@@ -43,15 +46,19 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
     size = strategies.calibration_size(recipe, len(prompts))
     if not 2 <= size <= len(prompts):
         raise InputError(
-            f"calibration.size is {size}, and there are {len(prompts)} prompts; expected 2 to {len(prompts)}. "
+            f"calibration.size is {size}, and there are {len(prompts)} prompts; expected 2 to "
+            f"{len(prompts)}. "
             "Lower it, e.g. with --set calibration.size=…"
         )
     routed = recipe.strategy in strategies.ROUTED
     if routed and not 1 <= round(recipe.router.holdout * size) < size:
         raise InputError(
-            f"router.holdout {recipe.router.holdout} of {size} calibration prompts leaves none; change it."
+            f"router.holdout {recipe.router.holdout} of {size} calibration prompts leaves none; "
+            "change it."
         )
-    _check_quality(recipe, prompts if routed and recipe.second_opinion else calibration(recipe, prompts))
+    _check_quality(
+        recipe, prompts if routed and recipe.second_opinion else calibration(recipe, prompts)
+    )
     _check_model("student.model", recipe.student.model, recipe.student.revision)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
@@ -60,7 +67,9 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
 
 
 def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:
-    """The prompts that every teacher answers: none for a strategy that needs no calibration, all for the oracle."""
+    """The prompts that every teacher answers: none for a strategy that needs no calibration, all
+    for the oracle.
+    """
     size = strategies.calibration_size(recipe, len(prompts))
     return prompts.shuffle(seed=recipe.calibration.seed).select(range(size)).flatten_indices()
 
@@ -69,56 +78,73 @@ def _check_model(key: str, model: str, revision: str | None) -> None:
     try:
         AutoConfig.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: model {model!r} not found: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{key}: model {model!r} not found: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _check_quality(recipe: Recipe, rows: Dataset) -> None:
     if isinstance(recipe.quality, dict):
         if "reward_model" not in recipe.quality:
             raise InputError(f"quality: found {recipe.quality}; expected the key 'reward_model'.")
-        _check_model("quality.reward_model", recipe.quality["reward_model"], recipe.quality.get("revision"))
+        _check_model(
+            "quality.reward_model", recipe.quality["reward_model"], recipe.quality.get("revision")
+        )
     elif recipe.quality != quality.MATH_VERIFY:
         quality.resolve(recipe.quality)
     elif "answer" not in rows.column_names:
         raise InputError(
-            "quality: math-verify compares with reference answers; name their column with prompts.answer_column."
+            "quality: math-verify compares with reference answers; name their column with "
+            "prompts.answer_column."
         )
     else:
         importlib.import_module("math_verify")
         for row, answer in enumerate(rows["answer"]):
             if answer in (None, "") or not quality.parse_answer(str(answer)):
                 raise InputError(
-                    f"The answer {answer!r} to the prompt {rows[row]['messages'][-1]['content'][:60]!r} is not "
+                    f"The answer {answer!r} to the prompt "
+                    f"{rows[row]['messages'][-1]['content'][:60]!r} is not "
                     "understood by math-verify; expected a number or LaTeX. Mend or remove the row."
                 )
 
 
 def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
-    """Generations: k·c·|M| + (N − c), against N·|M| of generate-then-select (paper §2, where k = 1).
+    """Generations: k·c·|M| + (N − c), against N·|M| of generate-then-select (paper §2, where k =
+    1).
 
-    Second opinions come on top; those on calibration prompts are there already, so that these are at most so many.
-    """
+    Second opinions come on top; those on calibration prompts are there already, so that these are
+    at most so many."""
     n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
     k = recipe.calibration.samples
     twice = int(recipe.second_opinion * n) if recipe.strategy in strategies.ROUTED else 0
     generations = {"generations": k * c * m + n - c + twice, "generate_then_select": n * m}
-    return {"prompts": n, "teachers": m, "calibration": c, "samples": k, "asked_twice": twice, **generations}
+    return {
+        "prompts": n,
+        "teachers": m,
+        "calibration": c,
+        "samples": k,
+        "asked_twice": twice,
+        **generations,
+    }
 
 
-def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def estimate(
+    recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """What a build will use if each answer has `max_tokens`; 4 characters are a token of a prompt.
 
-    No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost` is one.
+    No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost`
+    is one.
 
-    Args:
-        account: of an earlier build: what it measured counts instead of the teachers' `tokens_per_second`.
+    Args: account: of an earlier build: what it measured counts instead of the teachers'
+        `tokens_per_second`.
 
-    Returns:
-        `answer`: by teacher the `prompt_tokens`, `completion_tokens`, `usd` and `seconds` of one answer (None: the
-        teacher's speed is not known); by stage (`Generate`, `Synthesize`) the sums of these, where a synthesis spreads
-        its prompts evenly over the teachers, with the seconds by `wall`; and the USD of `generate_then_select`, and of
-        the `dearest` teacher for all prompts.
-        `break_even`: from how many prompts on calibration and routing cost less than that teacher; None: never.
+    Returns: `answer`: by teacher the `prompt_tokens`, `completion_tokens`, `usd` and `seconds` of
+        one answer (None: the teacher's speed is not known); by stage (`Generate`, `Synthesize`) the
+        sums of these, where a synthesis spreads its prompts evenly over the teachers, with the
+        seconds by `wall`; and the USD of `generate_then_select`, and of the `dearest` teacher for
+        all prompts. `break_even`: from how many prompts on calibration and routing cost less than
+        that teacher; None: never.
     """
     p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
     characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
@@ -130,8 +156,14 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
             "completion_tokens": (t.sampling or recipe.sampling).max_tokens,
         }
         usd = t.price.of(*used.values()) if t.price else 0.0
-        answer[t.name] = used | {"usd": usd, "seconds": _seconds(t, used["completion_tokens"], account)}
-    whole = {key: sum(of[key] for of in answer.values()) for key in ("prompt_tokens", "completion_tokens", "usd")}
+        answer[t.name] = used | {
+            "usd": usd,
+            "seconds": _seconds(t, used["completion_tokens"], account),
+        }
+    whole = {
+        key: sum(of[key] for of in answer.values())
+        for key in ("prompt_tokens", "completion_tokens", "usd")
+    }
     mean = {key: value / len(teachers) for key, value in whole.items()}
     c, every = p["calibration"], p["calibration"] * p["samples"]
     rest = p["prompts"] - c + p["asked_twice"]
@@ -140,7 +172,8 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
     saved = answer[dearest]["usd"] - mean["usd"]
     return {
         "answer": answer,
-        "Generate": {key: every * value for key, value in whole.items()} | {"seconds": seconds and every * seconds},
+        "Generate": {key: every * value for key, value in whole.items()}
+        | {"seconds": seconds and every * seconds},
         "Synthesize": {key: rest * value for key, value in mean.items()}
         | {"seconds": seconds and rest * seconds / len(teachers)},
         "generate_then_select": p["prompts"] * whole["usd"],
@@ -155,12 +188,17 @@ def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]])
         return 0.0
     lines = [line for line in account if line["teacher"] == teacher.name and line["new_tokens"]]
     if lines:
-        return tokens * sum(line["seconds"] for line in lines) / sum(line["new_tokens"] for line in lines)
+        return (
+            tokens
+            * sum(line["seconds"] for line in lines)
+            / sum(line["new_tokens"] for line in lines)
+        )
     return tokens / teacher.tokens_per_second if teacher.tokens_per_second else None
 
 
 def wall(teachers: Sequence[Teacher], seconds: Mapping[str, float | None]) -> float | None:
-    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints do.
+    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints
+    do.
 
     A teacher without seconds has nothing to do; None: it is not known how long.
     """
@@ -180,35 +218,53 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
         cost = f"${c * of['usd']:,.2f}" if t.price else "not priced"
         tokens = [f"{c * of[key]:,.0f}" for key in ("prompt_tokens", "completion_tokens")]
         rows.append([t.name, t.engine, f"{c:,}", *tokens, cost])
-    head = ["teacher", "engine", "calibration responses", "prompt tokens", "response tokens, at most", "cost, at most"]
+    head = [
+        "teacher",
+        "engine",
+        "calibration responses",
+        "prompt tokens",
+        "response tokens, at most",
+        "cost, at most",
+    ]
     saved = p["generate_then_select"] / p["generations"]
     most = rest * e["dearest"]["usd"] / p["prompts"]
     words = [
-        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student {recipe.student.model}\n",
+        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student "
+        f"{recipe.student.model}\n",
         f"{table(head, rows)}\n",
         f"then {rest:,} responses, each from {strategies.STRATEGIES[recipe.strategy]}"
         + (f" (at most ${most:,.2f})" if most else ""),
-        f"{p['generations']:,} generations in all; generate-then-select needs {p['generate_then_select']:,} "
+        f"{p['generations']:,} generations in all; generate-then-select needs "
+        f"{p['generate_then_select']:,} "
         f"({saved:.1f} times as many)",
     ]
     if e["dearest"]["usd"] and c:
         ours = e["Generate"]["usd"] + e["Synthesize"]["usd"]
         words.append(
-            f"If answers are as long as they may be: calibration ${e['Generate']['usd']:,.2f}, the rest "
-            f"${e['Synthesize']['usd']:,.2f} if spread evenly, together ${ours:,.2f}; generate-then-select "
-            f"${e['generate_then_select']:,.2f}; all prompts to {e['dearest']['name']} ${e['dearest']['usd']:,.2f}"
-            + (f", which costs more from {e['break_even']:,.0f} prompts on" if e["break_even"] is not None else "")
+            f"If answers are as long as they may be: calibration ${e['Generate']['usd']:,.2f}, "
+            "the rest "
+            f"${e['Synthesize']['usd']:,.2f} if spread evenly, together ${ours:,.2f}; "
+            "generate-then-select "
+            f"${e['generate_then_select']:,.2f}; all prompts to {e['dearest']['name']} "
+            f"${e['dearest']['usd']:,.2f}"
+            + (
+                f", which costs more from {e['break_even']:,.0f} prompts on"
+                if e["break_even"] is not None
+                else ""
+            )
         )
     unknown = [name for name, of in e["answer"].items() if of["seconds"] is None]
     if unknown:
         words.append(
-            f"No time is estimated: state the tokens_per_second of {', '.join(unknown)}, or build with few prompts "
+            f"No time is estimated: state the tokens_per_second of {', '.join(unknown)}, or build "
+            "with few prompts "
             "first: the account measures it"
         )
     elif e["Generate"]["seconds"] or e["Synthesize"]["seconds"]:
         calibration, others = (e[stage]["seconds"] / 3600 for stage in ("Generate", "Synthesize"))
         words.append(
-            f"Time for answers as long as they may be: {calibration:,.1f} hours for the calibration, {others:,.1f} for "
+            f"Time for answers as long as they may be: {calibration:,.1f} hours for the "
+            f"calibration, {others:,.1f} for "
             "the rest if spread evenly"
         )
     if told := contamination(recipe)[1]:

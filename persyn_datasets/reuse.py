@@ -20,18 +20,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
-from persyn_datasets import cards, licenses, report, schema
-from persyn_datasets.account import Account, check_prices, merge
-from persyn_datasets.budget import Budget, within_budget
+from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.recipe import Prompts
+from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data import schema
 from persyn_datasets.engines import engine_of
-from persyn_datasets.errors import BuildError, InputError
-from persyn_datasets.journal import digest, replace_file
-from persyn_datasets.recipe import Prompts
-from persyn_datasets.route import Route
-from persyn_datasets.router import Router
-from persyn_datasets.runner import run
-from persyn_datasets.synthesize import Synthesize
-from persyn_datasets.teacher import Teacher
+from persyn_datasets.engines.account import Account, check_prices, merge
+from persyn_datasets.publish import cards, licenses
+from persyn_datasets.report import measure as report
+from persyn_datasets.router.model import Router
+from persyn_datasets.runners.local import run
+from persyn_datasets.stages.route import Route
+from persyn_datasets.stages.synthesize import Synthesize
+from persyn_datasets.store.journal import digest, replace_file
+from persyn_datasets.strategies.budget import Budget, within_budget
 
 LOOKED_AT = 256  # prompts that are compared with those of the calibration
 ROWS = 1000  # that are routed at once
@@ -45,7 +47,9 @@ def check_output(output: Path) -> None:
 
 
 def warnings(router: Router, prompts: Rows) -> list[str]:
-    """See `Router.unlike`; looks at some of the prompts: of a stream the first, else evenly spread."""
+    """See `Router.unlike`; looks at some of the prompts: of a stream the first, else
+    evenly spread.
+    """
     if isinstance(prompts, Dataset):
         prompts = prompts.select(range(0, len(prompts), ceil(len(prompts) / LOOKED_AT)))
     return router.unlike([row["messages"] for row in islice(prompts, LOOKED_AT)])
@@ -77,7 +81,10 @@ def route(
         prompts,
         output,
         digest([router.content, names]),
-        lambda rows, _: (rows if budget else run(rows, routing, schema.ROUTED, runner, batch_size=ROWS), []),
+        lambda rows, _: (
+            rows if budget else run(rows, routing, schema.ROUTED, runner, batch_size=ROWS),
+            [],
+        ),
     )
     return sum((Counter(shard["counts"]) for shard in done), Counter())
 
@@ -105,13 +112,14 @@ def synthesize(
         budget: see `Budget`.
         runner: see `run`.
 
-    Raises:
-        InputError: before anything is spent: a teacher cannot be asked, or the router does not say how.
-        BuildError: every response failed, or `max_cost` is reached.
+    Raises: InputError: before anything is spent: a teacher cannot be asked, or the router does not
+        say how. BuildError: every response failed, or `max_cost` is reached.
     """
     teachers = router.teachers_with(overrides, names)
     if not teachers:
-        raise InputError(f"{router.path} does not say how its teachers are asked: train it with teachers=[…].")
+        raise InputError(
+            f"{router.path} does not say how its teachers are asked: train it with teachers=[…]."
+        )
     check_prices(teachers, max_cost)
     routing = Route(router, names)
     used = [t.name for t in teachers]
@@ -126,12 +134,16 @@ def synthesize(
         if "router_scores" not in rows.column_names:
             rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
         account = Account(max_cost, before)
-        rows = run(rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, runner, batch_size=None)
+        rows = run(
+            rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, runner, batch_size=None
+        )
         return rows.remove_columns(["messages"]), account.to_list()
 
     address = digest([router.content, names, [t.identity() for t in teachers]])
     done = _by_shard(prompts, output, address, answer, prefix="persyn-")
-    counts, failures = (sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors"))
+    counts, failures = (
+        sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors")
+    )
     stats = {
         "name": output.name,
         "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
@@ -152,13 +164,20 @@ def synthesize(
     return counts
 
 
-def _routed(prompts: Rows, routing: Route, budget: Budget | None, teachers: Sequence[Teacher], runner: str) -> Dataset:
+def _routed(
+    prompts: Rows, routing: Route, budget: Budget | None, teachers: Sequence[Teacher], runner: str
+) -> Dataset:
     """All prompts with their teacher, which a budget has a say in."""
     if not isinstance(prompts, Dataset):
-        raise InputError("A budget is shared by all prompts, and a stream does not show them: leave out --streaming.")
+        raise InputError(
+            "A budget is shared by all prompts, and a stream does not show them: leave out "
+            "--streaming."
+        )
     if budget:
         budget.check(teachers)
-    routed = run(prompts, routing, schema.ROUTED, runner, batch_size=ROWS, load_from_cache_file=True)
+    routed = run(
+        prompts, routing, schema.ROUTED, runner, batch_size=ROWS, load_from_cache_file=True
+    )
     assert isinstance(routing.router, Router)
     return within_budget(routed, routing.router, budget, teachers)[0] if budget else routed
 
@@ -172,11 +191,11 @@ def _by_shard(
 ) -> list[dict[str, Any]]:
     """Work on `ROWS_PER_SHARD` prompts at a time and write what comes of them, failed rows apart.
 
-    A finished shard is found again, by its prompts and by `address`, when an interrupted run is started anew. In
-    `output` nothing is there until all is.
+    A finished shard is found again, by its prompts and by `address`, when an interrupted run is
+    started anew. In `output` nothing is there until all is.
 
-    Args:
-        work: takes a shard and the USD that were spent on those before it; gives its rows, and lines of its account.
+    Args: work: takes a shard and the USD that were spent on those before it; gives its rows, and
+        lines of its account.
 
     Returns:
         Of each shard: `files` by split, `counts` of rows by teacher, `errors`, and `account`.
@@ -193,19 +212,28 @@ def _by_shard(
         note = shards / f"{i:05d}-{digest([address, _content(rows)])}.json"
         shard = json.loads(note.read_text()) if note.exists() else None
         if not shard or not all((shards / file).exists() for file in shard["files"].values()):
-            before = sum(line["usd"] + line["reused_usd"] for shard in done for line in shard["account"])
+            before = sum(
+                line["usd"] + line["reused_usd"] for shard in done for line in shard["account"]
+            )
             shard = _write(*work(rows, before), note)
         done.append(shard)
     if not any("train" in shard["files"] for shard in done):
         shutil.rmtree(unfinished)
         errors = sum((Counter(shard["errors"]) for shard in done), Counter())
-        why = f"Every response failed, most with: {errors.most_common(1)[0][0]}" if errors else "There are no prompts."
+        why = (
+            f"Every response failed, most with: {errors.most_common(1)[0][0]}"
+            if errors
+            else "There are no prompts."
+        )
         raise BuildError(why)
     (unfinished / "data").mkdir()
     for split in ("train", "failed"):
         files = [shard["files"][split] for shard in done if split in shard["files"]]
         for i, file in enumerate(files):
-            os.replace(shards / file, unfinished / "data" / f"{prefix}{split}-{i:05d}-of-{len(files):05d}.parquet")
+            os.replace(
+                shards / file,
+                unfinished / "data" / f"{prefix}{split}-{i:05d}-of-{len(files):05d}.parquet",
+            )
     shutil.rmtree(shards)
     unfinished.rename(output)
     return done
@@ -216,7 +244,9 @@ def _shards(prompts: Rows) -> Iterator[Dataset]:
         starts = range(0, len(prompts), ROWS_PER_SHARD)
         yield from (prompts.select(range(i, min(i + ROWS_PER_SHARD, len(prompts)))) for i in starts)
     else:
-        for batch in prompts.iter(batch_size=ROWS_PER_SHARD):  # in Arrow format each row would be a table of its own
+        for batch in prompts.iter(
+            batch_size=ROWS_PER_SHARD
+        ):  # in Arrow format each row would be a table of its own
             yield Dataset.from_dict(batch, features=prompts.features)
 
 
@@ -237,7 +267,9 @@ def _write(rows: Dataset, account: list[dict[str, Any]], note: Path) -> dict[str
         failed = pc.not_equal(table["error"], "")
         parts = {"train": table.filter(pc.invert(failed)), "failed": table.filter(failed)}
         errors.update(parts["failed"]["error"].to_pylist())
-    files = {split: f"{note.stem}-{split}.parquet" for split, part in parts.items() if part.num_rows}
+    files = {
+        split: f"{note.stem}-{split}.parquet" for split, part in parts.items() if part.num_rows
+    }
     for split, file in files.items():
         pq.write_table(parts[split], note.with_name(file))
     counts = Counter(table["teacher"].to_pylist())

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, completion
 
-from persyn_datasets.account import Account
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import Request, Response, endpoint
-from persyn_datasets.errors import InputError
-from persyn_datasets.teacher import Teacher
+from persyn_datasets.engines.account import Account
 
 KEY = "sk-very-secret"
 OK: Reply = (200, {}, completion("fine"))

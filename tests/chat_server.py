@@ -1,4 +1,6 @@
-"""A small real OpenAI-compatible server on loopback: `with ChatServer() as server: ... server.url`."""
+"""A small real OpenAI-compatible server on loopback: `with ChatServer() as server: ...
+server.url`.
+"""
 
 import hashlib
 import json
@@ -22,16 +24,19 @@ def completion(text: str | None, finish_reason: str | None = "stop", **more: Any
 def echo(request: dict[str, Any], nth: int) -> Reply:
     """A deterministic answer: the model, the last message and a hash of the whole conversation."""
     digest = hashlib.sha256(json.dumps(request["messages"]).encode()).hexdigest()[:8]
-    return 200, {}, completion(f"{request['model']} on {request['messages'][-1]['content']} [{digest}]")
+    return (
+        200,
+        {},
+        completion(f"{request['model']} on {request['messages'][-1]['content']} [{digest}]"),
+    )
 
 
 class ChatServer:
-    """Answers POST /v1/chat/completions with `reply(request, n)`, n counting from 1, and GET /v1/models.
+    """Answers POST /v1/chat/completions with `reply(request, n)`, n counting from 1, and GET
+    /v1/models.
 
-    Args:
-        reply: gives (status, headers, body); a str or bytes body is sent as it is, anything else as JSON.
-        models: the names that GET /v1/models lists.
-        models_reply: what it answers instead.
+    Args: reply: gives (status, headers, body); a str or bytes body is sent as it is, anything else
+        as JSON. models: the names that GET /v1/models lists. models_reply: what it answers instead.
     """
 
     def __init__(
@@ -43,13 +48,17 @@ class ChatServer:
         listing = {"object": "list", "data": [{"id": name, "object": "model"} for name in models]}
         self.reply, self.models_reply = reply, models_reply or (200, {}, listing)
         self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []  # of every request, /models too; names in lower case
+        self.headers: list[
+            dict[str, str]
+        ] = []  # of every request, /models too; names in lower case
         self.paths: list[str] = []
         self.active = self.max_active = 0  # chat requests in progress
         self._lock = Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.chat = self
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
 
     @property
     def url(self) -> str:
@@ -76,7 +85,12 @@ class ChatServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -91,23 +105,31 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # one packet for head and body: else Nagle's algorithm holds back each answer by 40 ms
+    wbufsize = (
+        -1
+    )  # one packet for head and body: else Nagle's algorithm holds back each answer by 40 ms
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self._note()
         found = self.path.split("?")[0] == "/v1/models"
-        self._send(*(self.server.chat.models_reply if found else (404, {}, {"error": f"no {self.path}"})))
+        self._send(
+            *(self.server.chat.models_reply if found else (404, {}, {"error": f"no {self.path}"}))
+        )
 
     def do_POST(self) -> None:
         self._note()
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         found = self.path.split("?")[0] == "/v1/chat/completions"
-        self._send(*(self.server.chat.chat(body) if found else (404, {}, {"error": f"no {self.path}"})))
+        self._send(
+            *(self.server.chat.chat(body) if found else (404, {}, {"error": f"no {self.path}"}))
+        )
 
     def _note(self) -> None:
         self.server.chat.paths.append(self.path)
-        self.server.chat.headers.append({name.lower(): value for name, value in self.headers.items()})
+        self.server.chat.headers.append(
+            {name.lower(): value for name, value in self.headers.items()}
+        )
 
     def _send(self, status: int, headers: dict[str, str], body: Any) -> None:
         body = body if isinstance(body, str | bytes) else json.dumps(body)

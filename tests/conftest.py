@@ -1,5 +1,7 @@
 # ruff: noqa: E402
-"""Tiny real models, made here, so that no test needs the network. Settings come before any Hugging Face import."""
+"""Tiny real models, made here, so that no test needs the network. Settings come before any Hugging
+Face import.
+"""
 
 import os
 import tempfile
@@ -58,18 +60,38 @@ def make_tokenizer(chat_template: str | None) -> transformers.PreTrainedTokenize
     letters = sorted({byte_level.pre_tokenize_str(c)[0][0] for c in string.printable})
     tokens = ["<pad>", "<s>", "</s>", *letters, "th", "the", "er"]
     merges = [("t", "h"), ("th", "e"), ("e", "r")]
-    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    backend = Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    )
     backend.pre_tokenizer, backend.decoder = byte_level, decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template, **special)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=chat_template, **special
+    )
 
 
-def save_model(folder: Path, kind: str = "Llama", head: str = "CausalLM", chat: bool = True, **config) -> str:
-    """A tiny random model of any architecture with the tokenizer above; wide weights, so that its choices are clear."""
+def save_model(
+    folder: Path, kind: str = "Llama", head: str = "CausalLM", chat: bool = True, **config
+) -> str:
+    """A tiny random model of any architecture with the tokenizer above; wide weights, so that its
+    choices are clear.
+    """
     tokenizer = make_tokenizer(CHAT_TEMPLATE if chat else None)
-    tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tiny |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    tiny = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    tiny |= {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+    }
     tiny |= {"initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
     model_config = getattr(transformers, f"{kind}Config")(**(tiny | config))
@@ -101,11 +123,13 @@ def reward_model(models_folder):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The endpoint engine waits for milliseconds only, finds no tokenizer, and has a key and a token to send."""
+    """The endpoint engine waits for milliseconds only, finds no tokenizer, and has a key and a
+    token to send.
+    """
     from asking import KEY
 
-    from persyn_datasets import models as our_models
     from persyn_datasets.engines import lane, server
+    from persyn_datasets.store import models as our_models
 
     def no_tokenizer(*_: object) -> None:
         raise OSError("no such model")

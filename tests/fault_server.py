@@ -1,4 +1,6 @@
-"""A chat server on loopback that misbehaves in every way, by a plan drawn from the prompt and the try."""
+"""A chat server on loopback that misbehaves in every way, by a plan drawn from the prompt and the
+try.
+"""
 
 import asyncio
 import json
@@ -10,21 +12,37 @@ from typing import Self
 
 from chat_server import completion
 
-KINDS = ("fine", "length", "odd type", "429", "500", "503", "reset", "stall", "cut", "invalid JSON", "no choices",
-         "web page")  # fmt: skip
+KINDS = (
+    "fine",
+    "length",
+    "odd type",
+    "429",
+    "500",
+    "503",
+    "reset",
+    "stall",
+    "cut",
+    "invalid JSON",
+    "no choices",
+    "web page",
+)
 WEIGHTS = (60, 3, 3, 1, 5, 1, 4, 0.2, 4, 4, 4, 4)
 LASTING = {"refused": "400", "broken": "500"}  # what happens to a prompt with this word
 
 
 class FaultServer:
-    """`with FaultServer() as server`; `requests` and `answers` count by prompt, `kinds` by what happened."""
+    """`with FaultServer() as server`; `requests` and `answers` count by prompt, `kinds` by what
+    happened.
+    """
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=256))
+        self._server = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=256)
+        )
         self._thread = Thread(target=self._loop.run_forever, daemon=True)
 
     @property
@@ -43,14 +61,18 @@ class FaultServer:
         finally:
             writer.close()
 
-    async def _reply(self, prompt: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _reply(
+        self, prompt: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         """True if the connection goes on."""
         self.requests[prompt] += 1
         [kind] = random.Random(f"{prompt} {self.requests[prompt]}").choices(KINDS, WEIGHTS)
         kind = LASTING.get(prompt.split()[0], kind)
         self.kinds[kind] += 1
         status, header, missing = "200 OK", "Content-Type: application/json", 0
-        body = json.dumps(completion(f"answer to {prompt}", "length" if kind == "length" else "stop"))
+        body = json.dumps(
+            completion(f"answer to {prompt}", "length" if kind == "length" else "stop")
+        )
         match kind:
             case "reset":
                 writer.transport.abort()
@@ -73,7 +95,10 @@ class FaultServer:
             case "odd type":
                 header = "Content-Type: text/plain"
         self.answers[prompt] += kind in ("fine", "length", "odd type")
-        writer.write(f"HTTP/1.1 {status}\r\n{header}\r\nContent-Length: {len(body) + missing}\r\n\r\n{body}".encode())
+        writer.write(
+            f"HTTP/1.1 {status}\r\n{header}\r\n"
+            f"Content-Length: {len(body) + missing}\r\n\r\n{body}".encode()
+        )
         await writer.drain()
         return not missing
 
@@ -81,7 +106,12 @@ class FaultServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -1,8 +1,7 @@
 """A small Hugging Face Hub on loopback, for the real clients: `server = HubServer(); server.url`.
 
-Repositories live in memory as commits of {path: bytes}. Reads need no token, except of private repositories; writes
-need one whose name does not start with `hf_read`.
-"""
+Repositories live in memory as commits of {path: bytes}. Reads need no token, except of private
+repositories; writes need one whose name does not start with `hf_read`."""
 
 import base64
 import fnmatch
@@ -19,7 +18,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 LFS = ("*.parquet", "*.safetensors", "*.png")
-LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "gemma", "llama3", "llama3.1", "cc-by-nc-4.0", "unknown", "other"}
+LICENSES = {
+    "mit",
+    "apache-2.0",
+    "cc-by-4.0",
+    "gemma",
+    "llama3",
+    "llama3.1",
+    "cc-by-nc-4.0",
+    "unknown",
+    "other",
+}
 Fault = Callable[[int, str, str], str | int | None]
 
 
@@ -53,9 +62,9 @@ class Repo:
 class HubServer:
     """A Hub at `url`, empty after `reset()`.
 
-    `fault(n, method, path)` is asked before the n-th request since `reset` or `count_again`: a status to answer, `drop`
-    to close the connection unanswered, `lose` to do what is asked and then close it unanswered, None to serve.
-    """
+    `fault(n, method, path)` is asked before the n-th request since `reset` or `count_again`: a
+    status to answer, `drop` to close the connection unanswered, `lose` to do what is asked and then
+    close it unanswered, None to serve."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -63,7 +72,9 @@ class HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self  # type: ignore[attr-defined]
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def reset(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -81,20 +92,33 @@ class HubServer:
     def repo(self, repo_id: str, kind: str = "dataset") -> Repo:
         return self.repos[kind, repo_id]
 
-    def put(self, repo_id: str, files: dict[str, str | bytes], kind: str = "dataset", title: str = "by hand") -> Commit:
+    def put(
+        self,
+        repo_id: str,
+        files: dict[str, str | bytes],
+        kind: str = "dataset",
+        title: str = "by hand",
+    ) -> Commit:
         """A commit on main, as a push by git would make it; None as content removes a file."""
         repo = self.repos.setdefault((kind, repo_id), Repo())
         head = repo.branches.get("main")
         contents = {k: v.encode() if isinstance(v, str) else v for k, v in files.items()}
-        merged = {k: v for k, v in ((head.files if head else {}) | contents).items() if v is not None}
+        merged = {
+            k: v for k, v in ((head.files if head else {}) | contents).items() if v is not None
+        }
         return self._commit(repo, "main", merged, title, "")
 
-    def _commit(self, repo: Repo, branch: str, files: dict[str, bytes], title: str, message: str) -> Commit:
+    def _commit(
+        self, repo: Repo, branch: str, files: dict[str, bytes], title: str, message: str
+    ) -> Commit:
         head = repo.branches.get(branch)
         seed = (
-            f"{head.oid if head else ''} {title} {message} {sorted((k, _blob(v)) for k, v in files.items())} {id(repo)}"
+            f"{head.oid if head else ''} {title} {message} "
+            f"{sorted((k, _blob(v)) for k, v in files.items())} {id(repo)}"
         )
-        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), files, title, message, (head,) if head else ())
+        commit = Commit(
+            hashlib.sha1(seed.encode()).hexdigest(), files, title, message, (head,) if head else ()
+        )
         repo.branches[branch] = commit
         return commit
 
@@ -116,7 +140,12 @@ def _is_lfs(path: str) -> bool:
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
     lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": path,
+        "size": len(content),
+        "oid": _blob(content),
+    }
     return entry | ({"lfs": lfs} if _is_lfs(path) else {})
 
 
@@ -144,7 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = None if fault == "drop" else self.serve(hub, path, query, body)
             except _Error as error:
                 return self.reply(
-                    error.status, {"error": error.text}, {"X-Error-Code": error.code} if error.code else {}
+                    error.status,
+                    {"error": error.text},
+                    {"X-Error-Code": error.code} if error.code else {},
                 )
         if fault:
             self.close_connection = True
@@ -153,7 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
 
-    def serve(self, hub: HubServer, path: str, query: dict[str, str], body: bytes) -> tuple[Any, ...]:
+    def serve(
+        self, hub: HubServer, path: str, query: dict[str, str], body: bytes
+    ) -> tuple[Any, ...]:
         if self.command == "PUT" and path.startswith("/objects/"):
             oid = path.removeprefix("/objects/")
             assert hashlib.sha256(body).hexdigest() == oid
@@ -210,11 +243,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.writer()
         organisation = wanted.get("organization") or "me"
         if organisation not in ("me", "org"):
-            raise _Error(403, f"You don't have the rights to create a repository under {organisation!r}.")
+            raise _Error(
+                403, f"You don't have the rights to create a repository under {organisation!r}."
+            )
         kind, repo_id = wanted.get("type", "model"), f"{organisation}/{wanted['name']}"
         prefix = "datasets/" if kind == "dataset" else ""
         if (kind, repo_id) in hub.repos:
-            return 409, {"error": "You already created this repo", "url": f"{hub.url}/{prefix}{repo_id}"}
+            return 409, {
+                "error": "You already created this repo",
+                "url": f"{hub.url}/{prefix}{repo_id}",
+            }
         hub.repos[kind, repo_id] = Repo(wanted.get("visibility") == "private")
         hub.put(repo_id, {".gitattributes": "*.parquet filter=lfs\n"}, kind, "initial commit")
         return 200, {"url": f"{hub.url}/{prefix}{repo_id}", "id": repo_id}
@@ -224,16 +262,31 @@ class _Handler(BaseHTTPRequestHandler):
         values, wrong = yaml.safe_load(head), []
         licenses = values.get("license", [])
         wrong += [
-            f"license {x!r}" for x in ([licenses] if isinstance(licenses, str) else licenses) if x not in LICENSES
+            f"license {x!r}"
+            for x in ([licenses] if isinstance(licenses, str) else licenses)
+            if x not in LICENSES
         ]
-        wrong += ["license_name is required" for _ in [0] if licenses == "other" and not values.get("license_name")]
-        wrong += [f"{k} is not a list" for k in ("tags", "task_categories", "size_categories", "configs")
-                  if not isinstance(values.get(k, []), list)]  # fmt: skip
+        wrong += [
+            "license_name is required"
+            for _ in [0]
+            if licenses == "other" and not values.get("license_name")
+        ]
+        wrong += [
+            f"{k} is not a list"
+            for k in ("tags", "task_categories", "size_categories", "configs")
+            if not isinstance(values.get(k, []), list)
+        ]
         errors = [{"message": text} for text in wrong]
         return 400 if wrong else 200, {"errors": errors, "warnings": []}
 
     def api(
-        self, hub: HubServer, kind: str, repo_id: str, rest: list[str], query: dict[str, str], body: bytes
+        self,
+        hub: HubServer,
+        kind: str,
+        repo_id: str,
+        rest: list[str],
+        query: dict[str, str],
+        body: bytes,
     ) -> tuple[Any, ...]:
         repo = self.find(hub, kind, repo_id)
         what, revision = (rest[0] if rest else "revision"), (rest[1] if len(rest) > 1 else "main")
@@ -241,7 +294,13 @@ class _Handler(BaseHTTPRequestHandler):
             commit = self.at(repo, revision)
             files = [{"rfilename": path} for path in commit.files]
             card = commit.files.get("README.md", b"").decode()
-            facts = {"id": repo_id, "sha": commit.oid, "private": repo.private, "siblings": files, "tags": []}
+            facts = {
+                "id": repo_id,
+                "sha": commit.oid,
+                "private": repo.private,
+                "siblings": files,
+                "tags": [],
+            }
             return 200, facts | {"cardData": _metadata(card), "downloads": 0}
         if what == "auth-check":
             self.user()
@@ -249,9 +308,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.writer()
             return 200, {}
         if what == "refs":
-            refs = {"branches": ("heads", repo.branches), "tags": ("tags", repo.tags), "converts": ("convert", {})}
+            refs = {
+                "branches": ("heads", repo.branches),
+                "tags": ("tags", repo.tags),
+                "converts": ("convert", {}),
+            }
             return 200, {
-                name: [{"name": k, "ref": f"refs/{ref}/{k}", "targetCommit": c.oid} for k, c in values.items()]
+                name: [
+                    {"name": k, "ref": f"refs/{ref}/{k}", "targetCommit": c.oid}
+                    for k, c in values.items()
+                ]
                 for name, (ref, values) in refs.items()
             }
         commit = self.at(repo, revision)
@@ -261,31 +327,47 @@ class _Handler(BaseHTTPRequestHandler):
                 found.append(found[-1].parents[0])
             date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
             return 200, [
-                {"id": c.oid, "title": c.title, "message": c.message, "date": date, "authors": []} for c in found
+                {"id": c.oid, "title": c.title, "message": c.message, "date": date, "authors": []}
+                for c in found
             ]
         if what == "tree":
             folder = "/".join(rest[2:])
-            found = {k: v for k, v in commit.files.items() if not folder or k.startswith(f"{folder}/")}
+            found = {
+                k: v for k, v in commit.files.items() if not folder or k.startswith(f"{folder}/")
+            }
             if folder and not found:
                 raise _Error(404, f"{folder} does not exist", "EntryNotFound")
             entries = [_entry(k, v) for k, v in found.items()]
-            folders = {"/".join(k.split("/")[:i]) for k in found for i in range(1, k.count("/") + 1)}
+            folders = {
+                "/".join(k.split("/")[:i]) for k in found for i in range(1, k.count("/") + 1)
+            }
             entries += [
-                {"type": "directory", "path": f, "size": 0, "oid": "0" * 40} for f in sorted(folders) if f != folder
+                {"type": "directory", "path": f, "size": 0, "oid": "0" * 40}
+                for f in sorted(folders)
+                if f != folder
             ]
             if query.get("recursive", "").lower() not in ("1", "true"):
                 depth = folder.count("/") + 1 if folder else 0
                 entries = [e for e in entries if e["path"].count("/") == depth]
             return 200, entries
         if what == "paths-info":
-            paths = parse_qs(body.decode()).get("paths", []) if not body.startswith(b"{") else json.loads(body)["paths"]
+            paths = (
+                parse_qs(body.decode()).get("paths", [])
+                if not body.startswith(b"{")
+                else json.loads(body)["paths"]
+            )
             return 200, [_entry(p, commit.files[p]) for p in paths if p in commit.files]
         self.writer()
         if what == "preupload":
             files = json.loads(body)["files"]
-            return 200, {"files": [self.preupload(commit, f["path"]) for f in files], "commitOid": commit.oid}
+            return 200, {
+                "files": [self.preupload(commit, f["path"]) for f in files],
+                "commitOid": commit.oid,
+            }
         if what == "commit":
-            return self.commit(hub, repo, revision, commit, [json.loads(line) for line in body.splitlines()])
+            return self.commit(
+                hub, repo, revision, commit, [json.loads(line) for line in body.splitlines()]
+            )
         if what == "tag" and self.command == "POST":
             name = json.loads(body)["tag"]
             if name in repo.tags:
@@ -302,7 +384,9 @@ class _Handler(BaseHTTPRequestHandler):
             return facts
         return facts | {"oid": hashlib.sha256(found).hexdigest() if mode == "lfs" else _blob(found)}
 
-    def commit(self, hub: HubServer, repo: Repo, branch: str, head: Commit, lines: list[Any]) -> tuple[Any, ...]:
+    def commit(
+        self, hub: HubServer, repo: Repo, branch: str, head: Commit, lines: list[Any]
+    ) -> tuple[Any, ...]:
         header, files = lines[0]["value"], dict(head.files)
         if header.get("parentCommit", head.oid) != head.oid:
             return 412, {"error": "A commit has happened since. Please refresh and try again."}
@@ -321,14 +405,23 @@ class _Handler(BaseHTTPRequestHandler):
         made = hub._commit(repo, branch, files, header["summary"], header.get("description", ""))
         kind, repo_id = next(name for name, r in hub.repos.items() if r is repo)
         prefix = "datasets/" if kind == "dataset" else ""
-        return 200, {"commitUrl": f"{hub.url}/{prefix}{repo_id}/commit/{made.oid}", "commitOid": made.oid}
+        return 200, {
+            "commitUrl": f"{hub.url}/{prefix}{repo_id}/commit/{made.oid}",
+            "commitOid": made.oid,
+        }
 
-    def lfs_batch(self, hub: HubServer, kind: str, repo_id: str, wanted: dict[str, Any]) -> tuple[Any, ...]:
+    def lfs_batch(
+        self, hub: HubServer, kind: str, repo_id: str, wanted: dict[str, Any]
+    ) -> tuple[Any, ...]:
         self.writer()
         self.find(hub, "dataset" if kind == "dataset" else "model", repo_id)
         objects = [
             {"oid": o["oid"], "size": o["size"]}
-            | ({} if o["oid"] in hub.objects else {"actions": {"upload": {"href": f"{hub.url}/objects/{o['oid']}"}}})
+            | (
+                {}
+                if o["oid"] in hub.objects
+                else {"actions": {"upload": {"href": f"{hub.url}/objects/{o['oid']}"}}}
+            )
             for o in wanted["objects"]
         ]
         return 200, {"transfer": "basic", "objects": objects}

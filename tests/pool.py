@@ -1,4 +1,6 @@
-"""A small build that generates nothing: problems, recorded answers of three teachers, a recipe; a counting engine."""
+"""A small build that generates nothing: problems, recorded answers of three teachers, a recipe; a
+counting engine.
+"""
 
 import json
 from functools import lru_cache
@@ -15,11 +17,16 @@ TEACHERS = ("adder", "multiplier", "guesser")
 def problems(n=24):
     """(prompt, answer): sums and products in turn."""
     pairs = [(3 + i, 4 + (7 * i) % 11) for i in range(n)]
-    return [(f"{a} plus {b}?", a + b) if i % 2 else (f"{a} times {b}?", a * b) for i, (a, b) in enumerate(pairs)]
+    return [
+        (f"{a} plus {b}?", a + b) if i % 2 else (f"{a} times {b}?", a * b)
+        for i, (a, b) in enumerate(pairs)
+    ]
 
 
 def answer(teacher, prompt):
-    """The adder adds and the multiplier multiplies, whatever was asked; the guesser is always wrong."""
+    """The adder adds and the multiplier multiplies, whatever was asked; the guesser is always
+    wrong.
+    """
     a, _, b = prompt.rstrip("?").split()
     value = {"adder": int(a) + int(b), "multiplier": int(a) * int(b), "guesser": 9999}[teacher]
     return f"The answer is {value}."
@@ -33,15 +40,28 @@ def write_lines(path, rows):
 def make_recipe(folder: Path, model, engine="recorded", **more):
     """The files of a recipe in `folder`, and its values."""
     rows = [{"prompt": p, "answer": str(a), "source": "made"} for p, a in problems()]
-    pool = [{"prompt": p, "teacher": t, "response": answer(t, p)} for p, _ in problems() for t in TEACHERS]
+    pool = [
+        {"prompt": p, "teacher": t, "response": answer(t, p)}
+        for p, _ in problems()
+        for t in TEACHERS
+    ]
     answers = write_lines(folder / "answers.jsonl", pool)
-    prompts = {"path": write_lines(folder / "prompts.jsonl", rows), "column": "prompt", "answer_column": "answer"}
+    prompts = {
+        "path": write_lines(folder / "prompts.jsonl", rows),
+        "column": "prompt",
+        "answer_column": "answer",
+    }
     return {
         "name": "tiny",
         "student": {"model": model},
         "prompts": prompts,
         "teachers": [
-            {"name": t, "model": answers if engine == "recorded" else model, "engine": engine, "system_prompt": t}
+            {
+                "name": t,
+                "model": answers if engine == "recorded" else model,
+                "engine": engine,
+                "system_prompt": t,
+            }
             for t in TEACHERS
         ],
         "calibration": {"size": 16, "seed": 3},
@@ -65,7 +85,9 @@ def built(folder: Path, model) -> PersynBuilder:
 
 
 class CountingEngine:
-    """In place of an engine's `generate`: answers at once, notes what it was asked, can be interrupted or fail."""
+    """In place of an engine's `generate`: answers at once, notes what it was asked, can be
+    interrupted or fail.
+    """
 
     def __init__(self, stop_after=None, fails=lambda teacher, prompt: False):
         self.asked, self.stop_after, self.fails = [], stop_after, fails
@@ -79,5 +101,9 @@ class CountingEngine:
             if self.fails(teacher.name, prompt):
                 yield i, failed(teacher, "the server is on fire")
             else:
-                told = {"teacher": teacher.name, "text": answer(teacher.name, prompt), "finish_reason": "stop"}
+                told = {
+                    "teacher": teacher.name,
+                    "text": answer(teacher.name, prompt),
+                    "finish_reason": "stop",
+                }
                 yield i, Response(**told, prompt_tokens=7, completion_tokens=5, error="")

@@ -22,9 +22,9 @@ from persyn_datasets import (
     load_prompts,
     train_router,
 )
-from persyn_datasets.amend import calibrate
 from persyn_datasets.builder import hold_out
 from persyn_datasets.engines import transformers as engine
+from persyn_datasets.router.add_teacher import calibrate
 
 MERGED = {p: {t: answer(t, p) for t in TEACHERS} for p, _ in problems()}
 
@@ -52,12 +52,29 @@ def done(chat_model, models_folder):
 
 def test_the_tree_on_disk(done):
     assert sorted(p.name for p in done.output.iterdir()) == ["dataset", "router"]
-    names = {"README.md", "recipe.yaml", "stats.json", "data", "calibration", "pairs", "routing", "figures"}
+    names = {
+        "README.md",
+        "recipe.yaml",
+        "stats.json",
+        "data",
+        "calibration",
+        "pairs",
+        "routing",
+        "figures",
+    }
     assert {p.name for p in done.folder.iterdir()} == names
     assert Recipe.load(str(done.folder / "recipe.yaml")) == done.recipe
     _, head, text = (done.folder / "README.md").read_text().split("---\n", 2)
-    assert [c["config_name"] for c in yaml.safe_load(head)["configs"]] == ["default", "calibration", "pairs", "routing"]
-    assert "\n# tiny\n" in text and "\n# Router of tiny\n" in (done.output / "router/README.md").read_text()
+    assert [c["config_name"] for c in yaml.safe_load(head)["configs"]] == [
+        "default",
+        "calibration",
+        "pairs",
+        "routing",
+    ]
+    assert (
+        "\n# tiny\n" in text
+        and "\n# Router of tiny\n" in (done.output / "router/README.md").read_text()
+    )
     model = AutoModelForSequenceClassification.from_pretrained(done.output / "router")
     assert set(model.config.id2label.values()) == set(TEACHERS)
 
@@ -65,8 +82,18 @@ def test_the_tree_on_disk(done):
 def test_every_config_opens_with_load_dataset(done):
     train = load_dataset(str(done.folder))["train"]
     assert train.to_list() == done.as_dataset(split="train").to_list()
-    columns = {"prompt_id", "prompt", "completion", "teacher", "finish_reason", "prompt_tokens", "completion_tokens",
-               "error", "answer", "source"}  # fmt: skip
+    columns = {
+        "prompt_id",
+        "prompt",
+        "completion",
+        "teacher",
+        "finish_reason",
+        "prompt_tokens",
+        "completion_tokens",
+        "error",
+        "answer",
+        "source",
+    }
     assert set(train.column_names) == columns
     prompts = [row["prompt"][0]["content"] for row in train]
     assert prompts == [p for p, _ in problems()] and not any(train["error"])
@@ -85,7 +112,9 @@ def test_the_measured_best_teacher_is_the_one_who_can(done):
     for row in [*calibration["train"], *calibration["test"]]:
         right = "adder" if "plus" in row["messages"][0]["content"] else "multiplier"
         assert row["best_teacher"] == right
-        assert {r["teacher"]: r["quality"] for r in row["responses"]} == {t: float(t == right) for t in TEACHERS}
+        assert {r["teacher"]: r["quality"] for r in row["responses"]} == {
+            t: float(t == right) for t in TEACHERS
+        }
 
 
 def test_the_router_says_how_it_was_made(done):
@@ -93,8 +122,11 @@ def test_the_router_says_how_it_was_made(done):
     assert router.teachers == list(done.recipe.teachers)
     assert router.config.persyn["student"]["model"] == done.recipe.student.model
     assert router.config.persyn["reward"] == {
-        "alpha": 0.4, "normalize": "prompt", "learnability": "log-probability", "seed": 0
-    }  # fmt: skip
+        "alpha": 0.4,
+        "normalize": "prompt",
+        "learnability": "log-probability",
+        "seed": 0,
+    }
     assert router.metrics == stats["router"] and router.metrics["prompts"] == 4
     assert (stats["generations"], stats["generate_then_select"], stats["rows"]) == (56, 72, 24)
     assert sum(t["routed"] for t in stats["per_teacher"].values()) == 24
@@ -113,7 +145,9 @@ def test_the_transforms_by_hand_give_the_same(done, tmp_path):
     )
     sides = hold_out(ranked, 0.25, seed=0)
     pairs = sides["train"].map(Pairify(), batched=True, remove_columns=ranked.column_names)
-    router = train_router(pairs, recipe.router.backbone, teachers=recipe.teachers, freeze_backbone=True)
+    router = train_router(
+        pairs, recipe.router.backbone, teachers=recipe.teachers, freeze_backbone=True
+    )
     router, _ = calibrate(router, sides["test"], str(tmp_path))
     routed = prompts.map(Route(router), batched=True)
     data = routed.map(Synthesize(recipe.teachers), batched=True, batch_size=None)
@@ -135,12 +169,18 @@ def test_the_transforms_by_hand_give_the_same(done, tmp_path):
     assert [{k: row[k] for k in expected.column_names} for row in streamed] == expected.to_list()
 
 
-def test_a_second_build_does_nothing_and_another_alpha_generates_nothing(chat_model, tmp_path, monkeypatch):
+def test_a_second_build_does_nothing_and_another_alpha_generates_nothing(
+    chat_model, tmp_path, monkeypatch
+):
     values = make_recipe(tmp_path, chat_model, engine="transformers")
     counter = counting(monkeypatch)
     first = build(values, tmp_path / "out")
     calibrated, asked = {p for _, p in counter.asked[:48]}, Counter(counter.asked)
-    assert (len(calibrated), max(asked.values()), len(asked)) == (16, 1, 56)  # c·|M| + N − c, none of them twice
+    assert (len(calibrated), max(asked.values()), len(asked)) == (
+        16,
+        1,
+        56,
+    )  # c·|M| + N − c, none of them twice
     files = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()}
     build(values, tmp_path / "out")
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*") if f.is_file()} == files
@@ -155,7 +195,10 @@ def test_a_second_build_does_nothing_and_another_alpha_generates_nothing(chat_mo
         best = max(row["responses"], key=lambda r: r["learnability"])
         assert row["best_teacher"] == best["teacher"]
     assert second.as_dataset(split="train")["teacher"] == table(second, "routing")["teacher"]
-    assert json.loads((tmp_path / "out/router/config.json").read_text())["persyn"]["reward"]["alpha"] == 1.0
+    assert (
+        json.loads((tmp_path / "out/router/config.json").read_text())["persyn"]["reward"]["alpha"]
+        == 1.0
+    )
 
 
 def test_changed_prompts_are_noticed(chat_model, tmp_path):
@@ -168,11 +211,16 @@ def test_changed_prompts_are_noticed(chat_model, tmp_path):
 
 
 def test_builds_do_not_mix_up_in_load_datasets_cache(done, chat_model, tmp_path):
-    """`load_dataset` (5.2) keys a local folder by its last name, here always `dataset`, and its README's configs."""
+    """`load_dataset` (5.2) keys a local folder by its last name, here always `dataset`, and its
+    README's configs.
+    """
     values = make_recipe(tmp_path, chat_model, calibration={"size": 14})
     assert len(done.as_dataset(split="train")) == 24
     assert len(table(build(values, tmp_path / "out"), "routing")) == 24
-    sizes = [len(table(done, "calibration")), len(load_dataset(str(tmp_path / "out/dataset"), "calibration")["train"])]
+    sizes = [
+        len(table(done, "calibration")),
+        len(load_dataset(str(tmp_path / "out/dataset"), "calibration")["train"]),
+    ]
     assert sizes == [12, 10]
 
 
@@ -207,7 +255,9 @@ def test_an_interrupted_build_goes_on(chat_model, tmp_path, monkeypatch, stop_af
     assert len(builder.as_dataset(split="train")) == 24
 
 
-def test_an_interrupted_change_does_not_leave_the_first_build_as_done(chat_model, tmp_path, monkeypatch):
+def test_an_interrupted_change_does_not_leave_the_first_build_as_done(
+    chat_model, tmp_path, monkeypatch
+):
     """The router and part of the tables are the second recipe's by then."""
     values = make_recipe(tmp_path, chat_model, engine="transformers")
     counting(monkeypatch)
@@ -225,11 +275,14 @@ def test_a_calibration_that_failed_says_why(chat_model, tmp_path, monkeypatch):
     values = make_recipe(tmp_path, chat_model, engine="transformers")
     counting(monkeypatch, fails=lambda *_: True)
     with pytest.raises(
-        BuildError, match="48 of 48 requests failed, and max_failed is 5%: 16 × 'adder': the server is on fire"
+        BuildError,
+        match="48 of 48 requests failed, and max_failed is 5%: 16 × 'adder': the server is on fire",
     ):
         build(values, tmp_path / "out")
     counting(monkeypatch)
-    assert len(build(values, tmp_path / "out").as_dataset(split="train")) == 24  # nothing of it sticks
+    assert (
+        len(build(values, tmp_path / "out").as_dataset(split="train")) == 24
+    )  # nothing of it sticks
 
 
 def test_a_hold_out_that_failed_says_why(chat_model, tmp_path, monkeypatch):
@@ -244,8 +297,12 @@ def test_a_hold_out_that_failed_says_why(chat_model, tmp_path, monkeypatch):
 
 
 def test_rewards_that_are_all_equal_say_so(chat_model, tmp_path):
-    values = make_recipe(tmp_path, chat_model, reward={"alpha": 0}, quality="test_builder.the_same_for_all")
-    with pytest.raises(BuildError, match="no response failed, but all rewards of each prompt are equal"):
+    values = make_recipe(
+        tmp_path, chat_model, reward={"alpha": 0}, quality="test_builder.the_same_for_all"
+    )
+    with pytest.raises(
+        BuildError, match="no response failed, but all rewards of each prompt are equal"
+    ):
         build(values, tmp_path / "out")
 
 
@@ -255,7 +312,9 @@ def the_same_for_all(completions, **columns):
 
 def test_an_output_folder_that_holds_something_else_is_refused(done, chat_model, tmp_path):
     values = make_recipe(tmp_path, chat_model, name="other")
-    with pytest.raises(InputError, match=r"holds a build of the recipe 'tiny'.*this recipe is 'other'.*--output"):
+    with pytest.raises(
+        InputError, match=r"holds a build of the recipe 'tiny'.*this recipe is 'other'.*--output"
+    ):
         PersynBuilder(Recipe.from_dict(values), done.output)
     (tmp_path / "mine" / "dataset").mkdir(parents=True)
     (tmp_path / "mine" / "dataset" / "README.md").write_text("# Mine")

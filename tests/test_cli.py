@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (one wrong input, one line)
 import socket
 import subprocess
 import sys
@@ -13,7 +12,10 @@ from pool import CountingEngine, answer, built, make_recipe, problems, save, wri
 from persyn_datasets import Router
 from persyn_datasets.cli import main
 
-ENGINES = [import_module(f"persyn_datasets.engines.{name}") for name in ("transformers", "endpoint", "recorded")]
+ENGINES = [
+    import_module(f"persyn_datasets.engines.{name}")
+    for name in ("transformers", "endpoint", "recorded")
+]
 
 
 @pytest.fixture
@@ -32,19 +34,52 @@ def done(chat_model, models_folder):
 
 def test_build_and_build_again(chat_model, tmp_path, capsys):
     recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), str(tmp_path / "out")
-    assert main(["build", recipe, "--output", output, "--set", "calibration.size=12", "--set", "reward.alpha=0.3"]) == 0
+    assert (
+        main(
+            [
+                "build",
+                recipe,
+                "--output",
+                output,
+                "--set",
+                "calibration.size=12",
+                "--set",
+                "reward.alpha=0.3",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "α = 0.3" in told and "48 generations" in told and "routing" in told.lower()
     assert f"load_dataset('{output}/dataset')" in told
     assert len(load_dataset(f"{output}/dataset", split="train")) == 24
     assert Router.from_pretrained(f"{output}/router").metrics["prompts"] == 3
-    assert main(["build", recipe, "--output", output, "--set", "calibration.size=12", "--set", "reward.alpha=0.3"]) == 0
+    assert (
+        main(
+            [
+                "build",
+                recipe,
+                "--output",
+                output,
+                "--set",
+                "calibration.size=12",
+                "--set",
+                "reward.alpha=0.3",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == told
 
 
 def test_a_dry_run_prints_the_plan_and_spends_nothing(chat_model, tmp_path, capsys, asked):
     recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), tmp_path / "out"
-    assert main(["build", recipe, "--dry-run", "--output", str(output), "--set", "calibration.size=10"]) == 0
+    assert (
+        main(
+            ["build", recipe, "--dry-run", "--output", str(output), "--set", "calibration.size=10"]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "24 prompts, 3 teachers" in told and "then 14 responses" in told
     assert f"{10 * 3 + 24 - 10} generations in all; generate-then-select needs {24 * 3}" in told
@@ -92,10 +127,17 @@ def test_a_failed_build_has_the_reason_last(chat_model, tmp_path, capsys, monkey
 
 
 def test_route_only_assigns(done, tmp_path, capsys, asked):
-    prompts = write_lines(tmp_path / "new.jsonl", [{"prompt": p, "id": i} for i, (p, _) in enumerate(problems(9))])
-    assert main(["route", str(done.output / "router"), prompts, "--output", str(tmp_path / "routed")]) == 0
+    prompts = write_lines(
+        tmp_path / "new.jsonl", [{"prompt": p, "id": i} for i, (p, _) in enumerate(problems(9))]
+    )
+    assert (
+        main(["route", str(done.output / "router"), prompts, "--output", str(tmp_path / "routed")])
+        == 0
+    )
     rows = load_dataset(str(tmp_path / "routed"), split="train")
-    assert rows["id"] == list(range(9)) and [m[0]["content"] for m in rows["messages"]] == [p for p, _ in problems(9)]
+    assert rows["id"] == list(range(9)) and [m[0]["content"] for m in rows["messages"]] == [
+        p for p, _ in problems(9)
+    ]
     built_rows = load_dataset(str(done.folder), "routing", split="train")[:9]
     assert (rows["teacher"], rows["prompt_id"]) == (built_rows["teacher"], built_rows["prompt_id"])
     told = capsys.readouterr().out
@@ -104,10 +146,19 @@ def test_route_only_assigns(done, tmp_path, capsys, asked):
 
 def test_synthesize_asks_only_the_assigned_teacher(done, tmp_path, asked):
     prompts = write_lines(tmp_path / "new.jsonl", [{"question": p} for p, _ in problems(9)])
-    arguments = [str(done.output / "router"), prompts, "--output", str(tmp_path / "out"), "--column", "question"]
+    arguments = [
+        str(done.output / "router"),
+        prompts,
+        "--output",
+        str(tmp_path / "out"),
+        "--column",
+        "question",
+    ]
     assert main(["synthesize", *arguments]) == 0
     rows = load_dataset(str(tmp_path / "out"), split="train")
-    assert sorted(asked) == sorted((t, p[0]["content"]) for t, p in zip(rows["teacher"], rows["prompt"], strict=True))
+    assert sorted(asked) == sorted(
+        (t, p[0]["content"]) for t, p in zip(rows["teacher"], rows["prompt"], strict=True)
+    )
     assert [r["completion"][0]["content"] for r in rows] == [
         answer(t, p) for t, (p, _) in zip(rows["teacher"], problems(9), strict=True)
     ]
@@ -115,25 +166,39 @@ def test_synthesize_asks_only_the_assigned_teacher(done, tmp_path, asked):
 
 def test_synthesize_puts_failed_rows_apart(done, tmp_path, monkeypatch):
     lost = problems(9)[3][0]
-    monkeypatch.setattr(ENGINES[2], "generate", CountingEngine(fails=lambda _, prompt: prompt == lost))
+    monkeypatch.setattr(
+        ENGINES[2], "generate", CountingEngine(fails=lambda _, prompt: prompt == lost)
+    )
     prompts = write_lines(tmp_path / "new.jsonl", [{"prompt": p} for p, _ in problems(9)])
-    assert main(["synthesize", str(done.output / "router"), prompts, "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            ["synthesize", str(done.output / "router"), prompts, "--output", str(tmp_path / "out")]
+        )
+        == 0
+    )
     rows = load_dataset(str(tmp_path / "out"))
     assert ({k: len(v) for k, v in rows.items()}, rows["failed"][0]["error"]) == (
-        {"train": 8, "failed": 1}, "the server is on fire",
-    )  # fmt: skip
+        {"train": 8, "failed": 1},
+        "the server is on fire",
+    )
 
 
 @pytest.mark.parametrize("command", ["route", "synthesize"])
 def test_what_route_and_synthesize_refuse(command, done, chat_model, tmp_path, capsys, asked):
-    router, prompts = str(done.output / "router"), write_lines(tmp_path / "p.jsonl", [{"prompt": "1 plus 1?"}])
+    router, prompts = (
+        str(done.output / "router"),
+        write_lines(tmp_path / "p.jsonl", [{"prompt": "1 plus 1?"}]),
+    )
     full, file = tmp_path / "full", tmp_path / "a-file"
     full.mkdir()
     for path in (full / "mine", file):
         path.write_text("")
     for arguments, message in (
         ([router, str(tmp_path / "no.jsonl"), "--output", str(tmp_path / "o")], "no such file"),
-        ([router, prompts, "--output", str(tmp_path / "o"), "--column", "text"], "no column 'text'; it has prompt"),
+        (
+            [router, prompts, "--output", str(tmp_path / "o"), "--column", "text"],
+            "no column 'text'; it has prompt",
+        ),
         ([router, prompts, "--output", str(full)], "is not an empty folder"),
         ([router, prompts, "--output", str(file)], "is not an empty folder"),
         ([str(tmp_path / "no-router"), prompts, "--output", str(tmp_path / "o")], "No router at"),
@@ -168,49 +233,126 @@ def cells(values, **columns):
 
 # What is wrong: (how the recipe is spoilt, what the message must name).
 WRONG = {
-    "unknown key": (lambda v: v["reward"].update(alhpa=1), ["unknown key 'reward.alhpa'", "did you mean 'alpha'"]),
-    "unknown top key": (lambda v: v.update(teacher=[]), ["unknown key 'teacher'", "did you mean 'teachers'"]),
-    "unknown teacher key": (lambda v: v["teachers"][0].update(prise=1), ["'teachers.0.prise'", "did you mean 'price'"]),
-    "wrong type": (lambda v: v["calibration"].update(size="many"), ["calibration.size", "'many'", "integer"]),
-    "missing column": (lambda v: v["prompts"].update(column="text"), ["prompts.column", "no column 'text'", "prompt, answer"]),
+    "unknown key": (
+        lambda v: v["reward"].update(alhpa=1),
+        ["unknown key 'reward.alhpa'", "did you mean 'alpha'"],
+    ),
+    "unknown top key": (
+        lambda v: v.update(teacher=[]),
+        ["unknown key 'teacher'", "did you mean 'teachers'"],
+    ),
+    "unknown teacher key": (
+        lambda v: v["teachers"][0].update(prise=1),
+        ["'teachers.0.prise'", "did you mean 'price'"],
+    ),
+    "wrong type": (
+        lambda v: v["calibration"].update(size="many"),
+        ["calibration.size", "'many'", "integer"],
+    ),
+    "missing column": (
+        lambda v: v["prompts"].update(column="text"),
+        ["prompts.column", "no column 'text'", "prompt, answer"],
+    ),
     "not messages": (
-        lambda v: cells(v, messages=[[{"role": "user", "content": "1?"}], [{"role": "user"}]], a=["1", "2"]),
+        lambda v: cells(
+            v, messages=[[{"role": "user", "content": "1?"}], [{"role": "user"}]], a=["1", "2"]
+        ),
         ["row 1, column 'messages'", "message 0", "'role'", "'content'"],
     ),
-    "numbers for prompts": (lambda v: cells(v, prompt=[1, 2], a=["1", "2"]), ["row 0, column 'prompt'", "found int 1", "expected a"]),
+    "numbers for prompts": (
+        lambda v: cells(v, prompt=[1, 2], a=["1", "2"]),
+        ["row 0, column 'prompt'", "found int 1", "expected a"],
+    ),
     "unknown role": (
-        lambda v: cells(v, messages=[[{"role": "robot", "content": "1?"}]], a=["1"]), ["row 0", "role 'robot'", "system, user"],
+        lambda v: cells(v, messages=[[{"role": "robot", "content": "1?"}]], a=["1"]),
+        ["row 0", "role 'robot'", "system, user"],
     ),
-    "empty prompt": (lambda v: cells(v, prompt=["1?", " "], a=["1", "2"]), ["row 1", "empty", "Remove the row or fill it"]),
+    "empty prompt": (
+        lambda v: cells(v, prompt=["1?", " "], a=["1", "2"]),
+        ["row 1", "empty", "Remove the row or fill it"],
+    ),
     "no prompts": (lambda v: rewrite(v, b""), ["prompts.jsonl", "empty"]),
-    "the same name twice": (lambda v: v["teachers"][1].update(name="adder"), ["'adder' is used twice", "`name`"]),
-    "one teacher": (lambda v: v.update(teachers=v["teachers"][:1]), ["teachers: found 1", "at least two"]),
-    "large calibration": (lambda v: v["calibration"].update(size=25), ["calibration.size is 25", "24 prompts", "Lower it"]),
-    "no answer column": (lambda v: cells(v, prompt=["1?"] * 24), ["math-verify", "prompts.answer_column"]),
-    "wrong answer column": (lambda v: v["prompts"].update(answer_column="gold"), ["prompts.answer_column", "'gold'"]),
-    "an answer that is none": (lambda v: cells(v, prompt=["1?"] * 16, a=[""] * 16), ["The answer ''", "Mend or remove the row"]),
-    "unreachable endpoint": (lambda v: endpoint(v), ["'multiplier'", "cannot be reached", "Is the server up?"]),
-    "no key": (lambda v: endpoint(v, api_key_env="NO_SUCH_KEY"), ["'multiplier'", "NO_SUCH_KEY is not set", "export"]),
-    "endpoint without address": (lambda v: v["teachers"][1].update(engine="endpoint"), ["'multiplier'", "no base_url", "http://"]),
-    "model not found": (
-        lambda v: v["teachers"][2].update(engine="transformers", model="/no/model"), ["'guesser'", "'/no/model' not found"],
+    "the same name twice": (
+        lambda v: v["teachers"][1].update(name="adder"),
+        ["'adder' is used twice", "`name`"],
     ),
-    "student not found": (lambda v: v["student"].update(model="/no/student"), ["student.model", "'/no/student' not found"]),
-    "a teacher without records": (lambda v: v["teachers"][2].update(name="nobody"), ["'nobody'", "it has adder, guesser"]),
+    "one teacher": (
+        lambda v: v.update(teachers=v["teachers"][:1]),
+        ["teachers: found 1", "at least two"],
+    ),
+    "large calibration": (
+        lambda v: v["calibration"].update(size=25),
+        ["calibration.size is 25", "24 prompts", "Lower it"],
+    ),
+    "no answer column": (
+        lambda v: cells(v, prompt=["1?"] * 24),
+        ["math-verify", "prompts.answer_column"],
+    ),
+    "wrong answer column": (
+        lambda v: v["prompts"].update(answer_column="gold"),
+        ["prompts.answer_column", "'gold'"],
+    ),
+    "an answer that is none": (
+        lambda v: cells(v, prompt=["1?"] * 16, a=[""] * 16),
+        ["The answer ''", "Mend or remove the row"],
+    ),
+    "unreachable endpoint": (
+        lambda v: endpoint(v),
+        ["'multiplier'", "cannot be reached", "Is the server up?"],
+    ),
+    "no key": (
+        lambda v: endpoint(v, api_key_env="NO_SUCH_KEY"),
+        ["'multiplier'", "NO_SUCH_KEY is not set", "export"],
+    ),
+    "endpoint without address": (
+        lambda v: v["teachers"][1].update(engine="endpoint"),
+        ["'multiplier'", "no base_url", "http://"],
+    ),
+    "model not found": (
+        lambda v: v["teachers"][2].update(engine="transformers", model="/no/model"),
+        ["'guesser'", "'/no/model' not found"],
+    ),
+    "student not found": (
+        lambda v: v["student"].update(model="/no/student"),
+        ["student.model", "'/no/student' not found"],
+    ),
+    "a teacher without records": (
+        lambda v: v["teachers"][2].update(name="nobody"),
+        ["'nobody'", "it has adder, guesser"],
+    ),
     "alpha": (lambda v: v["reward"].update(alpha=1.5), ["reward", "1.5", "[0, 1]"]),
     "negative alpha": (lambda v: v["reward"].update(alpha=-0.1), ["reward", "-0.1", "[0, 1]"]),
-    "not UTF-8": (lambda v: rewrite(v, b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'), ["line 2 is not UTF-8", "iconv"]),
-    "binary": (lambda v: rewrite(v, b'{"prompt"\0: 1}'), ["prompts.jsonl: line 1 holds binary data", "UTF-8"]),
-    "not JSON": (lambda v: rewrite(v, b"prompt\nWhat?\n"), ["prompts.jsonl", "cannot be read", "check its format"]),
-    "unknown format": (lambda v: v["prompts"].update(path=__file__), ["unknown format '.py'", ".jsonl"]),
-    "no prompt file": (lambda v: v["prompts"].update(path="/no/prompts.csv"), ["/no/prompts.csv: no such file"]),
-}  # fmt: skip
+    "not UTF-8": (
+        lambda v: rewrite(v, b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n'),
+        ["line 2 is not UTF-8", "iconv"],
+    ),
+    "binary": (
+        lambda v: rewrite(v, b'{"prompt"\0: 1}'),
+        ["prompts.jsonl: line 1 holds binary data", "UTF-8"],
+    ),
+    "not JSON": (
+        lambda v: rewrite(v, b"prompt\nWhat?\n"),
+        ["prompts.jsonl", "cannot be read", "check its format"],
+    ),
+    "unknown format": (
+        lambda v: v["prompts"].update(path=__file__),
+        ["unknown format '.py'", ".jsonl"],
+    ),
+    "no prompt file": (
+        lambda v: v["prompts"].update(path="/no/prompts.csv"),
+        ["/no/prompts.csv: no such file"],
+    ),
+}
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["build", "dry"])
 @pytest.mark.parametrize("what", WRONG)
-def test_bad_input_is_refused_before_any_work(what, dry, chat_model, tmp_path, capsys, asked, monkeypatch):
-    """Item 6: exit code 1, and a message that names the place and the mend, before a model is asked."""
+def test_bad_input_is_refused_before_any_work(
+    what, dry, chat_model, tmp_path, capsys, asked, monkeypatch
+):
+    """Item 6: exit code 1, and a message that names the place and the mend, before a model is
+    asked.
+    """
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     values = make_recipe(tmp_path, chat_model) | {"reward": {}}
     spoil, fragments = WRONG[what]
@@ -220,25 +362,40 @@ def test_bad_input_is_refused_before_any_work(what, dry, chat_model, tmp_path, c
     assert "Traceback" not in message
     for fragment in fragments:
         assert fragment in message, fragment
-    assert asked == [] and not (tmp_path / "journal").exists() and not (tmp_path / "out/dataset").exists()
+    assert (
+        asked == []
+        and not (tmp_path / "journal").exists()
+        and not (tmp_path / "out/dataset").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["{recipe}", "--output", "{done}"], ["holds a build of the recipe 'tiny'", "'other'", "--output"]),
+        (
+            ["{recipe}", "--output", "{done}"],
+            ["holds a build of the recipe 'tiny'", "'other'", "--output"],
+        ),
         (["{recipe}", "--output", "{recipe}"], ["is a file", "--output"]),
         (["no.yaml"], ["no.yaml: no such file"]),
         (["quikstart"], ["No recipe 'quikstart'", "quickstart"]),
         (["{recipe}", "--set", "reward.alpha"], ["--set reward.alpha: expected key=value"]),
         (["{recipe}", "--set", "teachers.9.name=x"], ["--set teachers.9.name=x", "a list of 3"]),
         (["{recipe}", "--set", "reward.alpha={"], ["--set reward.alpha={"]),
-        (["{recipe}", "--set", "calibration.sise=3"], ["'calibration.sise'", "did you mean 'size'"]),
+        (
+            ["{recipe}", "--set", "calibration.sise=3"],
+            ["'calibration.sise'", "did you mean 'size'"],
+        ),
     ],
 )
-def test_bad_arguments_are_refused(arguments, fragments, done, chat_model, tmp_path, capsys, asked, monkeypatch):
+def test_bad_arguments_are_refused(
+    arguments, fragments, done, chat_model, tmp_path, capsys, asked, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    places = {"recipe": save(tmp_path, make_recipe(tmp_path, chat_model, name="other")), "done": done.output}
+    places = {
+        "recipe": save(tmp_path, make_recipe(tmp_path, chat_model, name="other")),
+        "done": done.output,
+    }
     assert main(["build", *(a if "={" in a else a.format(**places) for a in arguments)]) == 1
     message = capsys.readouterr().err
     assert all(f in message for f in fragments), message
@@ -256,11 +413,21 @@ def test_a_real_endpoint_builds_and_its_key_is_nowhere(chat_model, tmp_path, cap
     with ChatServer(reply) as server:
         values = make_recipe(tmp_path, chat_model)
         for t in values["teachers"]:
-            t |= {"engine": "endpoint", "model": "m", "base_url": server.url, "api_key_env": "TINY_KEY"}
+            t |= {
+                "engine": "endpoint",
+                "model": "m",
+                "base_url": server.url,
+                "api_key_env": "TINY_KEY",
+            }
         assert main(["build", save(tmp_path, values), "--output", str(tmp_path / "out")]) == 0
         assert server.count == 56
         assert {h["authorization"] for h in server.headers} == {"Bearer sk-0123456789"}
-    written = [f.read_bytes() for folder in ("out", "journal") for f in (tmp_path / folder).rglob("*") if f.is_file()]
+    written = [
+        f.read_bytes()
+        for folder in ("out", "journal")
+        for f in (tmp_path / folder).rglob("*")
+        if f.is_file()
+    ]
     assert written and not any(b"sk-0123456789" in content for content in written)
     told = capsys.readouterr()
     assert "sk-0123456789" not in told.out + told.err
@@ -284,7 +451,10 @@ def test_help(command, capsys):
     ],
 )
 def test_nothing_heavy_is_imported_too_early(code):
-    check = f"import sys\n{code}\nprint('heavy:', sorted({{'torch', 'datasets', 'transformers'}} & set(sys.modules)))"
+    check = (
+        f"import sys\n{code}\nprint('heavy:', sorted({{'torch', 'datasets', 'transformers'}} "
+        f"& set(sys.modules)))"
+    )
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "heavy: []"
 
@@ -293,7 +463,9 @@ def test_a_refused_change_leaves_the_finished_build_as_it_is(chat_model, tmp_pat
     recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), tmp_path / "out"
     assert main(["build", recipe, "--output", str(output)]) == 0
     before = {f: f.read_bytes() for f in output.rglob("*") if f.is_file()}
-    assert main(["build", recipe, "--output", str(output), "--set", "student.model=/no/student"]) == 1
+    assert (
+        main(["build", recipe, "--output", str(output), "--set", "student.model=/no/student"]) == 1
+    )
     assert {f: f.read_bytes() for f in output.rglob("*") if f.is_file()} == before
 
 

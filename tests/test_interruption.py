@@ -18,8 +18,12 @@ from pool import answer, make_recipe, save
 from persyn_datasets.cli import main
 
 CONCURRENCY = 4
-FORKS = multiprocessing.get_context("forkserver")  # the imports once, then one clean process per run
-FORKS.set_forkserver_preload(["persyn_datasets.builder", "persyn_datasets.engines.transformers", "pool"])
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # the imports once, then one clean process per run
+FORKS.set_forkserver_preload(
+    ["persyn_datasets.builder", "persyn_datasets.engines.transformers", "pool"]
+)
 
 
 def solve(request, nth):
@@ -95,16 +99,35 @@ def test_an_interruption_says_how_to_go_on(number, chat_model, tmp_path):
 
     with ChatServer(slow) as server:
         recipe = recipe_of(tmp_path / "build", chat_model, server)
-        command = [sys.executable, "-m", "persyn_datasets.cli", "build", recipe, "--output", str(tmp_path / "out")]
+        command = [
+            sys.executable,
+            "-m",
+            "persyn_datasets.cli",
+            "build",
+            recipe,
+            "--output",
+            str(tmp_path / "out"),
+        ]
         process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-        )  # fmt: skip
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # a shell's background job ignores it
+        )
         words = process.communicate(timeout=120)[1]
         assert process.returncode == 130
-        assert "interrupted. What was generated is kept: the same command goes on" in words.splitlines()[-1]
+        assert (
+            "interrupted. What was generated is kept: the same command goes on"
+            in words.splitlines()[-1]
+        )
         assert "Traceback" not in words
         before, server.reply = server.count, solve
         assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 0
-        assert len({json.dumps(b["messages"]) + b["model"] for b in server.bodies}) >= server.count - CONCURRENCY
+        assert (
+            len({json.dumps(b["messages"]) + b["model"] for b in server.bodies})
+            >= server.count - CONCURRENCY
+        )
         assert before < server.count

@@ -7,7 +7,9 @@ from persyn_datasets import InputError, Recipe, plan
 def test_the_papers_own_numbers(tmp_path):
     """N = 50,000, |M| = 19, c = 2,500: 95,000 generations against 950,000."""
     teachers = [{"model": f"org/{i}"} for i in range(19)]
-    recipe = Recipe.from_dict(make_recipe(tmp_path, "s", teachers=teachers, calibration={"size": 2500}))
+    recipe = Recipe.from_dict(
+        make_recipe(tmp_path, "s", teachers=teachers, calibration={"size": 2500})
+    )
     counts = plan.plan(recipe, 50_000)
     assert (counts["generations"], counts["generate_then_select"]) == (95_000, 950_000)
 
@@ -16,7 +18,9 @@ def test_samples_multiply_the_calibration(tmp_path, chat_model):
     values = make_recipe(tmp_path, chat_model, calibration={"size": 10, "samples": 3})
     assert plan.plan(Recipe.from_dict(values), 24)["generations"] == 3 * 10 * 3 + 24 - 10
     plan.check(Recipe.from_dict(values))  # recorded answers need no temperature
-    values = make_recipe(tmp_path, chat_model, engine="transformers", calibration={"size": 10, "samples": 3})
+    values = make_recipe(
+        tmp_path, chat_model, engine="transformers", calibration={"size": 10, "samples": 3}
+    )
     values["teachers"][1]["sampling"] = {"temperature": 0}
     with pytest.raises(InputError, match="the teacher 'multiplier' is greedy"):
         plan.check(Recipe.from_dict(values))
@@ -25,7 +29,9 @@ def test_samples_multiply_the_calibration(tmp_path, chat_model):
 def test_check_returns_the_prompts(tmp_path, chat_model):
     recipe = Recipe.from_dict(make_recipe(tmp_path, chat_model))
     rows = plan.check(recipe)
-    assert [(m[0]["content"], int(a)) for m, a in zip(rows["messages"], rows["answer"], strict=True)] == problems()
+    assert [
+        (m[0]["content"], int(a)) for m, a in zip(rows["messages"], rows["answer"], strict=True)
+    ] == problems()
     first, second = plan.calibration(recipe, rows), plan.calibration(recipe, rows)
     assert first["prompt_id"] == second["prompt_id"] and len(set(first["prompt_id"])) == 16
     other = Recipe.from_dict(make_recipe(tmp_path, chat_model, calibration={"size": 16, "seed": 4}))
@@ -48,7 +54,10 @@ def test_the_plan_in_words_has_the_costs(tmp_path, chat_model):
     assert f"${16 * dear:,.2f}" in cells["adder"] and "16,000" in cells["adder"]
     assert f"${16 * cheap:,.2f}" in cells["multiplier"] and "8,000" in cells["multiplier"]
     assert "not priced" in cells["guesser"]
-    assert f"then 8 responses, each from the teacher that the router picks (at most ${8 * dear:,.2f})" in text
+    assert (
+        f"then 8 responses, each from the teacher that the router picks (at most ${8 * dear:,.2f})"
+        in text
+    )
     assert "56 generations in all; generate-then-select needs 72 (1.3 times as many)" in text
 
 
@@ -67,42 +76,75 @@ def test_break_even_against_the_dearest_teacher(tmp_path, chat_model):
     first = next(n for n in range(c, 10_000) if ours(n) < n * dear)
     assert first - 1 <= told["break_even"] <= first
     assert told["Generate"]["usd"] + told["Synthesize"]["usd"] == pytest.approx(ours(24))
-    assert told["Synthesize"]["completion_tokens"] == 8 * 1000 and told["Generate"]["completion_tokens"] == 48_000
-    assert (told["generate_then_select"], told["dearest"]) == (24 * 12.0, {"name": "guesser", "usd": 24 * 9.0})
+    assert (
+        told["Synthesize"]["completion_tokens"] == 8 * 1000
+        and told["Generate"]["completion_tokens"] == 48_000
+    )
+    assert (told["generate_then_select"], told["dearest"]) == (
+        24 * 12.0,
+        {"name": "guesser", "usd": 24 * 9.0},
+    )
     text = plan.describe(recipe, rows)
-    assert f"which costs more from {told['break_even']:,.0f} prompts on" in text and "$288.00" in text
+    assert (
+        f"which costs more from {told['break_even']:,.0f} prompts on" in text and "$288.00" in text
+    )
 
 
 def test_time_by_stated_or_measured_throughput(tmp_path, chat_model):
     """Endpoints answer while local teachers do, one after another."""
     values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 1000})
     here, also, there = values["teachers"]
-    here |= {"engine": "transformers", "model": chat_model, "tokens_per_second": 50}  # 20 s an answer
+    here |= {
+        "engine": "transformers",
+        "model": chat_model,
+        "tokens_per_second": 50,
+    }  # 20 s an answer
     also |= {"engine": "transformers", "model": chat_model}
-    there |= {"engine": "endpoint", "base_url": "http://127.0.0.1:1/v1", "tokens_per_second": 4}  # 250 s an answer
+    there |= {
+        "engine": "endpoint",
+        "base_url": "http://127.0.0.1:1/v1",
+        "tokens_per_second": 4,
+    }  # 250 s an answer
     recipe = Recipe.from_dict(values)
     rows = recipe.prompts.load()
     told = plan.estimate(recipe, rows)
     assert told["Generate"]["seconds"] is told["Synthesize"]["seconds"] is None
-    assert "No time is estimated: state the tokens_per_second of multiplier, or" in plan.describe(recipe, rows)
-    lines = [{"teacher": "multiplier", "new_tokens": n, "seconds": s} for n, s in ((900, 60.0), (100, 40.0), (0, 9.0))]
-    lines.append({"teacher": "guesser", "new_tokens": 500, "seconds": 50.0})  # 100 s an answer: not what was stated
+    assert "No time is estimated: state the tokens_per_second of multiplier, or" in plan.describe(
+        recipe, rows
+    )
+    lines = [
+        {"teacher": "multiplier", "new_tokens": n, "seconds": s}
+        for n, s in ((900, 60.0), (100, 40.0), (0, 9.0))
+    ]
+    lines.append(
+        {"teacher": "guesser", "new_tokens": 500, "seconds": 50.0}
+    )  # 100 s an answer: not what was stated
     told = plan.estimate(recipe, rows, lines)
     assert told["Generate"]["seconds"] == pytest.approx(16 * (20 + 100))
     assert told["Synthesize"]["seconds"] == pytest.approx(8 / 3 * (20 + 100))
     assert "0.5 hours for the calibration, 0.1 for the rest" in plan.describe(recipe, rows, lines)
-    assert plan.wall(recipe.teachers, {"adder": 20.0, "multiplier": 100.0, "guesser": 250.0}) == 250.0
-    assert plan.wall(recipe.teachers, {"multiplier": 100.0}) == 100.0  # the others had nothing to do
+    assert (
+        plan.wall(recipe.teachers, {"adder": 20.0, "multiplier": 100.0, "guesser": 250.0}) == 250.0
+    )
+    assert (
+        plan.wall(recipe.teachers, {"multiplier": 100.0}) == 100.0
+    )  # the others had nothing to do
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"calibration": {"size": 25}}, "calibration.size is 25, and there are 24 prompts; expected 2 to 24"),
+        (
+            {"calibration": {"size": 25}},
+            "calibration.size is 25, and there are 24 prompts; expected 2 to 24",
+        ),
         ({"calibration": {"size": 1}}, "calibration.size is 1"),
         ({"calibration": {"size": 4}, "router": {"holdout": 0.1}}, "router.holdout 0.1 of 4"),
         ({"quality": {"model": "x"}}, "expected the key 'reward_model'"),
-        ({"quality": {"reward_model": "/nowhere/rm"}}, "quality.reward_model: model '/nowhere/rm' not found"),
+        (
+            {"quality": {"reward_model": "/nowhere/rm"}},
+            "quality.reward_model: model '/nowhere/rm' not found",
+        ),
         ({"quality": "nothing.here"}, "quality: 'nothing.here'"),
         ({"router": {"backbone": "/nowhere/b"}}, "router.backbone: model '/nowhere/b' not found"),
     ],

@@ -6,18 +6,37 @@ import pytest
 from persyn_datasets.quickstart import PROBLEMS, problems
 
 SIZES = {
-    "hours minutes": 60, "minutes seconds": 60, "weeks days": 7, "days hours": 24, "feet inches": 12,
-    "years months": 12, "meters centimeters": 100, "euros cents": 100, "kilometers meters": 1000, "decades years": 10,
-}  # fmt: skip
+    "hours minutes": 60,
+    "minutes seconds": 60,
+    "weeks days": 7,
+    "days hours": 24,
+    "feet inches": 12,
+    "years months": 12,
+    "meters centimeters": 100,
+    "euros cents": 100,
+    "kilometers meters": 1000,
+    "decades years": 10,
+}
 UNDER_20 = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+TENS = {
+    "twenty": 20,
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "sixty": 60,
+    "seventy": 70,
+    "eighty": 80,
+    "ninety": 90,
+}
 
 
 def number(words):
     """'three hundred forty-five' → 345."""
     total = 0
     for word in re.split(r"[ -]", words):
-        total = total * 100 if word == "hundred" else total + (TENS.get(word) or UNDER_20.index(word))
+        total = (
+            total * 100 if word == "hundred" else total + (TENS.get(word) or UNDER_20.index(word))
+        )
     return total
 
 

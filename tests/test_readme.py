@@ -1,4 +1,6 @@
-"""What the README shows is what there is: its commands parse, its recipe loads, its scripts import and compile."""
+"""What the README shows is what there is: its commands parse, its recipe loads, its scripts import
+and compile.
+"""
 
 import re
 import shlex
@@ -13,7 +15,11 @@ from persyn_datasets.cli import _parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if re.match(r"    (persyn|make) ", line)]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for line in README.splitlines()
+    if re.match(r"    (persyn|make) ", line)
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,6 @@
-"""A router from the Hub on new prompts: over real HTTP, also in a process that has none of the first one's files."""
+"""A router from the Hub on new prompts: over real HTTP, also in a process that has none of the
+first one's files.
+"""
 
 import json
 import os
@@ -15,11 +17,13 @@ from pool import TEACHERS, answer, make_recipe, problems
 from persyn_datasets import InputError, PersynBuilder, Recipe, Route, Router, reuse
 from persyn_datasets.cli import main
 from persyn_datasets.engines import recorded
-from persyn_datasets.hub import publish
+from persyn_datasets.publish.hub import publish
 
 COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
 ORG, ROUTER = "org/tiny", "org/tiny-router"
-NEW = [f"{a} plus {b}?" for a, b in [(50, 3), (51, 4), (52, 5)]] + [f"{a} times {b}?" for a, b in [(50, 3), (51, 4)]]
+NEW = [f"{a} plus {b}?" for a, b in [(50, 3), (51, 4), (52, 5)]] + [
+    f"{a} times {b}?" for a, b in [(50, 3), (51, 4)]
+]
 ANSWERS = "".join(
     json.dumps({"prompt": p, "teacher": t, "response": answer(t, p)}) + "\n"
     for p in [*NEW, *(p for p, _ in problems())]
@@ -32,7 +36,10 @@ PROMPTS = "".join(json.dumps({"prompt": p}) + "\n" for p in NEW)
 def published(hub, chat_model, models_folder):
     """A build whose recorded answers are on the Hub, published there; the prompts to come, too."""
     hub.put("org/answers", {"train.jsonl": ANSWERS, "README.md": "---\nlicense: mit\n---\n"})
-    hub.put("org/new", {"train.jsonl": PROMPTS, "README.md": "---\nlicense: apache-2.0\nlanguage: en\n---\n"})
+    hub.put(
+        "org/new",
+        {"train.jsonl": PROMPTS, "README.md": "---\nlicense: apache-2.0\nlanguage: en\n---\n"},
+    )
     folder = models_folder / "reuse"
     if not folder.exists():
         folder.mkdir()
@@ -50,11 +57,17 @@ def right(rows):
 
 
 def test_a_process_without_any_of_the_first_ones_files(hub, published, tmp_path):
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "PERSYN_JOURNAL": str(tmp_path / "own")}
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "home"),
+        "PERSYN_JOURNAL": str(tmp_path / "own"),
+    }
     run = subprocess.run(
         [*COMMAND, "synthesize", ROUTER, "org/new", "--revision", "v1.0.0", "--output", "out"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     rows = load_dataset(str(tmp_path / "out"), split="train")
     assert right(rows)
@@ -74,17 +87,23 @@ def test_streams_give_the_same(published, tmp_path, monkeypatch):
     monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 2)
     for name, source, more in (("a", "org/new", []), ("b", "org/new", ["--streaming"])):
         for command in ("route", "synthesize"):
-            assert main([command, ROUTER, source, "--output", str(tmp_path / name / command), *more]) == 0
+            assert (
+                main([command, ROUTER, source, "--output", str(tmp_path / name / command), *more])
+                == 0
+            )
     for command in ("route", "synthesize"):
         a, b = (load_dataset(str(tmp_path / name / command), split="train") for name in "ab")
         assert (a.features, a.remove_columns("router_scores").to_list()) == (
-            b.features, b.remove_columns("router_scores").to_list(),
-        )  # fmt: skip
+            b.features,
+            b.remove_columns("router_scores").to_list(),
+        )
         assert np.allclose(a["router_scores"], b["router_scores"], atol=1e-5)
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
-def test_an_interrupted_run_goes_on_at_its_first_unfinished_shard(hub, published, tmp_path, monkeypatch, streaming):
+def test_an_interrupted_run_goes_on_at_its_first_unfinished_shard(
+    hub, published, tmp_path, monkeypatch, streaming
+):
     monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 2)
     asked, real = [], recorded.generate
 
@@ -111,7 +130,9 @@ def test_an_interrupted_run_goes_on_at_its_first_unfinished_shard(hub, published
 
 
 def test_other_prompts_are_other_shards(hub, published, tmp_path, monkeypatch):
-    """One prompt was changed since a run was interrupted: its shard is worked on again, the others are not."""
+    """One prompt was changed since a run was interrupted: its shard is worked on again, the others
+    are not.
+    """
     monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 1)
     asked, real = [], recorded.generate
 
@@ -130,8 +151,10 @@ def test_other_prompts_are_other_shards(hub, published, tmp_path, monkeypatch):
     assert main(arguments) == 0
     assert asked == [*NEW[:4], "3 times 4?", *NEW[3:]]
     assert [r["prompt"][0]["content"] for r in load_dataset(str(output), split="train")] == [
-        NEW[0], "3 times 4?", *NEW[2:],
-    ]  # fmt: skip
+        NEW[0],
+        "3 times 4?",
+        *NEW[2:],
+    ]
 
 
 def test_failed_rows_and_the_account_over_several_shards(hub, published, tmp_path, monkeypatch):
@@ -142,17 +165,36 @@ def test_failed_rows_and_the_account_over_several_shards(hub, published, tmp_pat
         return (400, {}, {"error": "no"}) if prompt in (NEW[1], NEW[4]) else echo(request, nth)
 
     with ChatServer(reply) as server:
-        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1", price={"input": 1e5, "output": 0})
-        arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), "--teachers", "multiplier"]
+        foreign(
+            hub,
+            published,
+            engine="endpoint",
+            base_url="http://127.0.0.1:9/v1",
+            price={"input": 1e5, "output": 0},
+        )
+        arguments = [
+            "synthesize",
+            ROUTER,
+            "org/new",
+            "--output",
+            str(tmp_path / "out"),
+            "--teachers",
+            "multiplier",
+        ]
         arguments += ["--set", f"teachers.1.base_url={server.url}", "--max-cost"]
         # An answer costs 0.7 USD, and at most 21.2.
         assert main([*arguments, "21.5"]) == 1 and server.count < 5
         assert main([*arguments, "30"]) == 0
     files = sorted(path.name for path in (tmp_path / "out/data").iterdir())
     parts = {"train": 2, "failed": 2}
-    assert files == [f"persyn-{s}-0000{i}-of-0000{n}.parquet" for s, n in sorted(parts.items()) for i in range(n)]
+    assert files == [
+        f"persyn-{s}-0000{i}-of-0000{n}.parquet" for s, n in sorted(parts.items()) for i in range(n)
+    ]
     splits = load_dataset(str(tmp_path / "out"))
-    assert [[r["prompt"][0]["content"] for r in splits[s]] for s in parts] == [[NEW[0], *NEW[2:4]], [NEW[1], NEW[4]]]
+    assert [[r["prompt"][0]["content"] for r in splits[s]] for s in parts] == [
+        [NEW[0], *NEW[2:4]],
+        [NEW[1], NEW[4]],
+    ]
     stats = json.loads((tmp_path / "out/stats.json").read_text())
     assert (stats["rows"], stats["failed"]) == (5, 2)
     [line] = stats["account"]
@@ -168,13 +210,29 @@ def test_only_the_teachers_that_are_available(published, tmp_path, capsys):
     at = {name: i for i, name in enumerate(router.names)}
     assert (scores[:, at["multiplier"]] == 0).all() and np.allclose(scores.sum(1), 1)
     kept = [at["adder"], at["guesser"]]
-    assert np.allclose(scores[:, kept], whole[:, kept] / whole[:, kept].sum(1, keepdims=True), atol=1e-6)
+    assert np.allclose(
+        scores[:, kept], whole[:, kept] / whole[:, kept].sum(1, keepdims=True), atol=1e-6
+    )
     assert without["teacher"] == [router.names[i] for i in scores.argmax(1)]
     for form in (["--teachers", "guesser"], ["--teachers", "guesser,guesser"]):
         output = str(tmp_path / form[-1])
         assert main(["synthesize", ROUTER, "org/new", "--output", output, *form]) == 0
         assert set(load_dataset(output, split="train")["teacher"]) == {"guesser"}
-    assert main(["route", ROUTER, "org/new", "--output", str(tmp_path / "x"), "--teachers", "adder", "nobody"]) == 1
+    assert (
+        main(
+            [
+                "route",
+                ROUTER,
+                "org/new",
+                "--output",
+                str(tmp_path / "x"),
+                "--teachers",
+                "adder",
+                "nobody",
+            ]
+        )
+        == 1
+    )
     assert "'nobody'; the router knows adder, multiplier, guesser" in capsys.readouterr().err
     with pytest.raises(InputError, match="none; the router knows"):
         Route(router, teachers=[])
@@ -192,14 +250,22 @@ def foreign(hub, folder, **changes):
     [
         ({"engine": "endpoint", "base_url": "http://127.0.0.1:9/v1"}, "teachers.1.base_url"),
         ({"engine": "endpoint", "base_url": ["http://127.0.0.1:9/v1"]}, "teachers.1.base_url"),
-        ({"engine": "endpoint", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "MY_KEY"}, "teachers.1."),
+        (
+            {"engine": "endpoint", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "MY_KEY"},
+            "teachers.1.",
+        ),
         ({"engine": "transformers", "trust_remote_code": True}, "teachers.1.trust_remote_code"),
-        ({"engine": "vllm", "engine_args": {"worker_cls": "x.Y"}}, "teachers.1.engine_args.worker_cls"),
+        (
+            {"engine": "vllm", "engine_args": {"worker_cls": "x.Y"}},
+            "teachers.1.engine_args.worker_cls",
+        ),
         ({"model": str(Path(__file__).parent)}, "teachers.1.model"),
         ({"model": "/*/*.jsonl"}, "teachers.1.model"),
     ],
 )
-def test_a_router_from_the_hub_names_no_server_key_code_or_file_for_us(hub, published, tmp_path, capsys, changes, key):
+def test_a_router_from_the_hub_names_no_server_key_code_or_file_for_us(
+    hub, published, tmp_path, capsys, changes, key
+):
     foreign(hub, published, **changes)
     assert main(["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err
@@ -208,28 +274,88 @@ def test_a_router_from_the_hub_names_no_server_key_code_or_file_for_us(hub, publ
     with pytest.raises(InputError, match="on the Hub sets"):
         _ = Router.from_pretrained(ROUTER).teachers
     # A teacher that is not asked needs no word.
-    assert main(["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), "--teachers", "adder"]) == 0
+    assert (
+        main(
+            [
+                "synthesize",
+                ROUTER,
+                "org/new",
+                "--output",
+                str(tmp_path / "out"),
+                "--teachers",
+                "adder",
+            ]
+        )
+        == 0
+    )
 
 
 def test_what_the_user_names_counts(hub, published, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-mine")
     monkeypatch.setenv("OTHER_KEY", "sk-other")
-    with ChatServer(lambda r, n: (200, {}, {"choices": [{"index": 0, "message": {
-        "role": "assistant", "content": answer("multiplier", r["messages"][-1]["content"])}, "finish_reason": "stop"}]})
-    ) as server:  # fmt: skip
-        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1", api_key_env="OTHER_KEY")
-        arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), "--teachers", "multiplier"]
-        settings = ["--set", f"teachers.1.base_url={server.url}", "--set", "teachers.1.api_key_env=MY_KEY"]
+    with ChatServer(
+        lambda r, n: (
+            200,
+            {},
+            {
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {
+                            "role": "assistant",
+                            "content": answer("multiplier", r["messages"][-1]["content"]),
+                        },
+                        "finish_reason": "stop",
+                    }
+                ]
+            },
+        )
+    ) as server:
+        foreign(
+            hub,
+            published,
+            engine="endpoint",
+            base_url="http://127.0.0.1:9/v1",
+            api_key_env="OTHER_KEY",
+        )
+        arguments = [
+            "synthesize",
+            ROUTER,
+            "org/new",
+            "--output",
+            str(tmp_path / "out"),
+            "--teachers",
+            "multiplier",
+        ]
+        settings = [
+            "--set",
+            f"teachers.1.base_url={server.url}",
+            "--set",
+            "teachers.1.api_key_env=MY_KEY",
+        ]
         assert main([*arguments, *settings]) == 0
-        assert server.count == len(NEW) and {h["authorization"] for h in server.headers} == {"Bearer sk-mine"}
+        assert server.count == len(NEW) and {h["authorization"] for h in server.headers} == {
+            "Bearer sk-mine"
+        }
     assert right(load_dataset(str(tmp_path / "out"), split="train"))
-    assert main([*arguments[:4], str(tmp_path / "x"), "--set", "teachers.1.base_ulr=x", *settings]) == 1
+    assert (
+        main([*arguments[:4], str(tmp_path / "x"), "--set", "teachers.1.base_ulr=x", *settings])
+        == 1
+    )
 
 
 def test_max_cost_holds_for_synthesize_too(hub, published, tmp_path, monkeypatch, capsys):
     with ChatServer() as server:
         foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1")
-        arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), "--teachers", "multiplier"]
+        arguments = [
+            "synthesize",
+            ROUTER,
+            "org/new",
+            "--output",
+            str(tmp_path / "out"),
+            "--teachers",
+            "multiplier",
+        ]
         arguments += ["--set", f"teachers.1.base_url={server.url}", "--max-cost", "0.00001"]
         assert main(arguments) == 1
         assert "'multiplier' has no price" in capsys.readouterr().err
@@ -240,7 +366,12 @@ def test_max_cost_holds_for_synthesize_too(hub, published, tmp_path, monkeypatch
 
 def test_the_answers_become_a_dataset_of_their_own_or_are_appended(hub, published, tmp_path):
     output = tmp_path / "mine"
-    assert main(["synthesize", ROUTER, "org/new", "--output", str(output), "--push-to-hub", "org/mine"]) == 0
+    assert (
+        main(
+            ["synthesize", ROUTER, "org/new", "--output", str(output), "--push-to-hub", "org/mine"]
+        )
+        == 0
+    )
     assert right(load_dataset("org/mine", split="train", revision="v1.0.0"))
     card = hub.repo("org/mine").branches["main"].files["README.md"].decode()
     assert (
@@ -258,21 +389,39 @@ def test_the_answers_become_a_dataset_of_their_own_or_are_appended(hub, publishe
         assert sorted(hub.repo(ORG).tags) == ["v1.0.0", "v1.1.0"]
     after = load_dataset(ORG, split="train", revision="v1.1.0").to_list()
     assert load_dataset(ORG, split="train", revision="v1.0.0").to_list() == before
-    assert [r["prompt"][0]["content"] for r in after if r not in before] == NEW and len(after) == len(before) + len(NEW)
+    assert [r["prompt"][0]["content"] for r in after if r not in before] == NEW and len(
+        after
+    ) == len(before) + len(NEW)
     assert {r["answer"] for r in after if r not in before} == {None}
     card = hub.repo(ORG).branches["main"].files["README.md"].decode()
     assert f"| `v1.1.0` | 5 rows added, answered by {ROUTER}@" in card and "## Added since" in card
     assert len(load_dataset(ORG, "calibration")["train"]) == 12
-    assert publish(published, ORG) == "v1.2.0" and load_dataset(ORG, split="train").to_list() == before
+    assert (
+        publish(published, ORG) == "v1.2.0" and load_dataset(ORG, split="train").to_list() == before
+    )
 
 
 def test_columns_that_the_published_rows_have_not_are_refused(hub, published, tmp_path, capsys):
-    hub.put("org/new", {"train.jsonl": "".join(json.dumps({"prompt": p, "mood": "good"}) + "\n" for p in NEW)})
-    arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "o"), "--push-to-hub", ORG, "--append"]
+    hub.put(
+        "org/new",
+        {"train.jsonl": "".join(json.dumps({"prompt": p, "mood": "good"}) + "\n" for p in NEW)},
+    )
+    arguments = [
+        "synthesize",
+        ROUTER,
+        "org/new",
+        "--output",
+        str(tmp_path / "o"),
+        "--push-to-hub",
+        ORG,
+        "--append",
+    ]
     assert main(arguments) == 1
     assert "column 'mood'" in capsys.readouterr().err and sorted(hub.repo(ORG).tags) == ["v1.0.0"]
     assert main(["push", str(tmp_path / "o"), "org/none", "--append"]) == 1
-    assert "nothing to add to" in capsys.readouterr().err and ("dataset", "org/none") not in hub.repos
+    assert (
+        "nothing to add to" in capsys.readouterr().err and ("dataset", "org/none") not in hub.repos
+    )
 
 
 def test_prompts_unlike_the_calibration_are_told_with_numbers(published, tmp_path, capsys):
@@ -284,7 +433,10 @@ def test_prompts_unlike_the_calibration_are_told_with_numbers(published, tmp_pat
     assert any("in their length: 336 characters" in t and "calibration 11" in t for t in told)
     assert any("cosine distance" in t for t in told)
     (tmp_path / "long.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in long))
-    assert main(["route", ROUTER, str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(["route", ROUTER, str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "out")])
+        == 0
+    )
     assert told[0] in capsys.readouterr().err
 
 

@@ -2,10 +2,11 @@
 
 generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]
     yields (index of the request, its response) as responses complete, in any order. A request that
-    fails yields a response with `error` set; it never raises for one row. Before a request is worked on,
-    `account.admit(request)` is asked: if it refuses and nothing is in flight, the engine ends and leaves the rest
-    unanswered. What is tried again within the engine is told to `account.retried(request)`.
-    When `account.closed` is set it stops soon; when the iterator is closed, at once.
+    fails yields a response with `error` set; it never raises for one row. Before a request is
+    worked on, `account.admit(request)` is asked: if it refuses and nothing is in flight, the engine
+    ends and leaves the rest unanswered. What is tried again within the engine is told to
+    `account.retried(request)`. When `account.closed` is set it stops soon; when the iterator is
+    closed, at once.
 check(teacher: Teacher) -> None
     raises `InputError` if the teacher cannot be asked at all; costs nothing.
 """
@@ -15,11 +16,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple, TypedDict
 
-from persyn_datasets.teacher import Message, Sampling, Teacher
+from persyn_datasets.config.teacher import Message, Sampling, Teacher
 
 
 class Request(NamedTuple):
-    """One prompt for one teacher; `messages` are the teacher's `conversation`, `sample` counts its answers to it."""
+    """One prompt for one teacher; `messages` are the teacher's `conversation`, `sample` counts its
+    answers to it.
+    """
 
     teacher: Teacher
     prompt_id: str
@@ -34,7 +37,9 @@ class Request(NamedTuple):
 
 
 class Response(TypedDict):
-    """What came back. `error` is empty for an answer; then `finish_reason` is `stop` or `length`, else `error`."""
+    """What came back. `error` is empty for an answer; then `finish_reason` is `stop` or `length`,
+    else `error`.
+    """
 
     teacher: str
     text: str

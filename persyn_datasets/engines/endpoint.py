@@ -1,4 +1,6 @@
-"""Any OpenAI-compatible server: TGI, vLLM, SGLang, llama.cpp, Inference Providers. All times are in seconds."""
+"""Any OpenAI-compatible server: TGI, vLLM, SGLang, llama.cpp, Inference Providers. All times are in
+seconds.
+"""
 
 import asyncio
 import os
@@ -14,12 +16,12 @@ from typing import Any
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, get_token_to_send, httpx
 
-from persyn_datasets.account import Account
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import Request, Response, failed
+from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.lane import POLL, Lane, Row
 from persyn_datasets.engines.server import Server, headers, says, short
-from persyn_datasets.errors import InputError
-from persyn_datasets.teacher import Teacher
 
 CHECK_TIMEOUT = 10.0
 
@@ -54,22 +56,36 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
 
 
 def check(teacher: Teacher) -> None:
-    """Raise `InputError` if a base_url is unreachable, refuses or lacks the key, or does not know the model."""
+    """Raise `InputError` if a base_url is unreachable, refuses or lacks the key, or does not know
+    the model.
+    """
     for base_url in teacher.base_urls:
         _check(teacher, base_url)
 
 
 def _check(teacher: Teacher, base_url: str) -> None:
-    url, key, who = _url(teacher, base_url, "/models"), _key(teacher, base_url), f"Teacher {teacher.name!r}: {base_url}"
+    url, key, who = (
+        _url(teacher, base_url, "/models"),
+        _key(teacher, base_url),
+        f"Teacher {teacher.name!r}: {base_url}",
+    )
     try:
-        response = get_session().get(url, headers=headers(key), timeout=CHECK_TIMEOUT, follow_redirects=False)
+        response = get_session().get(
+            url, headers=headers(key), timeout=CHECK_TIMEOUT, follow_redirects=False
+        )
     except (httpx.HTTPError, OfflineModeIsEnabled) as error:
         cause = short(str(error) or type(error).__name__, key)
         raise InputError(f"{who} cannot be reached ({cause}). Is the server up?") from None
     status = response.status_code
     if status in (401, 403):
-        mend = f"check the key in {teacher.api_key_env}" if teacher.api_key_env else "name its variable in api_key_env"
-        raise InputError(f"{who} refused {'the' if key else 'a missing'} key ({says(response, key)}); {mend}.")
+        mend = (
+            f"check the key in {teacher.api_key_env}"
+            if teacher.api_key_env
+            else "name its variable in api_key_env"
+        )
+        raise InputError(
+            f"{who} refused {'the' if key else 'a missing'} key ({says(response, key)}); {mend}."
+        )
     if 300 <= status < 400:
         raise InputError(f"{who} {says(response, key)}.")
     if status >= 500:
@@ -79,12 +95,20 @@ def _check(teacher: Teacher, base_url: str) -> None:
     try:
         body = response.json()
     except ValueError:
-        raise InputError(f"{who}/models is not JSON. Expected the base_url up to and with /v1.") from None
+        raise InputError(
+            f"{who}/models is not JSON. Expected the base_url up to and with /v1."
+        ) from None
     models = body.get("data") if isinstance(body, dict) else body
     listed = models if isinstance(models, list) else []
     known = [str(model["id"]) for model in listed if isinstance(model, dict) and "id" in model]
-    # Servers also take Inference Providers' "model:provider", Ollama's implied ":latest" and Gemini's bare names.
-    same = {teacher.model, teacher.model.partition(":")[0], f"{teacher.model}:latest", f"models/{teacher.model}"}
+    # Servers also take Inference Providers' "model:provider", Ollama's implied ":latest" and
+    # Gemini's bare names.
+    same = {
+        teacher.model,
+        teacher.model.partition(":")[0],
+        f"{teacher.model}:latest",
+        f"models/{teacher.model}",
+    }
     if known and not same & set(known):
         nearest = ", ".join(get_close_matches(teacher.model, known, n=5, cutoff=0))
         more = f" and {len(known) - 5} more" if len(known) > 5 else ""
@@ -94,7 +118,9 @@ def _check(teacher: Teacher, base_url: str) -> None:
 async def _answer_all(
     requests: Sequence[Request], account: Account, put: Callable[[tuple[int, Response]], None]
 ) -> None:
-    """Put all responses. Each teacher has its own workers, so that a slow server holds up no other."""
+    """Put all responses. Each teacher has its own workers, so that a slow server holds up
+    no other.
+    """
     rows: dict[Any, deque[Row]] = {}
     for index, request in enumerate(requests):
         teacher = request.teacher
@@ -114,7 +140,10 @@ async def _answer_all(
         for pending in rows.values():
             teacher = pending[0].request.teacher
             try:
-                keys = {_url(teacher, url, "/chat/completions"): _key(teacher, url) for url in teacher.base_urls}
+                keys = {
+                    _url(teacher, url, "/chat/completions"): _key(teacher, url)
+                    for url in teacher.base_urls
+                }
             except InputError as error:
                 for row in pending:
                     put((row.index, failed(row.request.teacher, str(error))))
@@ -122,8 +151,18 @@ async def _answer_all(
             for url in keys:
                 server = servers.setdefault(url, Server(url, teacher.concurrency, stack))
                 server.limit = server.most = min(server.most, teacher.concurrency)
-            lanes.append(Lane(teacher, pending, {servers[url]: key for url, key in keys.items()}, account, counter))
-        workers = [asyncio.create_task(lane.work(put, stop)) for lane in lanes for _ in range(lane.places)]
+            lanes.append(
+                Lane(
+                    teacher,
+                    pending,
+                    {servers[url]: key for url, key in keys.items()},
+                    account,
+                    counter,
+                )
+            )
+        workers = [
+            asyncio.create_task(lane.work(put, stop)) for lane in lanes for _ in range(lane.places)
+        ]
         answered = asyncio.gather(*workers)
         try:
             while not answered.done() and not account.closed.is_set():
@@ -137,16 +176,28 @@ async def _answer_all(
 
 
 def _key(teacher: Teacher, base_url: str) -> str | None:
-    """The key to send: of `api_key_env`; else to Hugging Face's own servers the user's token, to others none."""
+    """The key to send: of `api_key_env`; else to Hugging Face's own servers the user's token, to
+    others none.
+    """
     if name := teacher.api_key_env:
         key = os.environ.get(name, "").strip()
         if not key:
-            raise InputError(f"Teacher {teacher.name!r}: {name} is not set in the environment; `export {name}=...`.")
+            raise InputError(
+                f"Teacher {teacher.name!r}: {name} is not set in the environment; `export "
+                f"{name}=...`."
+            )
         if not (key.isascii() and key.isprintable()):
-            raise InputError(f"Teacher {teacher.name!r}: the key in {name} holds a line break or an odd character.")
+            raise InputError(
+                f"Teacher {teacher.name!r}: the key in {name} holds a line break or an odd "
+                "character."
+            )
         return key
     url = httpx.URL(_url(teacher, base_url, ""))
-    return get_token_to_send(None) if url.scheme == "https" and f".{url.host}".endswith(".huggingface.co") else None
+    return (
+        get_token_to_send(None)
+        if url.scheme == "https" and f".{url.host}".endswith(".huggingface.co")
+        else None
+    )
 
 
 def _url(teacher: Teacher, base_url: str, path: str) -> str:
@@ -154,4 +205,6 @@ def _url(teacher: Teacher, base_url: str, path: str) -> str:
         url = httpx.URL(base_url)
         if url.scheme in ("http", "https") and url.host:
             return str(url.copy_with(path=(url.path.rstrip("/") or "/v1") + path))
-    raise InputError(f"Teacher {teacher.name!r}: base_url is {base_url!r}; expected e.g. http://host:8080/v1.")
+    raise InputError(
+        f"Teacher {teacher.name!r}: base_url is {base_url!r}; expected e.g. http://host:8080/v1."
+    )

@@ -1,4 +1,6 @@
-"""One teacher of the endpoint engine at work: its limits, tries and counts. All times are in seconds."""
+"""One teacher of the endpoint engine at work: its limits, tries and counts. All times are in
+seconds.
+"""
 
 import asyncio
 import logging
@@ -14,14 +16,16 @@ from typing import Any
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from persyn_datasets.account import Account
+from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.engines import Request, Response, failed
+from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.rate import window
 from persyn_datasets.engines.server import Fault, Server, message, short, storable
-from persyn_datasets.teacher import Sampling, Teacher
 
 TRIES = 6
-BACKOFF = 2.0  # doubles with each try: about a minute in all, which outlasts a per-minute rate limit
+BACKOFF = (
+    2.0  # doubles with each try: about a minute in all, which outlasts a per-minute rate limit
+)
 IN_ALL = 3600.0  # after its first try, a request is tried again no longer than this
 PATIENCE = 600.0  # with a teacher whose servers are all down; then its requests fail at once
 NEVER = 60.0  # the same, for one that has not answered yet
@@ -53,13 +57,23 @@ class Lane:
         account: Account,
         counter: ThreadPoolExecutor,
     ) -> None:
-        self.rows, self.keys, self.servers, self.account, self.counter = rows, keys, list(keys), account, counter
+        self.rows, self.keys, self.servers, self.account, self.counter = (
+            rows,
+            keys,
+            list(keys),
+            account,
+            counter,
+        )
         self.later: list[Row] = []  # a heap: to be tried again
         limits = {"requests": teacher.requests_per_minute, "tokens": teacher.tokens_per_minute}
         self.limits = {
-            unit: window(teacher.name, teacher.base_urls, unit, most) for unit, most in limits.items() if most
+            unit: window(teacher.name, teacher.base_urls, unit, most)
+            for unit, most in limits.items()
+            if most
         }
-        self.completion = float((teacher.sampling or Sampling()).max_tokens)  # tokens to expect; later their mean
+        self.completion = float(
+            (teacher.sampling or Sampling()).max_tokens
+        )  # tokens to expect; later their mean
         self.gate = asyncio.Lock()  # places are given one after another
         self.refuses_top_p = False
 
@@ -68,7 +82,9 @@ class Lane:
         """Requests in flight, at most: so many are to `work`."""
         return min(len(self.rows), sum(server.most for server in self.servers))
 
-    async def work(self, put: Callable[[tuple[int, Response]], None], stop: Callable[[], None]) -> None:
+    async def work(
+        self, put: Callable[[tuple[int, Response]], None], stop: Callable[[], None]
+    ) -> None:
         """Take requests until there are none; `stop` empties `rows`, once `max_cost` is reached."""
         while self.rows or self.later:
             row = self._next()
@@ -85,7 +101,9 @@ class Lane:
                         server.release(at)
                 if admitted:
                     put((row.index, await self._try(row, server, at, tokens)))
-                elif reserved or self.account.reserved:  # what is in flight may cost less than its highest price
+                elif (
+                    reserved or self.account.reserved
+                ):  # what is in flight may cost less than its highest price
                     self.rows.appendleft(row)
                     await asyncio.sleep(POLL)
                 else:
@@ -100,7 +118,9 @@ class Lane:
                     put((row.index, failed(row.request.teacher, f"{fault}{tried}")))
 
     def _next(self) -> Row:
-        """What is due again comes first; what is not yet does not hold up others, unless they are too many."""
+        """What is due again comes first; what is not yet does not hold up others, unless they are
+        too many.
+        """
         many = len(self.later) > sum(server.most for server in self.servers)
         if self.later and (many or not self.rows or self.later[0].due <= time.monotonic()):
             return heappop(self.later)
@@ -116,7 +136,9 @@ class Lane:
                 last = max(self.servers, key=lambda server: server.died)
                 patience = PATIENCE if any(server.answers for server in self.servers) else NEVER
                 if time.monotonic() - last.died > patience:
-                    raise Fault(f"no server has answered for {patience:g} s: {last.why}", again=False)
+                    raise Fault(
+                        f"no server has answered for {patience:g} s: {last.why}", again=False
+                    )
             turn = asyncio.get_running_loop().create_future()
             for server in self.servers:
                 server.waiting[turn] = None
@@ -139,7 +161,11 @@ class Lane:
             response = _response(request.teacher, output, key)
         except Fault as fault:
             tokens[0] = 0
-            if body.get("top_p") == 1 and "top_p" in str(fault) and str(fault).startswith(("HTTP 400", "HTTP 422")):
+            if (
+                body.get("top_p") == 1
+                and "top_p" in str(fault)
+                and str(fault).startswith(("HTTP 400", "HTTP 422"))
+            ):
                 self.refuses_top_p = fault.again = True
             elif not (fault.down and server.dead and not all(s.dead for s in self.servers)):
                 # Else it was no failure of this request, and another server takes it at once.
@@ -148,8 +174,12 @@ class Lane:
             raise
         if None in (response["prompt_tokens"], response["completion_tokens"]):
             loop = asyncio.get_running_loop()
-            prompt, completion = await loop.run_in_executor(self.counter, _count, request, response["text"])
-            response["prompt_tokens"] = prompt if response["prompt_tokens"] is None else response["prompt_tokens"]
+            prompt, completion = await loop.run_in_executor(
+                self.counter, _count, request, response["text"]
+            )
+            response["prompt_tokens"] = (
+                prompt if response["prompt_tokens"] is None else response["prompt_tokens"]
+            )
             if response["completion_tokens"] is None:
                 response["completion_tokens"] = completion
         if response["prompt_tokens"] is not None and response["completion_tokens"] is not None:
@@ -179,19 +209,32 @@ class Lane:
             "stop": list(sampling.stop),
             "stream": False,
         }
-        # TGI refuses a top_p of 1; other servers, were it never sent, would take the model's default.
+        # TGI refuses a top_p of 1; other servers, were it never sent, would take the model's
+        # default.
         without = {"top_p"} if self.refuses_top_p and sampling.top_p == 1 else set()
         return {key: value for key, value in body.items() if key not in without and value != []}
 
 
 def _response(teacher: Teacher, output: Any, key: str | None) -> Response:
     match output:
-        case {"choices": [{"message": {"content": str() | None as text}, "finish_reason": str() | None as reason}, *_]}:
+        case {
+            "choices": [
+                {
+                    "message": {"content": str() | None as text},
+                    "finish_reason": str() | None as reason,
+                },
+                *_,
+            ]
+        }:
             if not text and not reason:
                 raise Fault("not a chat completion: the choice is empty")
             text = storable(text or "").strip()  # as the local engines do
         case _:
-            said = {k: v for k, v in output.items() if v is not None} if isinstance(output, dict) else output
+            said = (
+                {k: v for k, v in output.items() if v is not None}
+                if isinstance(output, dict)
+                else output
+            )
             raise Fault(f"not a chat completion: {short(message(said), key)}")
     usage = output.get("usage")
     counts = usage if isinstance(usage, dict) else {}
@@ -209,14 +252,18 @@ def _response(teacher: Teacher, output: Any, key: str | None) -> Response:
 @cache
 def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
     """None if there is none by this name; said once."""
-    from persyn_datasets.models import load_tokenizer  # slow to import, and most servers count themselves
+    from persyn_datasets.store.models import (
+        load_tokenizer,  # slow to import, and most servers count themselves
+    )
 
     try:
         return load_tokenizer(model, revision, trust_remote_code)
     except Exception as error:  # its files may hold anything
         reason = " ".join(str(error).split())[:200]
         logger.warning(
-            "The tokens of %s are not counted: neither by its server nor by a tokenizer (%s).", model, reason
+            "The tokens of %s are not counted: neither by its server nor by a tokenizer (%s).",
+            model,
+            reason,
         )
         return None
 
@@ -225,10 +272,12 @@ def _count(request: Request, text: str) -> tuple[int | None, int | None]:
     """Tokens of the prompt and of the completion."""
     from jinja2 import TemplateError
 
-    from persyn_datasets.models import prompt_ids
+    from persyn_datasets.store.models import prompt_ids
 
     teacher = request.teacher
-    tokenizer = _tokenizer(teacher.model.partition(":")[0], teacher.revision, teacher.trust_remote_code)
+    tokenizer = _tokenizer(
+        teacher.model.partition(":")[0], teacher.revision, teacher.trust_remote_code
+    )
     if tokenizer is None:
         return None, None
     completion = len(tokenizer(text, add_special_tokens=False)["input_ids"])

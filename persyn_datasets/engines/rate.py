@@ -8,7 +8,9 @@ MINUTE = 60.0
 
 
 class Window:
-    """At most so much in any minute. What is spent is a list of one number, so that it can be put right later."""
+    """At most so much in any minute. What is spent is a list of one number, so that it can be put
+    right later.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most

@@ -7,31 +7,40 @@ from itertools import chain
 import numpy as np
 from datasets import Dataset
 
-from persyn_datasets.account import Account
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.prompts import load_table, prompt_id, to_messages
 from persyn_datasets.engines import Request, Response, failed
-from persyn_datasets.errors import InputError
-from persyn_datasets.prompts import load_table, prompt_id, to_messages
-from persyn_datasets.teacher import Teacher
+from persyn_datasets.engines.account import Account
 
 COLUMNS = ("prompt", "teacher", "response")
 READ_AT_ONCE = 1000
 
 
 @lru_cache(maxsize=4)
-def _recorded(path: str, revision: str | None) -> tuple[Dataset, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The responses, which stay on disk; and by teacher the numbers of its prompts, sorted, and their rows."""
+def _recorded(
+    path: str, revision: str | None
+) -> tuple[Dataset, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The responses, which stay on disk; and by teacher the numbers of its prompts, sorted, and
+    their rows.
+    """
     table = load_table(path, revision=revision)
     missing = [c for c in COLUMNS if c not in table.column_names]
     if missing:
         raise InputError(
-            f"{path}: recorded answers need the columns {', '.join(COLUMNS)}; missing {', '.join(missing)}."
+            f"{path}: recorded answers need the columns {', '.join(COLUMNS)}; missing "
+            f"{', '.join(missing)}."
         )
     numbers, names = np.empty(len(table), np.uint64), np.empty(len(table), np.int32)
     place: dict[str, int] = {}
     batches = table.select_columns(["prompt", "teacher"]).iter(batch_size=READ_AT_ONCE)
-    of_rows = chain.from_iterable(zip(batch["prompt"], batch["teacher"], strict=True) for batch in batches)
+    of_rows = chain.from_iterable(
+        zip(batch["prompt"], batch["teacher"], strict=True) for batch in batches
+    )
     for row, (prompt, name) in enumerate(of_rows):
-        numbers[row] = _number(prompt_id(to_messages(prompt, f"{path}, row {row}, column 'prompt'")))
+        numbers[row] = _number(
+            prompt_id(to_messages(prompt, f"{path}, row {row}, column 'prompt'"))
+        )
         names[row] = place.setdefault(name, len(place))
     rows_of = {}
     for name, i in place.items():
@@ -56,7 +65,9 @@ def _row(rows_of: dict[str, tuple[np.ndarray, np.ndarray]], request: Request) ->
 
 
 def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
-    """See `persyn_datasets.engines`. A prompt without a recorded answer is an error row, never an empty answer."""
+    """See `persyn_datasets.engines`. A prompt without a recorded answer is an error row, never an
+    empty answer.
+    """
     sources: dict[tuple[str, str | None], list[int]] = {}
     for i, request in enumerate(requests):
         sources.setdefault((request.teacher.model, request.teacher.revision), []).append(i)
@@ -72,7 +83,11 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
                     which = f"answer number {sample + 1}" if sample else "answer"
                     yield (
                         i,
-                        failed(teacher, f"no {which} of {teacher.name!r} to this prompt is recorded in {source[0]}"),
+                        failed(
+                            teacher,
+                            f"no {which} of {teacher.name!r} to this prompt is recorded in "
+                            f"{source[0]}",
+                        ),
                     )
                     continue
                 yield (
@@ -93,5 +108,6 @@ def check(teacher: Teacher) -> None:
     _, answers = _recorded(teacher.model, teacher.revision)
     if teacher.name not in answers:
         raise InputError(
-            f"Teacher {teacher.name!r}: {teacher.model} has no answers of it; it has {', '.join(sorted(answers))}."
+            f"Teacher {teacher.name!r}: {teacher.model} has no answers of it; it has "
+            f"{', '.join(sorted(answers))}."
         )

@@ -1,4 +1,6 @@
-"""One base_url of the endpoint engine: its connections, what it bears, and whether it is up. Times are in seconds."""
+"""One base_url of the endpoint engine: its connections, what it bears, and whether it is up. Times
+are in seconds.
+"""
 
 import asyncio
 import json
@@ -18,31 +20,45 @@ PAUSE = 2.0  # of a server put aside; doubles with each probe that fails
 MAX_PAUSE = 60.0
 MAX_RETRY_AFTER = 120.0
 CONNECT_TIMEOUT = 20.0
-PER_SESSION = 32  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
+PER_SESSION = (
+    32  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
+)
 
 logger = logging.getLogger(__name__)
 
 
 class Fault(Exception):
-    """Why a try failed. `again`: another may not; `busy`: the server pushes back, for `wait`; `down`: it may be so."""
+    """Why a try failed. `again`: another may not; `busy`: the server pushes back, for `wait`;
+    `down`: it may be so.
+    """
 
-    def __init__(self, why: str, again: bool = True, busy: bool = False, down: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        why: str,
+        again: bool = True,
+        busy: bool = False,
+        down: bool = False,
+        wait: float = 0.0,
+    ) -> None:
         super().__init__(why)
         self.again, self.busy, self.down, self.wait = again, busy, down, wait
 
 
 class Server:
-    """When it pushes back, its limit of requests in flight is halved; it grows by one with every `GROW_AFTER` answers.
+    """When it pushes back, its limit of requests in flight is halved; it grows by one with every
+    `GROW_AFTER` answers.
 
-    After `DEAD_AFTER` faults in a row it is put aside; then it gets one request at a time until it answers.
-    """
+    After `DEAD_AFTER` faults in a row it is put aside; then it gets one request at a time until it
+    answers."""
 
     def __init__(self, url: str, most: int, stack: AsyncExitStack) -> None:
         self.url, self.most, self.limit = url, most, most
         self.in_flight = self.answers = self.faults = self.pauses = 0
         self.dead = self.probing = False
         self.why = ""
-        self.died = self.closed = self.cut = 0.0  # when it was put aside, at first and last; when its limit was halved
+        self.died = self.closed = self.cut = (
+            0.0  # when it was put aside, at first and last; when its limit was halved
+        )
         self.waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._opening: asyncio.TimerHandle | None = None
         self._stack = stack
@@ -105,12 +121,15 @@ class Server:
                     json=body,
                     headers=headers(key),
                     timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
-                    follow_redirects=False,  # they would take the prompt, and maybe the key, elsewhere
+                    # they would take the prompt, and maybe the key, elsewhere
+                    follow_redirects=False,
                 )
         except (TimeoutError, httpx.TimeoutException):
             raise Fault(f"timed out after {timeout:g} s", busy=True, down=True) from None
         except httpx.HTTPError as error:
-            raise Fault(f"connection failed: {short(str(error) or type(error).__name__, key)}", down=True) from None
+            raise Fault(
+                f"connection failed: {short(str(error) or type(error).__name__, key)}", down=True
+            ) from None
         finally:
             self._idle.append(session)
         status = reply.status_code
@@ -177,7 +196,10 @@ def headers(key: str | None) -> dict[str, str]:
 def says(response: httpx.Response, key: str | None) -> str:
     """The server's own words for what went wrong, without the key."""
     if to := response.headers.get("location"):
-        return short(f"it redirects to {to}, which is not followed. If that is right, make it the base_url", key)
+        return short(
+            f"it redirects to {to}, which is not followed. If that is right, make it the base_url",
+            key,
+        )
     try:
         words = message(response.json())
     except ValueError:
@@ -205,6 +227,10 @@ def _retry_after(response: httpx.Response) -> float:
     """Seconds; the header holds a number of them or a date."""
     value = response.headers.get("retry-after", "0")
     with suppress(ValueError):
-        wait = float(value) if value[:1].isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+        wait = (
+            float(value)
+            if value[:1].isdigit()
+            else parsedate_to_datetime(value).timestamp() - time.time()
+        )
         return min(max(0.0, wait), MAX_RETRY_AFTER)
     return 0.0

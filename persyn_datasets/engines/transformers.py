@@ -1,4 +1,6 @@
-"""Local teachers by `transformers`: one model in memory at a time, full batches of prompts of like length."""
+"""Local teachers by `transformers`: one model in memory at a time, full batches of prompts of like
+length.
+"""
 
 import hashlib
 import random
@@ -8,21 +10,34 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
-from persyn_datasets.account import Account
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.engines import Request, Response, failed
-from persyn_datasets.errors import InputError
-from persyn_datasets.models import batches, context_length, load_causal_lm, load_tokenizer, prompt_ids
-from persyn_datasets.teacher import Sampling, Teacher
+from persyn_datasets.engines.account import Account
+from persyn_datasets.store.models import (
+    batches,
+    context_length,
+    load_causal_lm,
+    load_tokenizer,
+    prompt_ids,
+)
 
 ROWS_PER_BATCH = 64
 TOKENS_PER_BATCH = 131_072
 
 
 class SampleEachRow(LogitsProcessor):
-    """Inverse-transform sampling with one random stream per row: a row's sample does not depend on its batch.
+    """Inverse-transform sampling with one random stream per row: a row's sample does not depend on
+    its batch.
 
     Leaves only the sampled token, so that greedy decoding takes it. Scores are (rows, vocabulary).
     """
@@ -32,7 +47,9 @@ class SampleEachRow(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         # Below 1 in float32 too, or the last token would be drawn whatever its probability.
-        u = torch.tensor([[min(stream.random(), 1 - 2**-24)] for stream in self.streams], device=scores.device)
+        u = torch.tensor(
+            [[min(stream.random(), 1 - 2**-24)] for stream in self.streams], device=scores.device
+        )
         cdf = scores.float().softmax(-1).cumsum(-1)
         token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
@@ -41,7 +58,8 @@ class SampleEachRow(LogitsProcessor):
 def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
     """See `persyn_datasets.engines`."""
     teachers = {request.teacher.name: request.teacher for request in requests}
-    # Teachers that share weights follow each other; a batch is of one teacher, whose prompts begin alike.
+    # Teachers that share weights follow each other; a batch is of one teacher, whose prompts begin
+    # alike.
     for teacher in sorted(teachers.values(), key=lambda t: (str(_weights(t)), t.name)):
         weights, sampling = _weights(teacher), teacher.sampling or Sampling()
         tokenizer, limit = load_tokenizer(*weights), context_length(load_causal_lm(*weights))
@@ -53,7 +71,12 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
                 yield i, failed(teacher, f"the model's chat template refuses the prompt: {error}")
                 continue
             if len(ids) >= limit:
-                yield i, failed(teacher, f"the prompt has {len(ids)} tokens, the model's context {limit}")
+                yield (
+                    i,
+                    failed(
+                        teacher, f"the prompt has {len(ids)} tokens, the model's context {limit}"
+                    ),
+                )
                 continue
             rows.append((i, requests[i], ids))
         lengths = [min(limit, len(ids) + sampling.max_tokens) for _, _, ids in rows]
@@ -71,14 +94,18 @@ def _weights(teacher: Teacher) -> tuple[str, str | None, bool]:
 
 @torch.inference_mode()
 def _answer(
-    rows: list[tuple[int, Request, list[int]]], weights: tuple[str, str | None, bool], sampling: Sampling
+    rows: list[tuple[int, Request, list[int]]],
+    weights: tuple[str, str | None, bool],
+    sampling: Sampling,
 ) -> Iterator[tuple[int, Response]]:
     model, tokenizer = load_causal_lm(*weights), load_tokenizer(*weights)
     eos = model.generation_config.eos_token_id
     ends = {eos} if isinstance(eos, int) else set(eos or [tokenizer.eos_token_id])
     pad = next(iter(ends)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # The system prompt and the examples are encoded once for the whole batch.
-    columns = takewhile(lambda column: len(set(column)) == 1, zip(*(ids[:-1] for _, _, ids in rows), strict=False))
+    columns = takewhile(
+        lambda column: len(set(column)) == 1, zip(*(ids[:-1] for _, _, ids in rows), strict=False)
+    )
     prefix = [column[0] for column in columns]
     width = max(len(ids) for _, _, ids in rows)
     most = min(sampling.max_tokens, context_length(model) - width)
@@ -86,7 +113,10 @@ def _answer(
     mask = torch.zeros_like(input_ids)
     for r, (_, _, ids) in enumerate(rows):
         own = ids[len(prefix) :]
-        input_ids[r, : len(prefix)], input_ids[r, width - len(own) :] = torch.tensor(prefix), torch.tensor(own)
+        input_ids[r, : len(prefix)], input_ids[r, width - len(own) :] = (
+            torch.tensor(prefix),
+            torch.tensor(own),
+        )
         mask[r, : len(prefix)] = mask[r, width - len(own) :] = 1
     cache = DynamicCache(config=model.config)
     if prefix:
@@ -137,17 +167,27 @@ def _answer(
 
 
 def check(teacher: Teacher) -> None:
-    """Raises `InputError` if the model cannot be found or its chat template refuses the teacher's messages."""
+    """Raises `InputError` if the model cannot be found or its chat template refuses the teacher's
+    messages.
+    """
     try:
         AutoConfig.from_pretrained(
-            *_weights(teacher)[:1], revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+            *_weights(teacher)[:1],
+            revision=teacher.revision,
+            trust_remote_code=teacher.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"Teacher {teacher.name!r}: model {teacher.model!r} not found: {error}") from error
+        raise InputError(
+            f"Teacher {teacher.name!r}: model {teacher.model!r} not found: {error}"
+        ) from error
     try:
-        prompt_ids(load_tokenizer(*_weights(teacher)), teacher.conversation([{"role": "user", "content": "?"}]))
+        prompt_ids(
+            load_tokenizer(*_weights(teacher)),
+            teacher.conversation([{"role": "user", "content": "?"}]),
+        )
     except TemplateError as error:
         raise InputError(
-            f"Teacher {teacher.name!r}: the chat template of {teacher.model!r} refuses its system prompt or examples "
+            f"Teacher {teacher.name!r}: the chat template of {teacher.model!r} refuses its system "
+            "prompt or examples "
             f"({error}); put them into the first user message of `examples` instead."
         ) from error

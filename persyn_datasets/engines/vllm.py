@@ -1,9 +1,10 @@
-"""Local teachers by vLLM: each model in a child process (vllm_child.py), which takes its memory along when it ends.
+"""Local teachers by vLLM: each model in a child process (vllm_child.py), which takes its memory
+along when it ends.
 
-This side never imports vllm: it sends token ids and sampling parameters, a bounded number of rows ahead, and yields
-what comes back. The child is a program, not a `multiprocessing` process: that would run a user's script again if it
-has no `__main__` guard, and cannot be started under `Dataset.map(num_proc=…)`.
-"""
+This side never imports vllm: it sends token ids and sampling parameters, a bounded number of rows
+ahead, and yields what comes back. The child is a program, not a `multiprocessing` process: that
+would run a user's script again if it has no `__main__` guard, and cannot be started under
+`Dataset.map(num_proc=…)`."""
 
 import ast
 import gc
@@ -29,24 +30,39 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from persyn_datasets import models, quality, router
-from persyn_datasets.account import Account
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import Request, Response, failed, transformers
-from persyn_datasets.errors import InputError
-from persyn_datasets.teacher import Teacher
+from persyn_datasets.engines.account import Account
+from persyn_datasets.router import model as router
+from persyn_datasets.signals import quality
+from persyn_datasets.store import models
 
-IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time unless told otherwise
+IN_FLIGHT = (
+    2048  # rows that the child has; vLLM works on at most 1024 at a time unless told otherwise
+)
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds for vLLM to end by itself
 LAST_LINES = 60  # of the child's output, shown when it dies
-OF_THE_TEACHER = ("model", "revision", "trust_remote_code", "tokenizer", "tokenizer_revision", "generation_config")
+OF_THE_TEACHER = (
+    "model",
+    "revision",
+    "trust_remote_code",
+    "tokenizer",
+    "tokenizer_revision",
+    "generation_config",
+)
 Answers = list[tuple[int, dict[str, Any] | str]]
 
 
 def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
-    """See `persyn_datasets.engines`. Teachers that share a model and its `engine_args` share one child."""
+    """See `persyn_datasets.engines`. Teachers that share a model and its `engine_args` share one
+    child.
+    """
     loads: dict[str, list[int]] = {}
-    for i in sorted(range(len(requests)), key=lambda i: requests[i].teacher.name):  # whose prompts begin alike
+    for i in sorted(
+        range(len(requests)), key=lambda i: requests[i].teacher.name
+    ):  # whose prompts begin alike
         loads.setdefault(json.dumps(_arguments(requests[i].teacher), sort_keys=True), []).append(i)
     for indices in loads.values():
         if not (yield from _answer(requests, indices, account)):
@@ -98,11 +114,15 @@ def _response(teacher: Teacher, answer: dict[str, Any] | str) -> Response:
     return Response(teacher=teacher.name, **answer)  # type: ignore[typeddict-item]
 
 
-def _rows(requests: Sequence[Request], indices: Sequence[int]) -> Iterator[tuple[int, list[int] | str]]:
+def _rows(
+    requests: Sequence[Request], indices: Sequence[int]
+) -> Iterator[tuple[int, list[int] | str]]:
     """The token ids of each request, or the reason why it has none; made when they are needed."""
     teacher = requests[indices[0]].teacher
     tokenizer = models.load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
-    limit = teacher.engine_args.get("max_model_len", 0)  # else, as for -1, the child finds it by vLLM's own rules
+    limit = teacher.engine_args.get(
+        "max_model_len", 0
+    )  # else, as for -1, the child finds it by vLLM's own rules
     for i in indices:
         try:
             ids = models.prompt_ids(tokenizer, requests[i].messages)
@@ -110,13 +130,24 @@ def _rows(requests: Sequence[Request], indices: Sequence[int]) -> Iterator[tuple
             yield i, f"the model's chat template refuses the prompt: {error}"
             continue
         too_long = isinstance(limit, int) and 0 < limit <= len(ids)
-        yield i, f"the prompt has {len(ids)} tokens, the model's context {limit}" if too_long else ids
+        yield (
+            i,
+            f"the prompt has {len(ids)} tokens, the model's context {limit}" if too_long else ids,
+        )
 
 
 def _arguments(teacher: Teacher) -> dict[str, Any]:
     """For `vllm.LLM`. Of the generation defaults that a model ships, only its end tokens count."""
-    model = {"model": teacher.model, "revision": teacher.revision, "tokenizer_revision": teacher.revision}
-    return teacher.engine_args | model | {"trust_remote_code": teacher.trust_remote_code, "generation_config": "vllm"}
+    model = {
+        "model": teacher.model,
+        "revision": teacher.revision,
+        "tokenizer_revision": teacher.revision,
+    }
+    return (
+        teacher.engine_args
+        | model
+        | {"trust_remote_code": teacher.trust_remote_code, "generation_config": "vllm"}
+    )
 
 
 def _sampling(request: Request) -> dict[str, Any]:
@@ -133,7 +164,9 @@ def _sampling(request: Request) -> dict[str, Any]:
 
 
 class _Child:
-    """The process that holds the model. Leaving the `with` block ends it and all that vLLM started."""
+    """The process that holds the model. Leaving the `with` block ends it and all that
+    vLLM started.
+    """
 
     def __init__(self, arguments: dict[str, Any]):
         _make_room()
@@ -145,7 +178,8 @@ class _Child:
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group, to be ended as a whole; Ctrl-C is for this process to handle
+            # a group, to be ended as a whole; Ctrl-C is for this process to handle
+            start_new_session=True,
         )
         theirs.close()
         self.send(arguments)
@@ -172,8 +206,11 @@ class _Child:
         lines = self.output.read().decode(errors="replace").splitlines()
         logging.getLogger(__name__).error("vLLM's last lines:\n%s", "\n".join(lines[-LAST_LINES:]))
         if (code := self.process.returncode or 0) < 0:
-            return f"the vLLM process was ended by {signal.Signals(-code).name}; was the memory short?"
-        # Errors follow from each other, and repeat between vLLM's processes: the first is the cause.
+            return (
+                f"the vLLM process was ended by {signal.Signals(-code).name}; was the memory short?"
+            )
+        # Errors follow from each other, and repeat between vLLM's processes: the first is the
+        # cause.
         error = re.compile(r"^(?!.* (?:INFO|WARNING) ).*?([\w.]*(?:Error|Exception): .*)")
         first = next((n for n, line in enumerate(lines) if error.match(line)), len(lines) - 3)
         cause = " ".join(error.sub(r"\1", line) for line in lines[max(0, first) :][:3])
@@ -197,7 +234,9 @@ class _Child:
 
 
 def _make_room() -> None:
-    """vLLM takes nearly the whole device: what earlier stages keep there for their next batch has to go."""
+    """vLLM takes nearly the whole device: what earlier stages keep there for their next batch has
+    to go.
+    """
     models._causal_lm.clear()
     quality._load.cache_clear()
     router._load.cache_clear()
@@ -207,26 +246,39 @@ def _make_room() -> None:
 
 
 def check(teacher: Teacher) -> None:
-    """Raises `InputError` if vllm is missing, an engine argument wrong, the model not found or its template refuses."""
+    """Raises `InputError` if vllm is missing, an engine argument wrong, the model not found or its
+    template refuses.
+    """
     who = f"Teacher {teacher.name!r}"
     if not (known := _engine_arguments()):
         raise InputError(f'{who}: vLLM is not installed; `pip install "persyn-datasets[vllm]"`.')
     for key in teacher.engine_args:
         if key in OF_THE_TEACHER:
-            raise InputError(f"{who}: engine_args has {key!r}, which follows from the teacher's own keys; remove it.")
+            raise InputError(
+                f"{who}: engine_args has {key!r}, which follows from the teacher's own keys; "
+                "remove it."
+            )
         if key not in known:
             nearest = get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise InputError(f"{who}: vLLM has no engine argument {key!r}; did you mean {nearest!r}?")
+            raise InputError(
+                f"{who}: vLLM has no engine argument {key!r}; did you mean {nearest!r}?"
+            )
     transformers.check(teacher)
 
 
 @lru_cache(maxsize=1)
 def _engine_arguments() -> list[str]:
-    """The fields of vLLM's `EngineArgs`, from its source: to import it takes seconds. Empty if it is not installed."""
+    """The fields of vLLM's `EngineArgs`, from its source: to import it takes seconds. Empty if it
+    is not installed.
+    """
     spec = find_spec("vllm")
     if not spec or not spec.submodule_search_locations:
         return []
-    source = Path(next(iter(spec.submodule_search_locations)), "engine", "arg_utils.py").read_text(encoding="utf-8")
-    parts = {node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    source = Path(next(iter(spec.submodule_search_locations)), "engine", "arg_utils.py").read_text(
+        encoding="utf-8"
+    )
+    parts = {
+        node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)
+    }
     fields = (part.target for part in parts["EngineArgs"] if isinstance(part, ast.AnnAssign))
     return [field.id for field in fields if isinstance(field, ast.Name)]

@@ -1,8 +1,9 @@
-"""The process that holds a model for `vllm.py`; it is run as a program, with the number of a socket.
+"""The process that holds a model for `vllm.py`; it is run as a program, with the number of a
+socket.
 
 Receives the arguments of `vllm.LLM`, then rows: (index, token ids, arguments of `SamplingParams`).
-Sends lists of (index, answer): a `Response` but for the teacher's name, or the reason why there is none.
-"""
+Sends lists of (index, answer): a `Response` but for the teacher's name, or the reason why there is
+none."""
 
 import os
 import signal
@@ -23,7 +24,9 @@ def main(connection: Connection) -> None:
         with suppress(EOFError, OSError):
             while True:
                 inbox.put(connection.recv())
-        os.killpg(0, signal.SIGTERM)  # the parent is gone: at any moment, be it in the middle of loading
+        os.killpg(
+            0, signal.SIGTERM
+        )  # the parent is gone: at any moment, be it in the middle of loading
 
     Thread(target=listen, daemon=True).start()
     arguments = inbox.get()
@@ -40,7 +43,9 @@ def main(connection: Connection) -> None:
         while not inbox.empty() or not (answers or engine.has_unfinished_requests()):
             i, ids, sampling = inbox.get()
             if len(ids) >= limit:
-                answers.append((i, f"the prompt has {len(ids)} tokens, the model's context {limit}"))
+                answers.append(
+                    (i, f"the prompt has {len(ids)} tokens, the model's context {limit}")
+                )
                 continue
             sampling["max_tokens"] = min(sampling["max_tokens"], limit - len(ids))
             parameters = SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -50,19 +55,29 @@ def main(connection: Connection) -> None:
                 answers.append((i, str(error)))
         if engine.has_unfinished_requests():
             finished = [output for output in engine.step() if output.finished]
-            answers += [(int(o.request_id), _answer(len(o.prompt_token_ids), o.outputs[0])) for o in finished]
+            answers += [
+                (int(o.request_id), _answer(len(o.prompt_token_ids), o.outputs[0]))
+                for o in finished
+            ]
         if answers:
             connection.send(answers)
 
 
 def _watch() -> None:
-    """Ends this process if the engine's is killed, by want of memory for example: vLLM 0.32 waits for it forever."""
+    """Ends this process if the engine's is killed, by want of memory for example: vLLM 0.32 waits
+    for it forever.
+    """
     engines = active_children()
     if engines:
         wait([engine.sentinel for engine in engines])
-        time.sleep(2)  # an engine that ends in good order makes the main thread fail, with a better word for it
+        time.sleep(
+            2
+        )  # an engine that ends in good order makes the main thread fail, with a better word for it
         codes = ", ".join(str(engine.exitcode) for engine in engines if engine.exitcode is not None)
-        print(f"RuntimeError: vLLM's engine was killed (exit code {codes}); was the memory short?", flush=True)
+        print(
+            f"RuntimeError: vLLM's engine was killed (exit code {codes}); was the memory short?",
+            flush=True,
+        )
         os._exit(1)
 
 

@@ -1,0 +1,1 @@
+"""Students of several strategies: trained, evaluated, and compared."""

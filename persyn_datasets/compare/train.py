@@ -1,0 +1,116 @@
+"""Train a student: supervised fine-tuning by TRL, with the loss on the completions only."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.student import Student, Training
+from persyn_datasets.store import models
+from persyn_datasets.store.journal import digest, folder_hash, replace_file
+
+
+def check(student: Student, training: Training, prompts: Dataset) -> None:
+    """Raises `InputError` where a prompt alone fills `max_length`: TRL would leave the
+    example out.
+    """
+    tokenizer = models.load_tokenizer(student.model, student.revision, student.trust_remote_code)
+    for messages in prompts["messages"]:
+        if (tokens := len(models.prompt_ids(tokenizer, messages))) >= training.max_length:
+            raise InputError(
+                f"training.max_length is {training.max_length}, and the prompt "
+                f"{messages[-1]['content'][:60]!r} has "
+                f"{tokens} tokens alone; raise it, or remove the prompt."
+            )
+
+
+def train(student: Student, data: Dataset, training: Training, seed: int, folder: Path) -> Path:
+    """Fine-tune a student on the columns `prompt` and `completion`, or go on, or find the finished
+    one again.
+
+    Args: data: conversational, as a build's dataset is. seed: of the order of the examples (and of
+        the adapters' first weights). folder: of all students; each has one of its own there, named
+        by the content of everything it depends on.
+
+    Returns: Its folder: `model/` (safetensors, and the tokenizer) and `student.json` (examples,
+        steps, tokens, loss).
+    """
+    facts = {k: v for k, v in asdict(student).items() if k != "family"} | {
+        "weights": folder_hash(student.model)
+    }
+    content = [facts, asdict(training), seed, data["prompt"][:], data["completion"][:]]
+    place = folder / digest(content)[:16]
+    if (place / "student.json").exists():
+        return place
+    place.mkdir(parents=True, exist_ok=True)
+    trainer = _trainer(student, data, training, seed, place / "checkpoints")
+    done = [
+        c
+        for c in (place / "checkpoints").glob("checkpoint-*")
+        if (c / "trainer_state.json").exists()
+    ]
+    last = max(done, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
+    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    model = trainer.model.merge_and_unload() if training.lora else trainer.model
+    model.to(models.dtype()).save_pretrained(place / "model")
+    trainer.processing_class.save_pretrained(place / "model")
+    told = {
+        "student": student.model,
+        "training": asdict(training),
+        "seed": seed,
+        "examples": len(data),
+        "steps": trainer.state.global_step,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "loss": result.training_loss,
+    }
+    replace_file(place / "student.json", json.dumps(told, indent=2).encode())
+    shutil.rmtree(place / "checkpoints")
+    return place
+
+
+def _trainer(
+    student: Student, data: Dataset, training: Training, seed: int, checkpoints: Path
+) -> Any:
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    models.forget()  # what scored or answered before: the student needs the memory
+    on_gpu = torch.cuda.is_available()
+    config = SFTConfig(
+        output_dir=str(checkpoints),
+        **{key: value for key, value in asdict(training).items() if key != "lora"},
+        seed=seed,
+        completion_only_loss=True,
+        bf16=models.dtype() == torch.bfloat16,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=on_gpu,
+        dataloader_pin_memory=on_gpu,
+        model_init_kwargs={
+            "dtype": "float32",
+            "revision": student.revision,
+            "use_safetensors": True,
+        },
+        trust_remote_code=student.trust_remote_code,
+        include_num_input_tokens_seen="non_padding",
+        save_strategy="steps",
+        save_steps=0.25,
+        save_total_limit=1,
+        report_to="none",
+    )
+    tokenizer = models.load_tokenizer(student.model, student.revision, student.trust_remote_code)
+    lora = None
+    if training.lora:
+        r, alpha = training.lora.r, training.lora.alpha
+        lora = LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return SFTTrainer(
+        student.model,
+        config,
+        train_dataset=data.select_columns(["prompt", "completion"]),
+        processing_class=models.with_template(tokenizer),
+        peft_config=lora,
+    )

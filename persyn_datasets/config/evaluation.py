@@ -1,0 +1,126 @@
+"""How students are evaluated: tasks of lm-evaluation-harness, and the user's own held-out prompts.
+See `evaluate`.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from datasets import Dataset
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.data.prompts import load_prompts
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Prompts that no student has seen; see `load_prompts`.
+
+    `answer_column`: exact match of the student's greedy answers (at most `max_tokens`) by
+        math-verify.
+    `response_column`: mean log-probability per token of these reference responses, in nats: it
+    tells students apart that are too small for right answers."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    path: str
+    name: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    column: str | None = None
+    answer_column: str | None = None
+    response_column: str | None = None
+    max_tokens: int = 1024
+
+    def load(self) -> Dataset:
+        """Raises `InputError` if there is nothing to measure, or a row lacks what it is measured
+        by.
+        """
+        source = {
+            k: getattr(self, k)
+            for k in ("path", "name", "split", "revision", "column", "answer_column")
+        }
+        rows = load_prompts(**source)
+        if not (self.answer_column or self.response_column):
+            raise InputError(
+                "evaluation.held_out: name an answer_column, a response_column, or both."
+            )
+        if self.response_column and self.response_column not in rows.column_names:
+            raise InputError(
+                f"evaluation.held_out.response_column: {self.path} has no column "
+                f"{self.response_column!r}; it has "
+                f"{', '.join(rows.column_names)}."
+            )
+        for column in ["answer"] * bool(self.answer_column) + [self.response_column] * bool(
+            self.response_column
+        ):
+            for row, cell in enumerate(rows[column]):
+                if not isinstance(cell, str) or not cell.strip():
+                    raise InputError(
+                        f"{self.path}, row {row}: its {column!r} is {cell!r}; fill it or remove "
+                        "the row."
+                    )
+        if len(set(rows["prompt_id"])) < len(rows):
+            raise InputError(
+                f"{self.path}: a held-out prompt is there twice; intervals over prompts need each "
+                "once."
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How students are evaluated.
+
+    `tasks`: names of tasks or groups of lm-evaluation-harness; `include_path`: a folder with YAML
+    files of your own ones, which may run code; a group there may only name tasks from there.
+    `limit`: prompts per task, at most. The other keys are those of `lm_eval.simple_evaluate`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    tasks: tuple[str, ...] = ()
+    include_path: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = True
+    batch_size: int | str = 8
+    held_out: HeldOut | None = None
+
+    def check(self, prompts: Dataset) -> None:
+        """Raises `InputError`: nothing to do, an unknown task, or a held-out prompt that is among
+        the prompts.
+        """
+        if not self.tasks and not self.held_out:
+            raise InputError(
+                "evaluation: there is nothing to do; give tasks, e.g. [gsm8k], or held_out: "
+                "{path: …}."
+            )
+        known = manager(self).all_tasks if self.tasks else []
+        for task in self.tasks:
+            if task not in known:
+                raise InputError(
+                    f"evaluation.tasks: lm-evaluation-harness has no task {task!r}; `lm-eval ls "
+                    "tasks` lists them, and "
+                    "evaluation.include_path names a folder with your own."
+                )
+        if self.held_out:
+            seen = set(prompts["prompt_id"])
+            if both := sum(key in seen for key in self.held_out.load()["prompt_id"]):
+                raise InputError(
+                    f"{self.held_out.path}: {both} held-out prompts are among the prompts; remove "
+                    "them."
+                )
+
+
+@lru_cache(maxsize=1)
+def manager(evaluation: Evaluation) -> Any:
+    """The tasks there are. The harness's take seconds to list: not if `include_path` has all that
+    are named.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if evaluation.include_path:
+        local = TaskManager(include_path=evaluation.include_path, include_defaults=False)
+        if set(evaluation.tasks) <= set(local.all_tasks):
+            return local
+    return TaskManager(include_path=evaluation.include_path)

@@ -1,0 +1,387 @@
+"""A recipe: everything that makes one personalised dataset, as a YAML file."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import TypeAdapter, ValidationError
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.evaluation import Evaluation, HeldOut
+from persyn_datasets.config.student import Lora, Student, Training
+from persyn_datasets.config.teacher import WHERE_AND_HOW_FAST, Price, Sampling, Teacher
+from persyn_datasets.data.contamination import Decontaminate
+from persyn_datasets.data.prompts import load_prompts
+from persyn_datasets.engines.account import check_prices
+from persyn_datasets.engines.dispatch import check_names
+from persyn_datasets.stages.rank import Learnability, Normalize, Rank
+from persyn_datasets.strategies.baselines import ALPHA, STRATEGIES, Baselines
+from persyn_datasets.strategies.budget import Budget
+
+_FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Where the prompts come from; see `load_prompts`.
+
+    `decontaminate` compares them with benchmarks: see `contamination`. `license` and `language`
+    (Hub ids, e.g. apache-2.0 and en) are for the card. Default: what the prompts' own card on the
+    Hub says."""
+
+    __pydantic_config__ = _FORBID
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    column: str | None = None
+    answer_column: str | None = None
+    license: str | None = None
+    language: str | tuple[str, ...] | None = None
+    decontaminate: Decontaminate | None = None
+
+    def load(self) -> Dataset:
+        return load_prompts(
+            self.path,
+            name=self.name,
+            split=self.split,
+            revision=self.revision,
+            column=self.column,
+            answer_column=self.answer_column,
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How many prompts all teachers answer (the paper's c = 2,500), drawn by `seed`, and how often
+    each does.
+
+    With 2 `samples` and more a build also says how much of the oracle's lead is luck (see
+    `ceiling`)."""
+
+    __pydantic_config__ = _FORBID
+    size: int = 2500
+    seed: int = 0
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Reward:
+    """See `Rank`."""
+
+    __pydantic_config__ = _FORBID
+    alpha: float = 0.4
+    normalize: Normalize = "prompt"
+    learnability: Learnability = "log-probability"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Rank(**asdict(self))  # its checks are ours
+
+
+@dataclass(frozen=True)
+class RouterTraining:
+    """See `train_router`. `holdout` is the share of the calibration prompts that only measure the
+    router.
+
+    Routers with the backbones of `compare_backbones` are trained alike, for the report: Hit@k
+    against router size."""
+
+    __pydantic_config__ = _FORBID
+    backbone: str = "Qwen/Qwen2.5-1.5B"
+    compare_backbones: tuple[str, ...] = ()
+    revision: str | None = None
+    freeze_backbone: bool = False
+    epochs: float = 2
+    learning_rate: float = 1e-5
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    max_length: int = 1024
+    seed: int = 0
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise InputError(f"holdout is {self.holdout}; expected a share in (0, 1), e.g. 0.1.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One published dataset. `sampling` holds for every teacher; a teacher's own keys override it.
+
+    A build stops when more than the share `max_failed` of a stage's responses failed, and before it
+    has spent more than `max_cost` USD. `strategy` says who answers: see `strategies.STRATEGIES`;
+    `quality-only` and `learnability-only` set `reward.alpha`. Under a `budget`, in USD or as in
+    `Budget`, a router's prompts go to the teachers that it allows. `second_opinion` is the share of
+    the prompts, those of which the router is least sure, that two teachers answer: see
+    `second_opinion`."""
+
+    __pydantic_config__ = _FORBID
+    name: str
+    student: Student
+    prompts: Prompts
+    teachers: tuple[Teacher, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    calibration: Calibration = field(default_factory=Calibration)
+    quality: str | dict[str, Any] = "math-verify"
+    reward: Reward = field(default_factory=Reward)
+    router: RouterTraining = field(default_factory=RouterTraining)
+    strategy: str = "persyn"
+    baselines: Baselines = field(default_factory=Baselines)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    max_failed: float = 0.05
+    max_cost: float | None = None
+    budget: Budget | None = None
+    second_opinion: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(
+                f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}."
+            )
+        if not 0 <= self.max_failed <= 1:
+            raise InputError(f"max_failed is {self.max_failed}; expected a share from 0 to 1.")
+        if not 0 <= self.second_opinion <= 1:
+            raise InputError(
+                f"second_opinion is {self.second_opinion}; expected a share from 0 to 1."
+            )
+        check_prices(self.teachers, self.max_cost)
+        if self.budget:
+            self.budget.check(self.teachers)
+        if len(self.teachers) < 2:
+            raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
+        check_names(self.teachers)
+        teachers = tuple(
+            t if t.sampling else replace(t, sampling=self.sampling) for t in self.teachers
+        )
+        object.__setattr__(self, "teachers", teachers)
+        if self.strategy in ALPHA:
+            object.__setattr__(self, "reward", replace(self.reward, alpha=ALPHA[self.strategy]))
+
+    @property
+    def title(self) -> str:
+        """The name of its dataset: that of the recipe, with the strategy if it is not PerSyn's."""
+        return self.name if self.strategy == "persyn" else f"{self.name}-{self.strategy}"
+
+    @classmethod
+    def load(cls, recipe: str, overrides: Iterable[str] = ()) -> "Recipe":
+        """Read a recipe file, one of `builders/` by its name, or that of a dataset on the Hub, with
+        overrides.
+
+        Overrides are `key=value`; keys may be paths (`teachers.0.sampling.temperature=0`), values
+        are YAML. A recipe from the Hub is data: what would run code, name a server, or read a file
+        or variable of this machine counts only as an override.
+
+        Raises:
+            InputError: with the key, what was found, what was expected and how to mend it.
+        """
+        path, foreign = find(recipe)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a YAML text: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(
+                f"{path}: found {type(values).__name__}; expected the keys of a recipe."
+            )
+        apply_overrides(values, overrides, f"The recipe of {recipe}" if foreign else "")
+        return cls.from_dict(values, where=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
+        if "budget" in values:
+            values = values | {"budget": _usd(values["budget"])}
+        shared = values.get("sampling") or {}
+        teachers = values.get("teachers")
+        if (
+            isinstance(shared, dict)
+            and isinstance(teachers, list)
+            and all(isinstance(t, dict) for t in teachers)
+        ):
+            own = [t.get("sampling") or {} for t in teachers]
+            merged = [shared | o if isinstance(o, dict) else o for o in own]
+            values = values | {
+                "teachers": [t | {"sampling": m} for t, m in zip(teachers, merged, strict=True)]
+            }
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            raise InputError(
+                "\n".join(f"{where}: {_explain(e)}" for e in error.errors())
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `Recipe.from_dict` takes them back."""
+        return asdict(self) | {"teachers": [t.to_dict() for t in self.teachers]}
+
+
+def find(recipe: str) -> tuple[Path, bool]:
+    """The path of a recipe given as a file, as the name of one that comes with the package, or as a
+    Hub dataset.
+
+    True if it came from the Hub.
+    """
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        if Path(recipe).is_file():
+            return Path(recipe), False
+        raise InputError(f"{recipe}: no such file.")
+    package = Path(__file__).parents[1]
+    folder = next(f for f in (package / "builders", package.parent / "builders") if f.is_dir())
+    names = sorted(f.stem for f in folder.glob("*.yaml"))
+    if recipe in names:
+        return folder / f"{recipe}.yaml", False
+    if recipe.count("/") == 1 and not Path(recipe).exists():
+        try:
+            return Path(hf_hub_download(recipe, "recipe.yaml", repo_type="dataset")), True
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise InputError(
+                f"No recipe.yaml in the dataset {recipe!r} on the Hub: {error}"
+            ) from error
+    raise InputError(
+        f"No recipe {recipe!r}: give a .yaml file, a Hub dataset, or one of {', '.join(names)}."
+    )
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str], foreign: str = "") -> None:
+    """Set `key=value` in nested values. If they come from the Hub, `foreign` says which they are.
+
+    Raises: InputError: no such key; or foreign values would run code, name a server or read a file
+        or variable of this
+            machine, and no override says so too.
+    """
+    overrides = list(overrides)
+    named = {override.partition("=")[0] for override in overrides}
+    for key, value in _of_this_machine(values) if foreign else ():
+        if key not in named:
+            raise InputError(
+                f"{foreign} on the Hub sets {key} to {value!r}, which runs code here, or names a "
+                "server, file or "
+                f"variable for you. If you want that, say so: --set {key}={value}"
+            )
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"--set {override}: expected key=value.")
+        try:
+            _set(values, key.split("."), yaml.safe_load(value), override)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override}: the value is not YAML: {error}") from error
+
+
+def teachers_from(values: dict[str, Any], where: str) -> list[Teacher]:
+    """The teachers of `values["teachers"]`, place → specification."""
+    try:
+        return list(TypeAdapter(dict[str, Teacher]).validate_python(values["teachers"]).values())
+    except ValidationError as error:
+        located = [e | {"loc": ("teachers", *e["loc"])} for e in error.errors()]
+        raise InputError("\n".join(f"{where}: {_explain(e)}" for e in located)) from error
+
+
+def budget_from(value: Any) -> Budget:
+    """The value of `budget`: a number of USD, or the keys of `Budget`.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        return TypeAdapter(Budget).validate_python(_usd(value))
+    except ValidationError as error:
+        located = [e | {"loc": ("budget", *e["loc"])} for e in error.errors()]
+        raise InputError("\n".join(_explain(e) for e in located)) from error
+
+
+def _usd(budget: Any) -> Any:
+    return {"usd": budget} if isinstance(budget, int | float) else budget
+
+
+def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries that run code here, or name a server, a file or a variable."""
+    if isinstance(values, dict | list):
+        for part, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _of_this_machine(value, f"{key}.{part}".lstrip("."))
+        return
+    last = key.rpartition(".")[2]
+    dotted_path = key == "quality" and values != "math-verify"
+    file = (
+        last in ("path", "model", "backbone", "reward_model")
+        or ".against." in key
+        or ".compare_backbones." in key
+    ) and (Path(str(values)).exists() or any(c in str(values) for c in "*?["))
+    # Many of vLLM's arguments name classes, files or servers.
+    argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {
+        "distributed_executor_backend"
+    } | {"dtype"}
+    if values and (
+        last in ("trust_remote_code", "base_url", "api_key_env", "include_path")
+        or ".base_url." in key
+        or dotted_path
+        or file
+        or argument
+    ):
+        yield key, values
+
+
+def _set(values: Any, path: list[str], value: Any, override: str) -> None:
+    *above, last = path
+    for key in above:
+        values = (
+            values.setdefault(key, {})
+            if isinstance(values, dict)
+            else values[_position(values, key, override)]
+        )
+    values[_position(values, last, override)] = value
+
+
+def _position(values: Any, key: str, override: str) -> str | int:
+    if isinstance(values, dict):
+        return key
+    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
+        return int(key)
+    found = (
+        f"a list of {len(values)} (counting from 0)" if isinstance(values, list) else repr(values)
+    )
+    raise InputError(f"--set {override}: there is no {key!r} in {found}.")
+
+
+def _explain(error: Any) -> str:
+    """One sentence for a person: the key, what was found, what was expected, how to mend it."""
+    *above, key = error["loc"] or ("recipe",)
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        sections = {
+            "student": Student,
+            "prompts": Prompts,
+            "teachers": Teacher,
+            "sampling": Sampling,
+            "price": Price,
+            "calibration": Calibration,
+            "reward": Reward,
+            "router": RouterTraining,
+            "baselines": Baselines,
+            "budget": Budget,
+            "decontaminate": Decontaminate,
+            "training": Training,
+            "lora": Lora,
+            "evaluation": Evaluation,
+            "held_out": HeldOut,
+        }
+        section = next((sections[p] for p in reversed(above) if p in sections), Recipe)
+        known = [f.name for f in fields(section)]
+        nearest = get_close_matches(str(key), known, n=1, cutoff=0)[0]
+        return f"unknown key {place!r}; did you mean {nearest!r}? Valid here: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"the key {place!r} is missing; add it."
+    if error["type"] == "value_error":
+        return (
+            f"{place}: {error['ctx']['error']}"
+            if above or key != "recipe"
+            else str(error["ctx"]["error"])
+        )
+    return f"{place}: found {error['input']!r}; {error['msg']}."

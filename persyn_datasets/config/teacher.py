@@ -1,0 +1,219 @@
+"""Teachers: a model *and* how it is asked. A specification only; engines load the model."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.store.journal import folder_hash
+
+Message = dict[str, str]
+# vLLM's arguments that do not change what a model answers.
+WHERE_AND_HOW_FAST = {
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "distributed_executor_backend",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "enforce_eager",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "cpu_offload_gb",
+    "disable_log_stats",
+    "block_size",
+}
+Engine = Literal["transformers", "vllm", "endpoint", "recorded"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a teacher samples its response. `temperature=0` is greedy decoding.
+
+    Each prompt draws from its own random stream (`seed` and the prompt), so a response does not
+    depend on which other prompts shared its batch."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 2048
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise InputError(
+                f"sampling.temperature is {self.temperature}; expected 0 (greedy) or more."
+            )
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling.top_p is {self.top_p}; expected a value in (0, 1].")
+        if self.max_tokens < 1:
+            raise InputError(f"sampling.max_tokens is {self.max_tokens}; expected at least 1.")
+        object.__setattr__(
+            self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        )
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per million tokens."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: Any, completion_tokens: Any) -> Any:
+        """USD of one answer; of several, if the tokens are arrays."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model and how it is asked; two teachers may share one model.
+
+    Args: model: Hub id or local folder; for `endpoint` the model name that the server knows; for
+        `recorded` a
+            Hub dataset id, folder or file with the columns `prompt`, `teacher` and `response`.
+        name: the name in the data, unique among the teachers. Default: `model`.
+        engine: `transformers` (in this process), `vllm` (in a process of its own), `endpoint` (any
+            OpenAI-compatible server) or `recorded`.
+        revision: branch, tag or commit of `model` on the Hub.
+        engine_args: of `vllm`, as `vllm.LLM` takes them, e.g. `{"tensor_parallel_size": 8}`.
+        num_gpus: that a copy of a local model takes on a Ray cluster; 0.5: two copies share one.
+            Default: vLLM's `tensor_parallel_size` (times `pipeline_parallel_size`); of
+            `transformers` 1.
+        base_url: of an `endpoint`, up to and with `/v1`; or several that serve the same model. The
+            first one names the endpoint in the journal: add and remove others as you like.
+        api_key_env: name of the environment variable that holds the endpoint's key. Never the key
+            itself.
+        concurrency: requests in flight per base_url, at most. It is lowered while a server pushes
+        back. requests_per_minute, tokens_per_minute: limits of the endpoint, over all its
+        base_urls, in each process.
+        timeout: seconds for one try of a request to an endpoint; an hour after its first, it is not
+            tried again.
+        system_prompt: put before the prompt's own system message, if it has one.
+        examples: few-shot messages (alternating user and assistant) put between system prompt and
+            prompt.
+        sampling: see `Sampling`; `None` takes the recipe's, or `Sampling()`.
+        price: see `Price`; used in plans and accounts.
+        tokens_per_second: of its answers, with as many requests in flight as it is given; used in
+            plans. Accounts measure it.
+        size: billions of parameters; used to order teachers in reports.
+        family, license: used in reports and cards.
+        trust_remote_code: run the code that the model's repository ships. Off unless you say so.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    model: str
+    name: str = ""
+    engine: Engine = "transformers"
+    revision: str | None = None
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    num_gpus: float | None = None
+    base_url: str | tuple[str, ...] | None = None
+    api_key_env: str | None = None
+    concurrency: int = 32
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    timeout: float = 1800.0
+    system_prompt: str | None = None
+    examples: tuple[Message, ...] = ()
+    sampling: Sampling | None = None
+    price: Price | None = None
+    tokens_per_second: float | None = None
+    size: float | None = None
+    family: str | None = None
+    license: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.model)
+        object.__setattr__(self, "examples", tuple(self.examples))
+        if self.base_url and not isinstance(self.base_url, str):
+            object.__setattr__(self, "base_url", tuple(self.base_url))
+        if self.engine not in get_args(Engine):
+            raise InputError(
+                f"Teacher {self.name!r} has engine {self.engine!r}; expected one of "
+                f"{', '.join(get_args(Engine))}."
+            )
+        if self.engine == "endpoint" and not self.base_url:
+            raise InputError(
+                f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. "
+                "http://host:8080/v1."
+            )
+        if any(
+            "@" in urlsplit(url).netloc for url in self.base_urls
+        ):  # recipes and routers are published
+            raise InputError(
+                f"Teacher {self.name!r}: its base_url holds a user or a key; take it out, and "
+                "name the variable that "
+                "holds the key with api_key_env."
+            )
+        if self.engine != "endpoint" and self.base_url:
+            raise InputError(
+                f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected "
+                "'endpoint'."
+            )
+        if self.engine != "vllm" and self.engine_args:
+            raise InputError(
+                f"Teacher {self.name!r} has engine_args but engine {self.engine!r}; expected "
+                "'vllm'."
+            )
+        for key in (
+            "num_gpus",
+            "concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "timeout",
+            "tokens_per_second",
+        ):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise InputError(f"Teacher {self.name!r}: {key} is {value}; expected more than 0.")
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
+
+    def conversation(self, messages: list[Message]) -> list[Message]:
+        """The messages as this teacher sees them: its system prompt and examples, then
+        the prompt.
+        """
+        system = [self.system_prompt] if self.system_prompt else []
+        if messages[0]["role"] == "system":
+            system, messages = [*system, messages[0]["content"]], messages[1:]
+        head = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+        return [*head, *self.examples, *messages]
+
+    def identity(self) -> dict[str, Any]:
+        """All that can change the response, and nothing else: the journal's address of this
+        teacher.
+        """
+        keys = ("model", "engine", "revision", "base_url", "system_prompt", "examples", "sampling")
+        identity = {key: value for key, value in self.to_dict().items() if key in keys}
+        if self.base_urls:
+            identity["base_url"] = self.base_urls[0]
+        if arguments := {k: v for k, v in self.engine_args.items() if k not in WHERE_AND_HOW_FAST}:
+            identity["engine_args"] = arguments
+        return identity | {"weights": folder_hash(self.model)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values. Holds no secret: keys are named by their variable only."""
+        several = None if isinstance(self.base_url, str) else list(self.base_urls) or None
+        return asdict(self) | {
+            "base_url": several or self.base_url,
+            "examples": list(self.examples),
+            "sampling": asdict(self.sampling or Sampling()),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Teacher":
+        nested = {"sampling": Sampling, "price": Price}
+        return cls(
+            **{k: nested[k](**v) if k in nested and v is not None else v for k, v in values.items()}
+        )

@@ -1,0 +1,111 @@
+"""Contamination: prompts that share text with a benchmark, by the usual rule: 13 words in a row
+(arXiv 2005.14165).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from persyn_datasets.data.prompts import load_table
+
+WORDS = 13
+EXAMPLES = 3  # that are shown
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark on the Hub, or in a folder or file (where `split` does not count)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    path: str
+    name: str | None = None
+    split: str = "test"
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Decontaminate:
+    """What the prompts are compared `against`, as paths or `Benchmark`s; and whether to `drop`
+    those that overlap.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    against: tuple[str | Benchmark, ...]
+    drop: bool = False
+
+
+def runs(text: str) -> set[str]:
+    """All runs of 13 words, in lower case and without punctuation; a shorter text counts as a
+    whole.
+    """
+    words = re.sub(r"[^\w\s]", "", text.lower()).split()
+    return {" ".join(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1))} - {""}
+
+
+def overlaps(prompts: Dataset, against: Iterable[str | Benchmark]) -> dict[str, list[int]]:
+    """benchmark → rows of the prompts with a message that shares a run with any text of the
+    benchmark.
+
+    A local benchmark goes by the last part of its path.
+
+    Raises:
+        InputError: a benchmark cannot be read.
+    """
+    known = {}
+    for b in (Benchmark(b) if isinstance(b, str) else b for b in against):
+        table = load_table(b.path, name=b.name, split=b.split, revision=b.revision)
+        name = Path(b.path).name if Path(b.path).exists() else b.path
+        known[name] = {run for row in table for text in _texts(row) for run in runs(text)}
+    found: dict[str, list[int]] = {name: [] for name in known}
+    for i, messages in enumerate(prompts["messages"]):
+        of_prompt = {run for message in messages for run in runs(message["content"])}
+        for name, of_benchmark in known.items():
+            if not of_prompt.isdisjoint(of_benchmark):
+                found[name].append(i)
+    return found
+
+
+def clean(prompts: Dataset, how: Decontaminate) -> tuple[Dataset, dict[str, Any]]:
+    """The prompts, without those that overlap if they are to be dropped; and what was found, as
+    JSON values.
+    """
+    found = overlaps(prompts, how.against)
+    rows = {i for of_benchmark in found.values() for i in of_benchmark}
+    told = {
+        "prompts": len(prompts),
+        "overlapping": len(rows),
+        "dropped": how.drop,
+        "benchmarks": {
+            name: {
+                "overlapping": len(of_one),
+                "examples": [prompts[i]["messages"][-1]["content"] for i in of_one[:EXAMPLES]],
+            }
+            for name, of_one in found.items()
+        },
+    }
+    if how.drop and rows:
+        prompts = prompts.select([i for i in range(len(prompts)) if i not in rows])
+    return prompts, told
+
+
+def in_words(told: dict[str, Any]) -> str:
+    """What was found, in a sentence."""
+    by = "; ".join(f"{b['overlapping']:,} with {name}" for name, b in told["benchmarks"].items())
+    count = (
+        f"{told['overlapping']:,} of {told['prompts']:,} prompts share {WORDS} words in a row "
+        "with a benchmark"
+    )
+    done = "dropped" if told["dropped"] else "kept: prompts.decontaminate.drop=true drops them"
+    return f"{count} ({by}){f', and are {done}' if told['overlapping'] else ''}."
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

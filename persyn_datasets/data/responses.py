@@ -1,0 +1,117 @@
+"""The column `responses` of a batch as NumPy arrays: a value per response, or a matrix (prompts,
+teachers).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features
+
+from persyn_datasets.data import schema
+
+
+class Responses:
+    """The responses of n prompts, one after the other, as Arrow and NumPy see them.
+
+    Attributes:
+        prompt: the row of each response, int64 (responses,).
+        place: its place among the responses of its prompt, from 0, int64 (responses,).
+        teacher: its teacher, as an index into `names`, int64 (responses,).
+        names: the teachers in the order in which they first come.
+    """
+
+    def __init__(self, column: pa.ChunkedArray):
+        if not hasattr(column.type, "value_type") or pa.types.is_null(column.type.value_type):
+            column = column.cast(
+                Features(schema.RANKED).arrow_schema.field("responses").type
+            )  # nobody answered
+        self._column, self._flat = column, pc.list_flatten(column)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        self.prompt = np.repeat(np.arange(len(column)), lengths)
+        self.place = np.arange(len(self.prompt)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        coded = self.field("teacher").combine_chunks().cast(pa.string()).dictionary_encode()
+        self.names, self.teacher = coded.dictionary, coded.indices.to_numpy().astype(int)
+
+    def field(self, name: str) -> pa.ChunkedArray:
+        """A field of each response."""
+        return pc.struct_field(self._flat, name)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A field of each response, float64 (responses,); NaN where there is none."""
+        return self.field(name).cast(pa.float64()).to_numpy()
+
+    def failed(self) -> np.ndarray:
+        """Whether it has an `error`, bool (responses,)."""
+        return pc.fill_null(self.field("error").cast(pa.string()), "").to_numpy() != ""
+
+    def rows(self, values: np.ndarray) -> np.ndarray:
+        """A value per response as (prompts, places), as wide as the longest row; NaN where there is
+        none.
+        """
+        matrix = np.full((len(self._column), self.place.max(initial=-1) + 1), np.nan)
+        matrix[self.prompt, self.place] = values
+        return matrix
+
+    def teachers(self, values: np.ndarray) -> np.ndarray:
+        """The mean of each teacher's values (responses,) on each prompt, (prompts, teachers); NaN
+        where it has none.
+        """
+        shape, valid = (len(self._column), len(self.names)), ~np.isnan(values)
+        cell = (self.prompt * shape[1] + self.teacher)[valid]
+        total, count = (np.bincount(cell, w, shape[0] * shape[1]) for w in (values[valid], None))
+        return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0).reshape(
+            shape
+        )
+
+    def order(self) -> np.ndarray:
+        """The teachers in the order of each prompt's responses, then the others, int64 (prompts,
+        teachers).
+        """
+        first = np.full((len(self._column), len(self.names)), len(self.place))
+        first[self.prompt[::-1], self.teacher[::-1]] = self.place[
+            ::-1
+        ]  # the last to be written is the first response
+        return first.argsort(-1, kind="stable")
+
+    def with_fields(self, **fields: pa.Array) -> pa.ChunkedArray:
+        """The column with more fields (a value per response each), or other values for them."""
+        chunks, start = [], 0
+        for chunk in self._column.chunks or [self._column.combine_chunks()]:
+            flat = chunk.flatten()
+            of_chunk = dict(zip([f.name for f in flat.type], flat.flatten(), strict=True))
+            of_chunk |= {name: values.slice(start, len(flat)) for name, values in fields.items()}
+            ends = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy().cumsum()
+            offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+            chunks.append(
+                pa.ListArray.from_arrays(
+                    offsets, pa.StructArray.from_arrays([*of_chunk.values()], [*of_chunk])
+                )
+            )
+            start += len(flat)
+        return pa.chunked_array(chunks)
+
+
+def rewards_of(ranked: Dataset, names: Sequence[str], signal: str = "reward") -> np.ndarray:
+    """The measured rewards, or another signal, (prompts, teachers), NaN where there is none; of
+    several their mean.
+    """
+    responses = Responses(ranked.select_columns("responses").with_format("arrow")[:]["responses"])
+    measured = responses.teachers(responses.numbers(signal))
+    of_teacher = dict(zip(responses.names.to_pylist(), measured.T, strict=True))
+    none = np.full(len(ranked), np.nan)
+    return np.stack([of_teacher.get(name, none) for name in names], axis=-1)
+
+
+def table_of(batch: Mapping[str, Sequence[Any]], **columns: Any) -> pa.Table:
+    """`prompt_id`, `responses` and more columns of a batch of Python lists."""
+    return pa.table(
+        {"prompt_id": list(batch["prompt_id"]), "responses": list(batch["responses"]), **columns}
+    )
+
+
+def with_columns(table: pa.Table, **columns: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with these columns, in the place of those of the same name."""
+    return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)

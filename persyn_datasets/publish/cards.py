@@ -1,0 +1,347 @@
+"""The cards: `cards/*.md` filled from the numbers of a build, merged into what is already
+written.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.engines.account import account_table
+from persyn_datasets.publish.licenses import worked_out
+from persyn_datasets.publish.versions import rows
+from persyn_datasets.report import measure as report
+from persyn_datasets.report.figures import CAPTIONS
+from persyn_datasets.report.tables import table
+from persyn_datasets.store.journal import digest
+from persyn_datasets.strategies.baselines import STRATEGIES
+
+BEGIN = (
+    "<!-- persyn writes from here to its end mark anew. What you write above or below stays. -->"
+)
+END = "<!-- end of what persyn writes -->"
+# config → (folder and beginning of its files, its splits)
+CONFIGS = {
+    "default": ("data/persyn-", ("train", "failed")),
+    "calibration": ("calibration/", ("train", "test")),
+    "pairs": ("pairs/", ("train",)),
+    "routing": ("routing/", ("train",)),
+    "second_opinions": ("second_opinions/", ("train",)),
+}
+PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
+Versions = Sequence[tuple[str, str]]
+
+
+def templates() -> Environment:
+    package = Path(__file__).parents[1]
+    folder = next(f for f in (package / "templates", package.parent / "cards") if f.is_dir())
+    return Environment(
+        loader=FileSystemLoader(folder),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=lambda name: bool(name and name.endswith(".html")),
+    )
+
+
+def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> None:
+    """Write the cards of a build that is not published; what others wrote into them stays."""
+    dataset, router = output / "dataset", output / "router"
+    written = [
+        (
+            dataset,
+            dataset_metadata(stats, hashes(files(dataset, PATTERNS))),
+            dataset_card(recipe, stats, str(dataset)),
+        )
+    ]
+    if stats["router"]:
+        written.append((router, router_metadata(stats), router_card(recipe, stats, str(router))))
+    for folder, metadata, text in written:
+        card = folder / "README.md"
+        card.write_text(merge(card.read_text() if card.exists() else "", metadata, text))
+
+
+def dataset_card(
+    recipe: Recipe | None,
+    stats: dict[str, Any],
+    where: str,
+    repo: str | None = None,
+    versions: Versions = (),
+) -> str:
+    """The text of a dataset's card; without a recipe it is one of `persyn synthesize`.
+
+    Args:
+        where: what `load_dataset` takes.
+        repo: its Hub id, if it is published.
+        versions: (tag, what changed), oldest first, with the one that this card is part of.
+    """
+    if recipe:
+        return _fill("dataset.md", recipe, stats, where, repo, versions)
+    sources = stats["licenses"]
+    shares = [
+        (name, t["routed"], t["routed"] / stats["rows"]) for name, t in stats["per_teacher"].items()
+    ]
+    lines = [[name, f"{n:,}", f"{share:.0%}"] for name, n, share in shares]
+    return _render(
+        "answers.md",
+        stats,
+        where,
+        repo,
+        versions,
+        sources,
+        title=stats["name"],
+        student_id=None,
+        teachers_table=table(["teacher", "routed to it", "share"], lines),
+    )
+
+
+def router_card(
+    recipe: Recipe,
+    stats: dict[str, Any],
+    where: str,
+    repo: str | None = None,
+    versions: Versions = (),
+) -> str:
+    """The text of a router's card. `repo` is the Hub id of the dataset that it made."""
+    return _fill("router.md", recipe, stats, where, repo, versions)
+
+
+def _fill(
+    template: str,
+    recipe: Recipe,
+    stats: dict[str, Any],
+    where: str,
+    repo: str | None,
+    versions: Versions,
+) -> str:
+    names = _names(stats)
+    student = recipe.student.model
+    of = ("router",) if template == "router.md" else ("prompts", "teacher")
+    return _render(
+        template,
+        stats,
+        where,
+        repo,
+        versions,
+        [line for line in stats["licenses"] if line["of"] in of],
+        recipe=recipe,
+        student=names.get(student) or f"[{student}](https://huggingface.co/{student})",
+        student_id=None if student in names else student,
+        backbone=names.get(recipe.router.backbone, recipe.router.backbone),
+        verdict=report.outcome(recipe, stats),
+        who=STRATEGIES[recipe.strategy],
+        against_random=report.against_random(stats["router"]) if stats["router"] else None,
+        reward=report.reward_words(recipe),
+        teachers_table=report.teachers_table(recipe, stats),
+        notes=report.notes(stats),
+        size_table=report.size_table(recipe, stats),
+        ceiling=report.ceiling_words(stats["router"] or {}),
+        router_table=report.router_table(stats["router"]) if stats["router"] else None,
+        saved=report.saved(stats),
+        budget=report.budget_words(stats["tradeoff"]) if stats["tradeoff"] else "",
+        captions=CAPTIONS,
+    )
+
+
+def _render(
+    template: str,
+    stats: dict[str, Any],
+    where: str,
+    repo: str | None,
+    versions: Versions,
+    sources: Any,
+    **values: Any,
+) -> str:
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            stats=stats,
+            where=where,
+            repo=repo,
+            versions=versions,
+            sources=sources,
+            names=_names(stats),
+            license=worked_out(sources),
+            account=account_table(stats["account"]),
+            pinned=f', revision="{versions[-1][0]}"' if versions else "",
+            **values,
+        )
+    )
+
+
+def _names(stats: dict[str, Any]) -> dict[str, str]:
+    """Local paths as a card shows them: their last part only."""
+    return {path: Path(path).name for path in stats["local"]}
+
+
+def dataset_metadata(stats: dict[str, Any], data: dict[str, str] | None = None) -> dict[str, Any]:
+    """The Hub's metadata of a dataset's card; with `configs` if its `data` files are given, as path
+    → SHA-256.
+    """
+    bounds = {
+        1e3: "n<1K",
+        1e4: "1K<n<10K",
+        1e5: "10K<n<100K",
+        1e6: "100K<n<1M",
+        1e7: "1M<n<10M",
+        1e8: "10M<n<100M",
+    }
+    prompts = next(line["name"] for line in stats["licenses"] if line["of"] == "prompts")
+    return {
+        "pretty_name": stats["name"],
+        **({"language": stats["language"]} if stats["language"] else {}),
+        **worked_out(stats["licenses"])["metadata"],
+        "task_categories": ["text-generation"],
+        "size_categories": [
+            next((name for bound, name in bounds.items() if rows(stats) < bound), "n>100M")
+        ],
+        "tags": ["persyn", "synthetic", *_student(stats)],
+        **({} if prompts in stats["local"] else {"source_datasets": [prompts]}),
+        **_on_hub("base_model", stats["models"], stats),
+        **({"configs": configs(data)} if data else {}),
+    }
+
+
+def router_metadata(stats: dict[str, Any], repo: str | None = None) -> dict[str, Any]:
+    """The Hub's metadata of a router's card; `repo` is the Hub id of the dataset that it made."""
+    return {
+        **({"language": stats["language"]} if stats["language"] else {}),
+        **worked_out(stats["licenses"], of=("router",))["metadata"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["persyn", "router", *_student(stats)],
+        **_on_hub(
+            "base_model",
+            [line["name"] for line in stats["licenses"] if line["of"] == "router"],
+            stats,
+        ),
+        **({"datasets": [repo]} if repo else {}),
+    }
+
+
+def _student(stats: dict[str, Any]) -> list[str]:
+    student = stats.get("student")
+    return [f"student:{_names(stats).get(student, student)}"] if student else []
+
+
+def _on_hub(key: str, models: list[str], stats: dict[str, Any]) -> dict[str, list[str]]:
+    on_hub = [model for model in dict.fromkeys(models) if model not in stats["local"]]
+    return {key: on_hub} if on_hub else {}
+
+
+def files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """path in the folder → file."""
+    found = sorted(
+        {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    )
+    return {str(file.relative_to(folder)): file for file in found}
+
+
+def hashes(found: dict[str, Path]) -> dict[str, str]:
+    """path → SHA-256 of the data files among these."""
+    data = {path: file for path, file in found.items() if path.endswith(".parquet")}
+    return {path: sha256(file) for path, file in data.items()}
+
+
+def sha256(file: Path) -> str:
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)  # weights are large, and asked about several times in a publish
+def _sha256(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def configs(data: dict[str, str]) -> list[dict[str, Any]]:
+    """The `configs:` of data files, given as path → SHA-256.
+
+    `load_dataset` (5.2) caches a local folder by its last name and these entries alone: without the
+    content among them it would give the rows of any other build that it has loaded before."""
+    entries = []
+    for name, (prefix, splits) in CONFIGS.items():
+        patterns = {split: f"{prefix}{split}*.parquet" for split in splits}
+        data_files = [
+            {"split": k, "path": p} for k, p in patterns.items() if any(fnmatch(f, p) for f in data)
+        ]
+        if data_files:
+            entry = {
+                "config_name": name,
+                "data_files": data_files,
+                "description": f"content {digest(data)}",
+            }
+            entries.append(entry | ({"default": True} if name == "default" else {}))
+    return entries
+
+
+def merge(
+    existing: str, metadata: dict[str, Any], text: str, before: dict[str, Any] | None = None
+) -> str:
+    """A card of ours, with what others wrote into the existing one.
+
+    Their text outside our marks stays, and so do their entries of the metadata: those that we do
+    not write, and those that differ from what we wrote the last time (`before`). Of `tags` and
+    `configs` each entry counts alone; our configs are always ours.
+
+    Raises:
+        InputError: the existing card cannot be read.
+    """
+    theirs, above, below = split(existing)
+    before = before or {}
+    written = {k for k in before if theirs.get(k) == before[k]} | {"size_categories"}
+    merged = {k: v for k, v in theirs.items() if k not in written}
+    merged = metadata | merged
+    tags = [tag for tag in theirs.get("tags", []) if tag not in before.get("tags", [])]
+    merged["tags"] = list(dict.fromkeys([*metadata["tags"], *tags]))
+    if "configs" in metadata:
+        own = {c["config_name"] for c in metadata["configs"]} | set(CONFIGS)
+        others = [{k: v for k, v in c.items() if k != "default"} for c in theirs.get("configs", [])]
+        merged["configs"] = metadata["configs"] + [
+            c for c in others if c.get("config_name") not in own
+        ]
+    body = "\n\n".join(
+        part for part in (above, f"{BEGIN}\n\n{text.strip()}\n\n{END}", below) if part
+    )
+    return f"---\n{to_yaml(merged)}---\n\n{body}\n"
+
+
+def split(card: str) -> tuple[dict[str, Any], str, str]:
+    """A card's metadata, and what others wrote above and below our part."""
+    card = card.replace("\r\n", "\n")
+    head, text = "", card
+    if card.startswith("---\n"):
+        head, _, text = card[4:].partition("\n---\n")
+    try:
+        metadata = yaml.safe_load(head) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"README.md: its header is not YAML, mend it: {error}") from error
+    if not isinstance(metadata, dict):
+        raise InputError(
+            f"README.md: its header is {type(metadata).__name__}; expected keys and values. Mend "
+            "it."
+        )
+    above, begin, rest = text.partition(BEGIN)
+    if begin and END not in rest:
+        raise InputError(
+            f"README.md: the line {END!r} is missing. Put it back after the part that persyn "
+            "writes."
+        )
+    below = rest.partition(END)[2] if begin else ""
+    return metadata, *((above.strip(), below.strip()) if begin else ("", text.strip()))
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(
+        json.loads(json.dumps(values, default=str)), sort_keys=False, allow_unicode=True
+    )

@@ -1,0 +1,423 @@
+"""Publish a build: a dataset and its router on the Hub, one commit and one tag for each version.
+
+A version is made by its tag on the dataset, which comes last: before it stand both commits, whole,
+and the router's tag. So whatever goes wrong on the way, every version there is is whole, and the
+same command goes on."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_download,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import httpx, validate_repo_id
+
+from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.publish import cards
+from persyn_datasets.publish.versions import align, in_order, numbers, what_changed
+from persyn_datasets.store.journal import digest
+
+DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", "stats.json"]
+ROUTER_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+]
+
+
+@dataclass
+class Build:
+    """What is to be published: files by their path in the repository, the cards' numbers, and the
+    cards so far.
+    """
+
+    dataset: dict[str, Path]
+    router: dict[str, Path]
+    recipe: Recipe | None
+    stats: dict[str, Any]
+    cards: dict[str, str]
+    appended: bool = False
+
+    @classmethod
+    def load(cls, output: Path) -> "Build":
+        """Read the output folder of `persyn build` or `persyn synthesize`.
+
+        Raises:
+            InputError: it holds nothing finished.
+        """
+        folder = output / "dataset" if (output / "dataset").is_dir() else output
+        dataset, router = (
+            cards.files(folder, DATASET_FILES),
+            cards.files(output / "router", ROUTER_FILES),
+        )
+        if "stats.json" not in dataset:
+            raise InputError(
+                f"{output} holds nothing finished (no stats.json); run persyn build or persyn "
+                "synthesize."
+            )
+        recipe = Recipe.load(str(dataset["recipe.yaml"])) if "recipe.yaml" in dataset else None
+        written = {"dataset": folder / "README.md", "model": output / "router" / "README.md"}
+        texts = {kind: card.read_text() if card.exists() else "" for kind, card in written.items()}
+        return cls(dataset, router, recipe, json.loads(dataset["stats.json"].read_text()), texts)
+
+
+@dataclass
+class Repo:
+    """A repository as it was when we looked: everything is compared with this commit, and goes on
+    top of it only.
+    """
+
+    id: str
+    kind: str  # dataset or model
+    head: str
+    files: dict[str, RepoFile]
+    versions: list[tuple[str, str]]  # (tag, what changed), oldest first
+    card: str = ""
+
+    @classmethod
+    def look(cls, api: HfApi, repo_id: str, kind: str) -> "Repo":
+        refs = api.list_repo_refs(repo_id, repo_type=kind)
+        head = next(branch.target_commit for branch in refs.branches if branch.name == "main")
+        tags = in_order(tag.name for tag in refs.tags)
+        commits = api.list_repo_commits(repo_id, repo_type=kind, revision=head) if tags else []
+        changes = {commit.title: commit.message for commit in reversed(commits)}
+        repo = cls(repo_id, kind, head, {}, [(tag, changes.get(tag, "")) for tag in tags])
+        repo.files = repo.at(head)
+        repo.card = repo.read("README.md", head)
+        return repo
+
+    def at(self, revision: str) -> dict[str, RepoFile]:
+        """The files at a revision."""
+        tree = HfApi().list_repo_tree(
+            self.id, repo_type=self.kind, revision=revision, recursive=True
+        )
+        return {file.path: file for file in tree if isinstance(file, RepoFile)}
+
+    def read(self, path: str, revision: str) -> str:
+        """A file's text at a revision; empty if it is not there."""
+        try:
+            return Path(
+                hf_hub_download(self.id, path, repo_type=self.kind, revision=revision)
+            ).read_text()
+        except RemoteEntryNotFoundError:
+            return ""
+
+    def stats(self, revision: str) -> dict[str, Any]:
+        return json.loads(self.read("stats.json", revision) or "{}")
+
+
+def same(there: RepoFile, here: Path) -> bool:
+    if there.lfs:
+        return there.lfs.sha256 == cards.sha256(here)
+    content = here.read_bytes()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def check(
+    repo_id: str,
+    version: str | None = None,
+    private: bool = False,
+    students: Iterable[str] | None = None,
+) -> None:
+    """Can we publish there: a dataset and its router, or the `students` of these strategies? Writes
+    nothing.
+
+    Raises: InputError: no token, no permission, a name or version that cannot be, a public
+        repository for `private`.
+    """
+    _check_words(repo_id, version)
+    if not get_token():
+        raise InputError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.")
+    api = HfApi()
+    with plainly(repo_id):
+        build = [(repo_id, "dataset"), (f"{repo_id}-router", "model")]
+        for name, kind in (
+            build if students is None else [(f"{repo_id}-{name}", "model") for name in students]
+        ):
+            try:
+                info = api.repo_info(name, repo_type=kind)
+                api.auth_check(name, repo_type=kind, write=True)
+            except RepositoryNotFoundError:
+                _check_namespace(api.whoami(), repo_id.partition("/")[0])
+                continue
+            if private and not info.private:
+                raise InputError(
+                    f"{name} exists and is public; make it private on the Hub first, or drop "
+                    "--private."
+                )
+            if version and kind == "dataset":
+                _check_version(
+                    version, [tag.name for tag in api.list_repo_refs(name, repo_type=kind).tags]
+                )
+
+
+def _check_words(repo_id: str, version: str | None) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from error
+    if repo_id.count("/") != 1:
+        raise InputError(
+            f"{repo_id!r}: expected ORG/NAME, the organisation or user and the dataset's name."
+        )
+    if version and not numbers(version):
+        raise InputError(f"--version {version}: expected three numbers, e.g. 1.1.0.")
+
+
+def _check_namespace(who: dict[str, Any], namespace: str) -> None:
+    ours = [who["name"], *(org["name"] for org in who.get("orgs", []))]
+    if namespace not in ours:
+        raise InputError(
+            f"You are {who['name']} on the Hub and may not publish to {namespace}, but to "
+            f"{', '.join(ours)}."
+        )
+
+
+def _check_version(version: str, tags: Iterable[str]) -> None:
+    if (latest := in_order(tags)) and (numbers(version) or ()) <= (numbers(latest[-1]) or ()):
+        raise InputError(
+            f"--version {version}: {latest[-1]} is published, and none is moved; take a later "
+            "number."
+        )
+
+
+def publish(
+    output: str | Path,
+    repo_id: str,
+    *,
+    version: str | None = None,
+    private: bool = False,
+    append: bool = False,
+) -> str:
+    """Publish what `persyn build` or `persyn synthesize` wrote, as a new version of its Hub dataset
+    (and router).
+
+    Args: output: the folder. repo_id: of the dataset, ORG/NAME; the router's is ORG/NAME-router.
+        version: three numbers, e.g. 1.1.0. Default: the next minor one. private: for repositories
+        that do not exist yet. append: add the rows of `persyn synthesize` to those that are
+        published, instead of replacing them.
+
+    Returns:
+        The version's tag. If this very content is the latest version already, nothing is written.
+
+    Raises: InputError: nothing to publish there, or see `check`. BuildError: the Hub failed, or
+        somebody else published at the same time. Every version there is is whole;
+            the same call goes on.
+    """
+    build, api = Build.load(Path(output)), HfApi()
+    _check_words(repo_id, version)
+    check(repo_id, None, private)  # the version may be there already, with this very content
+    with plainly(repo_id), tempfile.TemporaryDirectory() as folder:
+        names = {"dataset": repo_id} | ({"model": f"{repo_id}-router"} if build.router else {})
+        if append and not api.repo_exists(repo_id, repo_type="dataset"):
+            raise InputError(f"There is no dataset {repo_id}, so --append has nothing to add to.")
+        for kind, name in names.items():
+            api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        # The router comes first, everywhere: the dataset's tag makes the version.
+        repos = [Repo.look(api, names[kind], kind) for kind in sorted(names, reverse=True)]
+        router, dataset = (repos[0] if build.router else None), repos[-1]
+        if append:
+            build = _appended(build, dataset, Path(folder))
+        elif build.recipe is None and "recipe.yaml" in dataset.files:
+            raise InputError(
+                f"{repo_id} holds a build; add your rows to it with --append, or give another name."
+            )
+        published = dataset.stats(dataset.head) if cards.BEGIN in dataset.card else {}
+        latest = dataset.versions[-1][0] if dataset.versions else None
+        if latest and not any(
+            latest not in dict(repo.versions)
+            or _changes(repo, build, repo.versions, repo_id, published)
+            for repo in repos
+        ):
+            return latest
+        tag = _tag(version, latest, router, build)
+        before = yaml.safe_load(dataset.read("recipe.yaml", latest) or "null") if latest else None
+        now = json.loads(json.dumps(build.recipe.to_dict())) if build.recipe else None
+        what = what_changed(before, now, dataset.stats(latest) if latest else {}, build.stats)
+        for repo in repos:
+            versions = [v for v in repo.versions if v[0] != tag] + [(tag, what)]
+            if operations := _changes(repo, build, versions, repo_id, published):
+                commit = api.create_commit(
+                    repo.id,
+                    operations,
+                    repo_type=repo.kind,
+                    parent_commit=repo.head,
+                    commit_message=tag,
+                    commit_description=what,
+                )
+                repo.head = commit.oid
+        for repo in repos:
+            if tag not in dict(repo.versions):
+                api.create_tag(repo.id, repo_type=repo.kind, tag=tag, revision=repo.head)
+    return tag
+
+
+def _tag(version: str | None, latest: str | None, router: Repo | None, build: Build) -> str:
+    """The new version. A tag that only the router has is of an interrupted publish: ours, if the
+    router is the same.
+    """
+    if version:
+        _check_version(version, [latest] if latest else [])
+    before = numbers(latest) if latest else None
+    major, minor, patch = (version and numbers(version)) or (
+        (before[0], before[1] + 1, 0) if before else (1, 0, 0)
+    )
+    while router and (tag := f"v{major}.{minor}.{patch}") in dict(router.versions):
+        there = {
+            path: file for path, file in router.at(tag).items() if _matching([path], ROUTER_FILES)
+        }
+        if set(there) == set(build.router) and all(
+            same(there[path], file) for path, file in build.router.items()
+        ):
+            break
+        if version:
+            raise InputError(
+                f"--version {version}: {router.id} has {tag} with another content; take a later "
+                "number."
+            )
+        minor, patch = minor + 1, 0
+    return f"v{major}.{minor}.{patch}"
+
+
+def _changes(
+    repo: Repo, build: Build, versions: cards.Versions, repo_id: str, published: dict[str, Any]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What a commit has to do so that the repository holds the build, with these versions in its
+    card.
+
+    `published`: the numbers behind the cards that are there now.
+    """
+    of_dataset = repo.kind == "dataset"
+    files, patterns = (build.dataset, DATASET_FILES) if of_dataset else (build.router, ROUTER_FILES)
+    there = _matching(repo.files, patterns)
+    if there and cards.BEGIN not in repo.card:
+        raise InputError(
+            f"{repo.id} has files that persyn did not put there, e.g. {there[0]}; give another "
+            "name."
+        )
+    stale = [] if build.appended else [path for path in there if path not in files]
+    existing, before = (
+        (repo.card, published) if repo.card else (build.cards[repo.kind], build.stats)
+    )
+    if of_dataset:
+        data = {
+            path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in repo.files.items()
+        }
+        data |= cards.hashes(files)
+        kept = {path: data[path] for path in _matching(data, cards.PATTERNS) if path not in stale}
+        metadata = cards.dataset_metadata(build.stats, kept)
+        text = cards.dataset_card(build.recipe, build.stats, repo_id, repo_id, versions)
+        written = cards.dataset_metadata(before) if before else {}
+    else:
+        assert build.recipe
+        metadata = cards.router_metadata(build.stats, repo_id)
+        text = cards.router_card(build.recipe, build.stats, repo.id, repo_id, versions)
+        written = cards.router_metadata(before, repo_id if repo.card else None) if before else {}
+    card = cards.merge(existing, metadata, text, written)
+    changed = [
+        path for path in files if path not in repo.files or not same(repo.files[path], files[path])
+    ]
+    return [
+        *(CommitOperationDelete(path) for path in stale),
+        *(CommitOperationAdd(path, str(files[path])) for path in changed),
+        *([CommitOperationAdd("README.md", card.encode())] if card != repo.card else []),
+    ]
+
+
+def _matching(paths: Iterable[str], patterns: list[str]) -> list[str]:
+    return [path for path in paths if any(fnmatch(path, pattern) for pattern in patterns)]
+
+
+def _appended(build: Build, dataset: Repo, folder: Path) -> Build:
+    """The published build with the rows of a `persyn synthesize` added; its new files are written
+    into `folder`.
+    """
+    stats, recipe = dataset.stats(dataset.head), dataset.read("recipe.yaml", dataset.head)
+    if build.recipe:
+        raise InputError(
+            "--append adds the rows of a persyn synthesize, and this is a whole build; drop it."
+        )
+    if not stats or cards.BEGIN not in dataset.card:
+        raise InputError(
+            f"{dataset.id} is no dataset that persyn published, so --append has nothing to add to."
+        )
+    like = next(path for path in dataset.files if path.startswith("data/persyn-train"))
+    schema = pq.read_schema(
+        hf_hub_download(dataset.id, like, repo_type="dataset", revision=dataset.head)
+    )
+    content = digest(cards.hashes(build.dataset))[:12]
+    if content not in [more["content"] for more in stats.get("added", [])]:
+        added = {
+            "content": content,
+            **{key: build.stats[key] for key in ("rows", "failed", "router", "prompts")},
+        }
+        stats["added"] = [*stats.get("added", []), added]
+    files = {"stats.json": folder / "stats.json"}
+    files["stats.json"].write_text(json.dumps(stats, indent=2))
+    for path in _matching(build.dataset, cards.PATTERNS):
+        name = f"{path.removesuffix('.parquet')}-{content}.parquet"
+        files[name] = align(build.dataset[path], schema, folder / name.replace("/", "-"))
+    known = Recipe.from_dict(yaml.safe_load(recipe)) if recipe else None
+    return Build(files, {}, known, stats, {}, appended=True)
+
+
+@contextmanager
+def plainly(repo_id: str) -> Iterator[None]:
+    """The Hub's errors in words."""
+    again = "Every version that is there is whole; the same command goes on from here."
+    try:
+        yield
+    except InputError:
+        raise
+    except OfflineModeIsEnabled as error:
+        raise InputError(
+            f"{repo_id}: the Hub is switched off here (HF_HUB_OFFLINE); unset it to publish."
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise InputError(
+                f"{repo_id}: the Hub does not let you write there ({error}). Check the token."
+            ) from error
+        if status in (409, 412):
+            raise BuildError(
+                f"{repo_id}: somebody else published at the same time. {again}"
+            ) from error
+        raise BuildError(f"{repo_id}: publishing failed: {error}. {again}") from error
+    except (
+        httpx.HTTPError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # ValueError: the Hub refuses the card
+        raise BuildError(
+            f"{repo_id}: publishing failed: {type(error).__name__}: {error}. {again}"
+        ) from error

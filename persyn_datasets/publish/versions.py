@@ -1,0 +1,102 @@
+"""Versions of a published dataset: their numbers, what changed between two of them, rows made alike
+to be added.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, Features
+
+from persyn_datasets.config.errors import InputError
+
+MOST = 8  # changes that a card names
+
+
+def numbers(version: str) -> tuple[int, int, int] | None:
+    """`v1.2.0` or `1.2.0` as (1, 2, 0); None if it is no version."""
+    found = re.fullmatch(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def in_order(tags: Iterable[str]) -> list[str]:
+    """The tags that are versions, oldest first."""
+    return sorted(
+        (tag for tag in tags if tag[0] == "v" and numbers(tag)),
+        key=lambda tag: numbers(tag) or (0, 0, 0),
+    )
+
+
+def what_changed(
+    recipe: Any, new_recipe: Any, stats: dict[str, Any], new_stats: dict[str, Any]
+) -> str:
+    """In words; the recipes are those of `Recipe.to_dict`, or None."""
+    if not stats:
+        return f"the first version: {rows(new_stats):,} rows"
+    added = new_stats.get("added", [])[len(stats.get("added", [])) :]
+    if added and recipe == new_recipe:
+        return "; ".join(
+            f"{rows(more):,} rows added, answered by {more['router']}" for more in added
+        )
+    before, now = _flat(recipe), _flat(new_recipe)
+    changed = [
+        key
+        for key in [*before, *(k for k in now if k not in before)]
+        if before.get(key) != now.get(key)
+    ]
+    words = [f"{key}: {_short(before.get(key))} → {_short(now.get(key))}" for key in changed[:MOST]]
+    words += [f"{len(changed) - MOST} more changes of the recipe"] if len(changed) > MOST else []
+    words = words or ["the same recipe, built again"]
+    return f"{rows(new_stats):,} rows ({rows(new_stats) - rows(stats):+,}); {'; '.join(words)}"
+
+
+def rows(stats: dict[str, Any]) -> int:
+    """Rows with an answer."""
+    return sum(part["rows"] - part["failed"] for part in [stats, *stats.get("added", [])])
+
+
+def _flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested values by their dotted path; teachers by their names."""
+    if isinstance(values, list) and all(
+        isinstance(value, dict) and "name" in value for value in values
+    ):
+        values = {value["name"]: value for value in values}
+    if isinstance(values, dict) and values:
+        return {
+            k: v
+            for part, value in values.items()
+            for k, v in _flat(value, f"{key}.{part}".lstrip(".")).items()
+        }
+    return {key: values} if key else {}
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else " ".join(str(value).split())
+    return (text if len(text) <= 40 else f"{text[:39]}…").replace("|", "/")
+
+
+def align(file: Path, schema: pa.Schema, to: Path) -> Path:
+    """Write the rows of a Parquet file with the columns of another: those it lacks are empty,
+    `router_scores` may go.
+
+    Raises:
+        InputError: it has columns that the other has not, or of another type.
+    """
+    table, features = Dataset.from_parquet(str(file)), Features.from_arrow_schema(schema)
+    assert isinstance(table, Dataset)
+    if unknown := [name for name in table.column_names if name not in (*features, "router_scores")]:
+        raise InputError(
+            f"The rows to add have the column {unknown[0]!r}, and the published ones have not "
+            "(they have "
+            f"{', '.join(features)}); remove it from the prompts, or publish under another name."
+        )
+    for name in features:
+        if name not in table.column_names:
+            table = table.add_column(name, [None] * len(table))
+    try:
+        table.select_columns(list(features)).cast(features).to_parquet(to)
+    except (pa.ArrowInvalid, TypeError, ValueError) as error:
+        raise InputError(f"The rows to add do not fit the published columns: {error}") from error
+    return to

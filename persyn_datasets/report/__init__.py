@@ -1,0 +1,1 @@
+"""What came out of a build: its numbers, tables and figures."""

@@ -1,0 +1,142 @@
+"""What a build's router does and would do: on which prompts, with fewer calibration prompts, with
+another α.
+
+The refits are of the head alone, on what the router's backbone makes of the prompts: of a
+fine-tuned backbone, too, which has seen all training prompts. They show how the curve runs; what a
+router of another α were, only a build can tell. Routers of other sizes are trained whole:
+`router.compare_backbones`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets.table import InMemoryTable
+from huggingface_hub.utils import tqdm
+
+from persyn_datasets.config.recipe import Reward
+from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.router.bradley_terry import fit_head
+from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.model import Router
+from persyn_datasets.stages.rank import Rank
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FEWEST = 20  # prompts that a head is fitted to
+
+
+def analyse(
+    router: Router, calibration: DatasetDict, routed: Dataset, reward: Reward
+) -> dict[str, Any]:
+    """JSON values for `persyn report`.
+
+    Args:
+        calibration: rows of `Rank`: `train`, which the router learned from, and `test`.
+        routed: rows of `Route`, the calibration prompts among them.
+
+    Returns: `difficulty` and `length`: `thirds` of the calibration prompts by the mean quality of
+        all teachers' answers (the hardest come first) and by their median length in characters;
+        `confusion`: how often the router sends a held-out prompt to the i-th of `names` and the
+        j-th was its best; `by_size` and `by_alpha`: Hit@1, Hit@3 and the mean quality and
+        learnability of what is chosen on held-out prompts, with a head that is fitted to so many
+        prompts (all, a half, a quarter …), or to that α; both are empty if there are too few
+        prompts to halve.
+    """
+    names, n = router.names, len(calibration["train"])
+    ranked = concatenate_datasets([calibration["train"], calibration["test"]])
+    _, x = router.read(ranked["messages"])
+    quality, learnability = (rewards_of(ranked, names, key) for key in ("quality", "learnability"))
+    teacher = dict(zip(routed["prompt_id"], routed["teacher"], strict=True))
+    chosen = [teacher[key] for key in ranked["prompt_id"]]
+    characters = [
+        np.median([len(r["text"]) for r in row if not r["error"]] or [0])
+        for row in ranked["responses"]
+    ]
+
+    table = ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
+    heads: dict[bytes, Any] = {}  # with 0/1 quality many α prefer alike
+
+    def refit(size: int, alpha: float) -> dict[str, float]:
+        rank = Rank(**asdict(replace(reward, alpha=alpha)))
+        rewards = rewards_of(Dataset(InMemoryTable(rank(table))), names)
+        r = rewards[:size]
+        prefer = r[:, :, None] > r[:, None, :]
+        if (key := prefer.tobytes()) not in heads:
+            heads[key] = fit_head(torch.tensor(x[:size]), torch.tensor(prefer).float())
+        weight, bias, _ = heads[key]
+        scores = x[n:] @ weight.numpy().T + bias.numpy()
+        metrics, best = router_metrics(scores, rewards[n:], r, names), scores.argmax(-1)
+        means = (
+            float(_mean(signal[n:][np.arange(len(best)), best]))
+            for signal in (quality, learnability)
+        )
+        return _hits(metrics) | dict(zip(("quality", "learnability"), means, strict=True))
+
+    sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
+    points = (
+        [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS]
+        if len(sizes) > 1
+        else []
+    )
+    curves = [
+        point | refit(int(point.get("prompts", n)), point.get("alpha", reward.alpha))
+        for point in tqdm(points, desc="Analysis", unit="head", disable=not points)
+    ]
+    confusion = Counter(zip(chosen[n:], calibration["test"]["best_teacher"], strict=True))
+    return {
+        "names": names,
+        "difficulty": thirds(_mean(quality, axis=-1), chosen),
+        "length": thirds(np.array(characters), chosen),
+        "confusion": [[confusion[routed_to, best] for best in names] for routed_to in names],
+        "by_size": [point for point in curves if "prompts" in point],
+        "by_alpha": [point for point in curves if "alpha" in point],
+    }
+
+
+def by_backbone(
+    routers: Sequence[Router], calibration: DatasetDict, teachers: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Of each router its `backbone`, `parameters`, and Hit@1 and Hit@3 on the held-out prompts, the
+    smallest first.
+
+    They may pick these `teachers` only: see `Router.evaluate`.
+    """
+    points = [
+        {
+            "backbone": Path(router.config.persyn["training"]["backbone"]).name,
+            "parameters": router.parameters,
+        }
+        | _hits(router.evaluate(calibration["test"], calibration["train"], teachers))
+        for router in routers
+    ]
+    return sorted(points, key=lambda point: point["parameters"])
+
+
+def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """The prompts in three parts by a measure, lowest first: its bounds, and how many prompts go to
+    each teacher.
+    """
+    order = [i for i in np.argsort(measure, kind="stable") if not np.isnan(measure[i])]
+    parts = [part for part in np.array_split(np.array(order, int), 3) if len(part)]
+    return [
+        {
+            "from": float(measure[part[0]]),
+            "to": float(measure[part[-1]]),
+            "prompts": len(part),
+            "routed": dict(Counter(chosen[i] for i in part).most_common()),
+        }
+        for part in parts
+    ]
+
+
+def _hits(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
+
+
+def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Without the NaN; NaN where there is nothing else."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)

@@ -1,0 +1,323 @@
+"""The figures of a build, drawn from its stats.json."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from persyn_datasets.config.recipe import Recipe
+
+BLUE, GREY = "#1f5fa8", "#9aa5b1"
+# What each one shows, in the order of the page: the alternative text, too.
+CAPTIONS = {
+    "allocation": "Prompts per teacher, beside how often each was the best in calibration",
+    "rewards": (
+        "Mean quality, learnability and reward of each teacher's calibration responses, by its size"
+    ),
+    "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
+    "router": (
+        "How sure the router is, and how often its favourite of two teachers is better (of "
+        "how many times)"
+    ),
+    "tradeoff": (
+        "Reward against what the answers cost: the router at every budget, and each teacher alone"
+    ),
+    "difficulty": (
+        "Who gets the hard prompts, and those of long answers: % of each third of the "
+        "calibration prompts"
+    ),
+    "confusion": (
+        "Held-out prompts by the router's choice (rows) and the teacher that was the best (columns)"
+    ),
+    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, "
+    "or to another α (by that α's own reward, so not to be compared; where several teachers are "
+    "best, each is)",
+    "cost": "Answers that were asked for, against generate-then-select",
+}
+
+
+def draw(recipe: Recipe, stats: dict[str, Any], folder: Path) -> list[Path]:
+    """Write one PNG for each of `CAPTIONS` that the build has numbers for; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in _figures(recipe, stats):
+        for axes in figure.axes:
+            axes.spines[["top", "right"]].set_visible(False)
+        written.append(folder / f"{name}.png")
+        # Without the version of matplotlib, which would make another file of the same figure.
+        figure.savefig(written[-1], dpi=150, metadata={"Software": None})
+    return written
+
+
+def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    sizes = {t.name: t.size for t in recipe.teachers}
+    teachers = dict(
+        sorted(stats["per_teacher"].items(), key=lambda item: (sizes.get(item[0]) or 0, item[0]))
+    )
+    labels = [
+        _short(name) + (f" ({sizes[name]:g}B)" if sizes.get(name) else "") for name in teachers
+    ]
+    yield "allocation", _allocation(labels, list(teachers.values()))
+    yield "rewards", _rewards(labels, list(teachers.values()))
+    yield "lengths", _lengths(labels, list(teachers.values()))
+    if stats["routing"]:
+        yield "router", _router(stats["routing"])
+        yield "tradeoff", _tradeoff(stats["tradeoff"])
+        order = [name for name in teachers if name in stats["analysis"]["names"]]
+        yield "difficulty", _difficulty(stats["analysis"], order)
+        yield "confusion", _confusion(stats["analysis"], order)
+        if stats["analysis"]["by_size"]:
+            yield "curves", _curves(stats["analysis"], stats["router"])
+    yield "cost", _cost(stats)
+
+
+def _short(name: str) -> str:
+    name = name.rpartition("/")[2] or name
+    return name if len(name) <= 32 else f"{name[:31]}…"
+
+
+def _rows(labels: list[str], columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Horizontal panels that share the teachers as rows, the smallest model on top."""
+    figure = Figure(figsize=(8, 1.1 + 0.34 * len(labels)), layout="constrained")
+    panels = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].invert_yaxis()
+    return figure, panels
+
+
+def _allocation(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
+    figure, (axes,) = _rows(labels)
+    for key, shift, color, label in (
+        ("routed", -0.2, BLUE, "of all prompts: routed to it"),
+        ("best", 0.2, GREY, "of the calibration prompts: it was the best"),
+    ):
+        total = sum(t[key] for t in teachers) or 1
+        shares = [100 * t[key] / total for t in teachers]
+        axes.barh([i + shift for i in range(len(labels))], shares, 0.36, color=color, label=label)
+    axes.set_xlabel("share in %")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _rewards(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
+    figure, panels = _rows(labels, 3)
+    for axes, key, color in zip(
+        panels, ("quality", "learnability", "reward"), (GREY, GREY, BLUE), strict=True
+    ):
+        points = [(t[key], i) for i, t in enumerate(teachers) if t[key] is not None]
+        axes.scatter([x for x, _ in points], [i for _, i in points], color=color, zorder=3)
+        axes.grid(axis="y", color="#e4e7eb")
+        axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlabel(key)
+    return figure
+
+
+def _lengths(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
+    figure, (axes,) = _rows(labels)
+    for key, shift, color, label in (
+        ("routed_characters", -0.15, BLUE, "in the dataset"),
+        ("characters", 0.15, GREY, "in calibration"),
+    ):
+        known = [(i + shift, t[key]) for i, t in enumerate(teachers) if t[key] is not None]
+        axes.hlines(
+            [y for y, _ in known],
+            [p[0] for _, p in known],
+            [p[2] for _, p in known],
+            color=color,
+            linewidth=3,
+        )
+        axes.scatter(
+            [p[1] for _, p in known], [y for y, _ in known], color=color, zorder=3, label=label
+        )
+    axes.set_xlabel("characters")
+    axes.margins(x=0.05)
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _router(routing: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = routing["confidence"]
+    left.bar(
+        [(i + 0.5) / len(counts) for i in range(len(counts))], counts, 0.9 / len(counts), color=BLUE
+    )
+    left.yaxis.get_major_locator().set_params(integer=True)
+    left.set(xlabel="highest router score of a prompt", ylabel="prompts", xlim=(0, 1))
+    bins = routing["reliability"]
+    right.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=1)
+    right.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], "o-", color=BLUE)
+    for b in bins:
+        right.annotate(
+            f"{b['comparisons']:,}",
+            (b["predicted"], b["observed"]),
+            (5, -11),
+            textcoords="offset points",
+            fontsize=8,
+            color="#52606d",
+        )
+    right.set(
+        xlabel="router: the favourite is better with probability",
+        ylabel="it was better in",
+        xlim=(0.48, 1.04),
+        ylim=(-0.05, 1.1),
+    )
+    return figure
+
+
+def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    curve, alone = tradeoff["curve"], tradeoff["teachers"]
+    axes.plot(
+        [p["spend"] for p in curve],
+        [p["reward"] for p in curve],
+        color=BLUE,
+        label="router, expected",
+    )
+    axes.scatter(
+        [p["spend"] for p in curve],
+        [p["measured"] for p in curve],
+        18,
+        color=BLUE,
+        zorder=3,
+        label="router, measured on held-out prompts",
+    )
+    axes.scatter(
+        [t["spend"] for t in alone.values()],
+        [t["measured"] for t in alone.values()],
+        28,
+        color=GREY,
+        marker="x",
+        label="one teacher alone, measured",
+    )
+    for name, t in alone.items():
+        axes.annotate(
+            _short(name),
+            (t["spend"], t["measured"]),
+            (4, -9),
+            textcoords="offset points",
+            fontsize=7,
+            color="#52606d",
+        )
+    if "budget" in tradeoff:
+        axes.axvline(
+            tradeoff["budget"]["spend"],
+            color=GREY,
+            linestyle="--",
+            linewidth=1,
+            label="the budget of this build",
+        )
+    axes.set(
+        xlabel="USD for all prompts" if tradeoff["unit"] == "usd" else "tokens for all prompts",
+        ylabel="mean reward",
+    )
+    axes.margins(x=0.08)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _difficulty(analysis: dict[str, Any], teachers: list[str]) -> Figure:
+    """Shares of each third of the prompts, by their difficulty and by the length of their
+    answers.
+    """
+    figure, panels = _rows([_short(name) for name in teachers], 2)
+    for axes, key, ends in zip(
+        panels, ("difficulty", "length"), (("hard", "easy"), ("short", "long")), strict=True
+    ):
+        parts = analysis[key]
+        shares = [
+            [100 * part["routed"].get(name, 0) / part["prompts"] for part in parts]
+            for name in teachers
+        ]
+        _shade(axes, shares, "{:.0f}")
+        bounds = [f"{part['from']:,.3g} to {part['to']:,.3g}" for part in parts]
+        named = [
+            f"{end}\n{bound}" for end, bound in zip((ends[0], "", ends[1]), bounds, strict=False)
+        ]
+        axes.set_xticks(range(len(parts)), named, fontsize=8)
+        axes.set_xlabel(
+            "mean quality of all answers"
+            if key == "difficulty"
+            else "median characters of the answers"
+        )
+    return figure
+
+
+def _curves(analysis: dict[str, Any], metrics: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, rows, x, label in (
+        (left, analysis["by_size"], "prompts", "calibration prompts"),
+        (right, analysis["by_alpha"], "alpha", "α"),
+    ):
+        for k, style in (("hit@3", "o-"), ("hit@1", "s-")):
+            color = BLUE if k == "hit@1" else GREY
+            axes.plot(
+                [row[x] for row in rows],
+                [row[k] for row in rows],
+                style,
+                color=color,
+                label=k.capitalize(),
+            )
+        axes.set(xlabel=label, ylim=(0, 1.05))
+    left.set_xscale("log")
+    left.set_xticks(
+        [row["prompts"] for row in analysis["by_size"]],
+        [f"{r['prompts']}" for r in analysis["by_size"]],
+    )
+    left.minorticks_off()
+    for k, color in (("hit@1", BLUE), ("hit@3", GREY)):
+        left.axhline(
+            metrics[k]["best single"],
+            color=color,
+            linestyle=":",
+            label=f"{k.capitalize()}, best single",
+        )
+    left.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _confusion(analysis: dict[str, Any], teachers: list[str]) -> Figure:
+    figure, (axes,) = _rows([_short(name) for name in teachers])
+    places = [analysis["names"].index(name) for name in teachers]
+    _shade(axes, [[analysis["confusion"][i][j] for j in places] for i in places], "{:.0f}")
+    axes.set_xticks(range(len(teachers)), [_short(name) for name in teachers], rotation=90)
+    axes.set(xlabel="the best", ylabel="the router's choice")
+    return figure
+
+
+def _shade(axes: Axes, values: list[list[float]], form: str) -> None:
+    """A cell for each value, with its number; zeros are empty."""
+    most = max(max(row) for row in values) or 1
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value:
+                color = "white" if value > 0.6 * most else "#1f2933"
+                axes.text(
+                    x, y, form.format(value), ha="center", va="center", fontsize=8, color=color
+                )
+
+
+def _cost(stats: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 1.9), layout="constrained")
+    money = stats["cost"]
+    panels = figure.subplots(1, 2 if money else 1, squeeze=False)[0]
+    values = [("generations", stats["generations"], stats["generate_then_select"], "{:,.0f}")]
+    values += [("USD", money["usd"], money["generate_then_select_usd"], "{:,.2f}")] if money else []
+    for axes, (unit, ours, theirs, form) in zip(panels, values, strict=True):
+        bars = axes.barh(
+            ["route, then generate", "generate, then select"], [ours, theirs], color=[BLUE, GREY]
+        )
+        axes.bar_label(bars, [form.format(ours), form.format(theirs)], padding=3)
+        axes.set_xlabel(unit)
+        axes.margins(x=0.2)
+        axes.invert_yaxis()
+    for axes in panels[1:]:
+        axes.set_yticks([])
+    return figure

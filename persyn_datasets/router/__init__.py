@@ -1,0 +1,1 @@
+"""The router: a plain sequence classifier whose labels are the teachers."""

@@ -1,0 +1,1 @@
+"""What a response is worth to the student: one signal a file."""

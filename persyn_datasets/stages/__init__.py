@@ -1,0 +1,1 @@
+"""The six stages: Generate, Score, Rank, Pairify, Route, Synthesize."""

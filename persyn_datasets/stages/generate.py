@@ -1,0 +1,85 @@
+"""Generate: every teacher answers every prompt (the calibration part of PerSyn)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Sampling, Teacher
+from persyn_datasets.data.prompts import messages_of, prompt_id
+from persyn_datasets.engines import Request
+from persyn_datasets.engines.account import Account
+from persyn_datasets.engines.dispatch import Ask, check_names, respond
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A `datasets` map that adds `responses`: those of each teacher to each prompt, in the
+    teachers' order.
+
+        prompts.map(Generate(teachers), batched=True, batch_size=None)
+
+    `batch_size=None` lets the engines see all prompts at once and fill their batches best.
+    Responses are kept in the journal as they arrive; a second run generates only what is missing. A
+    response that failed stays in its place with `error` set and is asked for again the next time
+    (`map` keeps its own cache of file-backed
+    datasets: pass `load_from_cache_file=False` to retry failures).
+
+    Args: teachers: each with a `name` of its own. max_failed: the share of failed responses in one
+        call above which it raises `BuildError`; 1 keeps them all. account: counts what is spent,
+        and keeps to its `max_cost`; give one to several stages. samples: responses of each teacher
+        to a prompt; `sample` counts them from 0, and j is asked for with seed + j. ask: has the
+        requests answered. Default: in this process; `ray_runner.ask` on a Ray cluster.
+    """
+
+    teachers: Sequence[Teacher]
+    max_failed: float = 1.0
+    account: Account = field(default_factory=Account, repr=False, compare=False)
+    samples: int = 1
+    ask: Ask | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "teachers", tuple(self.teachers))
+        check_names(self.teachers)
+        check_samples(self.teachers, self.samples)
+
+    def __call__(
+        self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
+    ) -> dict[str, list[Any]]:
+        if rank is not None:
+            from persyn_datasets.store.models import (
+                use_device,  # torch takes seconds to import; endpoints need none
+            )
+
+            use_device(rank)
+        messages = messages_of(batch)
+        ids = [prompt_id(m) for m in messages]
+        requests = [
+            Request(teacher, key, teacher.conversation(m), sample)
+            for key, m in zip(ids, messages, strict=True)
+            for teacher in self.teachers
+            for sample in range(self.samples)
+        ]
+        answers = respond(requests, "Generate", self.account, self.max_failed, self.ask)
+        responses = [
+            {**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)
+        ]
+        n = len(self.teachers) * self.samples
+        return {
+            "prompt_id": ids,
+            "messages": messages,
+            "responses": [responses[i * n : (i + 1) * n] for i in range(len(ids))],
+        }
+
+
+def check_samples(teachers: Sequence[Teacher], samples: int) -> None:
+    """Raises `InputError` if a teacher would say the same again and again."""
+    if samples < 1:
+        raise InputError(f"samples is {samples}; expected at least 1.")
+    for teacher in teachers if samples > 1 else ():
+        if teacher.engine != "recorded" and (teacher.sampling or Sampling()).temperature == 0:
+            raise InputError(
+                f"samples is {samples}, but the teacher {teacher.name!r} is greedy (temperature "
+                "0): all its answers to "
+                "a prompt would be the same. Give it a temperature, or ask for 1 sample."
+            )

@@ -1,0 +1,181 @@
+"""Language models from the Hub or a folder, and prompts as their token ids."""
+
+import gc
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from persyn_datasets.config.teacher import Message
+
+# For a base model, which has no chat template of its own. Recorded in cards and configs by its
+# name, "plain".
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}### Prompt:\n{{ m['content'] }}\n\n"
+    "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}\n\n"
+    "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}"
+)
+
+# What a base student learns, and is published with: the same, and to end its turn.
+_TRAINED_TEMPLATE = PLAIN_TEMPLATE.replace(
+    "Response:\n{{ m['content'] }}", "Response:\n{{ m['content'] }}{{ eos_token }}"
+)
+
+_MARK = "\ufdd0"  # no character, by Unicode: no text has it
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_device(rank: int | None) -> None:
+    """Of `map(stage, with_rank=True, num_proc=…)`: each process works on a GPU of its own."""
+    if rank is not None and torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+
+
+def dtype() -> torch.dtype:
+    return (
+        torch.bfloat16
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        else torch.float32
+    )
+
+
+_tokenizer: dict[Any, PreTrainedTokenizerBase] = {}
+_causal_lm: dict[Any, PreTrainedModel] = {}
+
+
+def _key(model: str, *options: Any) -> Any:
+    """Follows the files of a local folder: a model that was trained in place is another one."""
+    folder = Path(model)
+    files = (
+        sorted((f.name, f.stat().st_mtime_ns) for f in folder.iterdir()) if folder.is_dir() else []
+    )
+    return model, *options, *files
+
+
+def load_tokenizer(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    key = _key(model, revision, trust_remote_code)
+    tokenizer = _tokenizer.get(key)  # kept, since an endpoint's thread may load another
+    if tokenizer is None:
+        _tokenizer.clear()
+        tokenizer = AutoTokenizer.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
+        _tokenizer[key] = tokenizer
+    return tokenizer
+
+
+def load_causal_lm(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """One model at a time is in memory: teachers that share weights share the load."""
+    key = _key(model, revision, trust_remote_code)
+    if key not in _causal_lm:
+        _causal_lm.clear()  # before the next one is loaded: two might not fit
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype(),
+            use_safetensors=True,
+        )
+        # Only the special tokens: a length or sampling default that a model ships is not what the
+        # user asked for.
+        shipped = loaded.generation_config
+        loaded.generation_config = GenerationConfig(
+            bos_token_id=shipped.bos_token_id,
+            eos_token_id=shipped.eos_token_id,
+            pad_token_id=shipped.pad_token_id,
+        )
+        _causal_lm[key] = loaded.to(device()).eval()
+    return _causal_lm[key]
+
+
+def forget() -> None:
+    """Free the memory of the model that is loaded."""
+    _causal_lm.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer of its own that has a chat template: the model's, or the plain one with which a
+    base student trains.
+
+    It gives a prompt the same ids as `prompt_ids`.
+    """
+    tokenizer = deepcopy(tokenizer)
+    if not tokenizer.chat_template:
+        bos = tokenizer.bos_token_id
+        begins = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + _TRAINED_TEMPLATE
+    return tokenizer
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text as it reads: a special token's string in it is text, not the token."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """The ids up to where the response begins, by the model's own chat template or the plain one.
+
+    Only the template writes special tokens: where a message contains the string of one
+    (`<|im_end|>`), it is text, so that a prompt cannot end its turn and speak for somebody else.
+    """
+    plain = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = sorted(
+        (s for s in special if any(s in m["content"] for m in messages)), key=len, reverse=True
+    )
+    if found:
+        messages = [m | {"content": m["content"].replace(_MARK, "")} for m in messages]
+    for k, string in enumerate(found):
+        messages = [
+            m | {"content": m["content"].replace(string, f"{_MARK}{k}{_MARK}")} for m in messages
+        ]
+    text: Any = tokenizer.apply_chat_template(
+        messages, chat_template=plain, add_generation_prompt=True, tokenize=False
+    )
+    # A chat template writes its own BOS; the plain one leaves that to the tokenizer.
+    first, *rest = re.split(f"{_MARK}(\\d+){_MARK}", text) if found else [text]
+    ids = list(tokenizer(first, add_special_tokens=plain is not None)["input_ids"])
+    for place, after in zip(rest[::2], rest[1::2], strict=True):
+        ids += text_ids(tokenizer, found[int(place)]) + list(
+            tokenizer(after, add_special_tokens=False)["input_ids"]
+        )
+    return ids
+
+
+def batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Positions in batches of like length, longest first, so that padding is least and the first
+    batch the largest.
+
+    A batch has at most `tokens` tokens with padding (but at least one row) and at most `rows` rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // max(1, lengths[order[start]]))
+        yield order[start : start + min(size, rows or size)]
+        start += min(size, rows or size)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model can read and write in all."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9

@@ -1,0 +1,65 @@
+"""How sure is a difference? Intervals and paired tests over prompts, and Holm's correction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 9_999
+
+
+def interval(values: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Mean and 95% percentile-bootstrap interval over the values, one per prompt, (prompts,)."""
+    if len(values) < 2:
+        return {"mean": float(values.mean()), "low": -np.inf, "high": np.inf}
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed, batch=1000
+    )
+    low, high = found.confidence_interval
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """`interval` of ours − theirs on the same prompts, and `p` of a two-sided sign-flip permutation
+    test.
+
+    Under the null hypothesis a prompt's two values could as well be swapped.
+    """
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (a - b).mean(axis=axis)
+
+    test = stats.permutation_test(
+        (ours, theirs),
+        difference,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        rng=seed,
+        batch=1000,
+    )
+    return interval(ours - theirs, seed) | {"p": float(test.pvalue)}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down p-values: the chance of one false claim among all of them stays below the
+    level.
+    """
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(np.array(p)[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = stepped
+    return adjusted.tolist()
+
+
+def spearman(x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Spearman's rank correlation with its 95% percentile-bootstrap interval over the (x,
+    y) pairs.
+    """
+
+    def rho(a: np.ndarray, b: np.ndarray) -> float:
+        return float(stats.spearmanr(a, b).statistic)
+
+    draws = np.random.default_rng(seed).integers(0, len(x), (1000, len(x)))
+    drawn = [rho(x[d], y[d]) for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"rho": rho(x, y), "low": float(low), "high": float(high)}

@@ -1,0 +1,1 @@
+"""Who answers which prompt: one strategy a record."""

@@ -1,0 +1,194 @@
+"""Strategies: every one is an assignment prompt → teacher (paper §4); they differ in nothing else.
+
+All share prompts, journal and synthesis, so that a comparison of the datasets compares the
+assignments."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset
+
+from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.teacher import Teacher
+
+if TYPE_CHECKING:
+    from persyn_datasets.config.recipe import Recipe
+
+# Who answers a prompt.
+STRATEGIES = {
+    "persyn": "the teacher that the router picks",
+    "quality-only": "the teacher that the router picks, trained on quality alone (α = 0)",
+    "learnability-only": "the teacher that the router picks, trained on learnability alone (α = 1)",
+    "no-long-answers": "the teacher that the router picks among those whose answers are not long",
+    "strong": "the strongest teacher",
+    "mix": "the strongest or the weakest teacher, drawn at a fixed ratio",
+    "family-strong": "the strongest teacher of the student's own family",
+    "car": "the teacher of the largest Compatibility-Adjusted Reward",
+    "random": "a teacher drawn at random",
+    "oracle": "the teacher whose answer to this very prompt was the best",
+}
+ROUTED = {"persyn", "quality-only", "learnability-only", "no-long-answers"}
+ALPHA = {"quality-only": 0.0, "learnability-only": 1.0}
+LONG = 2.0  # times the median length over the teachers
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What the strategies besides the router hang on.
+
+    Args: strong: name of the strongest teacher. Default: the largest `size`, of equals the one
+        listed first. weak: name of the weakest, for `mix`. Default: the smallest `size`.
+        strong_share: of the prompts that `mix` gives to the strongest, in expectation (1:4 in arXiv
+        2502.12143). beta: β of `car` (3 in arXiv 2411.07133). seed: of the draws of `mix` and
+        `random`; each prompt draws for itself.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    strong: str | None = None
+    weak: str | None = None
+    strong_share: float = 0.2
+    beta: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strong_share <= 1:
+            raise InputError(
+                f"baselines.strong_share is {self.strong_share}; expected a share from 0 to 1."
+            )
+        if self.beta < 0:
+            raise InputError(f"baselines.beta is {self.beta}; expected 0 or more.")
+
+
+def calibration_size(recipe: "Recipe", prompts: int) -> int:
+    """How many of the prompts all teachers answer."""
+    if recipe.strategy == "oracle":
+        return prompts
+    return recipe.calibration.size if recipe.strategy in {*ROUTED, "car"} else 0
+
+
+def teachers_of(recipe: "Recipe") -> tuple[Teacher, ...]:
+    """The teachers that the recipe's strategy may ask.
+
+    Raises:
+        InputError: a size, or the student's family, is not known.
+    """
+    if recipe.strategy in ("strong", "mix"):
+        strong = _named(recipe, "strong") or _by_size(recipe, recipe.teachers)[-1]
+        if recipe.strategy == "strong":
+            return (strong,)
+        return (strong, _named(recipe, "weak") or _by_size(recipe, recipe.teachers)[0])
+    if recipe.strategy == "family-strong":
+        family = [t for t in recipe.teachers if t.family and t.family == recipe.student.family]
+        if not family:
+            known = (
+                ", ".join(sorted({t.family for t in recipe.teachers if t.family})) or "of no family"
+            )
+            raise InputError(
+                f"strategy family-strong: student.family is {recipe.student.family!r}, and the "
+                f"teachers are {known}; "
+                "set the student's family, and that of the teachers which share it."
+            )
+        return (_by_size(recipe, family)[-1],)
+    return recipe.teachers
+
+
+def assign(recipe: "Recipe", prompt_ids: Sequence[str], ranked: Dataset | None) -> list[str]:
+    """The teacher of each prompt by a strategy without a router.
+
+    Args:
+        ranked: rows of `Rank`: of the calibration prompts for `car`, of all prompts for `oracle`.
+    """
+    names, b = [t.name for t in teachers_of(recipe)], recipe.baselines
+    if recipe.strategy == "mix":
+        return [names[0] if draw(b.seed, key) < b.strong_share else names[1] for key in prompt_ids]
+    if recipe.strategy == "random":
+        return [names[int(draw(b.seed, key) * len(names))] for key in prompt_ids]
+    if recipe.strategy == "oracle":
+        assert ranked
+        best = dict(zip(ranked["prompt_id"], ranked["best_teacher"], strict=True))
+        return [
+            best[key] or names[0] for key in prompt_ids
+        ]  # where all failed, one of them fails again and says why
+    if recipe.strategy == "car":
+        assert ranked
+        rewards = compatibility_adjusted_rewards(ranked, b.beta)
+        return [max(rewards, key=rewards.__getitem__)] * len(prompt_ids)
+    return names * len(prompt_ids)
+
+
+def compatibility_adjusted_rewards(ranked: Dataset, beta: float = 3.0) -> dict[str, float]:
+    """teacher → mean(r_q) / (1 + β·L), L the student's mean loss on its responses (arXiv
+    2411.07133).
+
+    Quality is counted from the lowest one if that is negative, as with some reward models: of a
+    negative numerator a larger loss would make more."""
+    scored = [
+        r
+        for row in ranked["responses"]
+        for r in row
+        if r["quality"] is not None and r["learnability"] is not None
+    ]
+    if not scored:
+        raise BuildError(
+            "No calibration response could be scored, so no teacher has a Compatibility-Adjusted "
+            "Reward."
+        )
+    lowest = min([0.0, *(r["quality"] for r in scored)])
+    rewards = {}
+    for name in dict.fromkeys(r["teacher"] for r in scored):
+        own = [r for r in scored if r["teacher"] == name]
+        r_q, loss = (
+            np.mean([r["quality"] - lowest for r in own]),
+            -np.mean([r["learnability"] for r in own]),
+        )
+        rewards[name] = float(r_q / (1 + beta * loss))
+    return rewards
+
+
+def without_long_answers(ranked: Dataset, names: Sequence[str]) -> list[str]:
+    """Those of the teachers whose median answer has at most `LONG` times as many characters as the
+    median teacher's.
+    """
+    lengths: dict[str, list[int]] = {}
+    for row in ranked["responses"]:
+        for r in row:
+            if not r["error"]:
+                lengths.setdefault(r["teacher"], []).append(len(r["text"]))
+    medians = {name: float(np.median(of_one)) for name, of_one in lengths.items()}
+    middle = float(np.median(list(medians.values())))
+    return [name for name in names if medians[name] <= LONG * middle]
+
+
+def draw(seed: int, prompt_id: str) -> float:
+    """Uniform in [0, 1), the same for the same prompt, whatever the others are."""
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:6], "big") / 2**48
+    )
+
+
+def _named(recipe: "Recipe", which: str) -> Teacher | None:
+    name = getattr(recipe.baselines, which)
+    found = [t for t in recipe.teachers if t.name == name]
+    if name and not found:
+        raise InputError(
+            f"baselines.{which} is {name!r}; expected one of "
+            f"{', '.join(t.name for t in recipe.teachers)}."
+        )
+    return found[0] if found else None
+
+
+def _by_size(recipe: "Recipe", teachers: Sequence[Teacher]) -> list[Teacher]:
+    """Smallest first; of equals the last listed first."""
+    unknown = [t.name for t in teachers if t.size is None]
+    if unknown:
+        raise InputError(
+            f"strategy {recipe.strategy} goes by size, and the teacher {unknown[0]!r} has none; "
+            "add its `size` in "
+            "billions of parameters, or name the strongest (for mix the weakest, too): baselines: "
+            "{strong: …, weak: …}."
+        )
+    return sorted(reversed(teachers), key=lambda t: t.size or 0)

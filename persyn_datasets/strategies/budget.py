@@ -1,0 +1,324 @@
+"""A budget: what answers will be worth and cost, and the teachers that it allows.
+
+All of it works on the stored `router_scores`: another budget needs no second pass of the router.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Price, Teacher
+from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
+
+if TYPE_CHECKING:
+    from persyn_datasets.router.model import Router
+
+CHARACTERS_PER_TOKEN = 4  # where nothing counted the tokens
+POINTS, SAMPLE = 21, 20_000  # of the trade-off curve; prompts that it looks at
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the answers of a synthesis may cost, at the prices and lengths that calibration
+    measured.
+
+    Args:
+        usd: in all, by the teachers' `price`; a teacher without one is free.
+        tokens: in all, of prompts and answers; instead of `usd`.
+        max_share: teacher → the largest share of the prompts that it may get.
+
+    Raises:
+        InputError: a limit that is none, or two for the same.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    usd: float | None = None
+    tokens: float | None = None
+    max_share: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.usd is not None and self.tokens is not None:
+            raise InputError("budget: found usd and tokens; give one of them.")
+        if self.usd is None and self.tokens is None and not self.max_share:
+            raise InputError("budget: expected usd, tokens or max_share, e.g. budget: 200 (USD).")
+        for key, value in (("usd", self.usd), ("tokens", self.tokens), *self.max_share.items()):
+            if value is not None and value < 0:
+                raise InputError(f"budget.{key} is {value}; expected 0 or more.")
+
+    def check(self, teachers: Sequence[Teacher]) -> None:
+        """Raises `InputError` if it names a teacher that is not among these, or one has no price
+        that needs one.
+        """
+        names = [t.name for t in teachers]
+        for name in self.max_share:
+            if name not in names:
+                raise InputError(
+                    f"budget.max_share: {name!r} is no teacher; they are {', '.join(names)}."
+                )
+        free = [
+            t.name
+            for t in teachers
+            if not t.price and (t.engine == "endpoint" or not any(t.price for t in teachers))
+        ]
+        if self.usd is not None and free:
+            raise InputError(
+                f"budget is {self.usd} USD, but the teacher {free[0]!r} has no price; add price: "
+                f"{{input: …, "
+                "output: …}, in USD per million tokens (0 if it is free)."
+            )
+
+    @property
+    def unit(self) -> str:
+        return "usd" if self.tokens is None else "tokens"
+
+    @property
+    def limit(self) -> float:
+        limit = self.usd if self.tokens is None else self.tokens
+        return np.inf if limit is None else limit
+
+
+def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[str, Any]:
+    """What a teacher's answer will be worth and how long it will be, as facts for
+    `Router.record(expected=…)`.
+
+    Args: held_out: rows of `Rank` that the router was not trained on: they give the line of
+        `expected_reward`. ranked: all rows of `Rank`, for `lengths`.
+    """
+    worth = mean_win(softmax(router.scores(held_out["messages"])))
+    rewards = rewards_of(held_out, router.names)
+    known = ~np.isnan(rewards)
+    design = np.stack([np.ones(known.sum()), worth[known]], 1)
+    intercept, slope = np.linalg.lstsq(design, rewards[known])[0]
+    # Never 0: the router's order still decides where money does not.
+    return {
+        "reward": {"intercept": float(intercept), "slope": float(max(slope, 1e-6))},
+        "tokens": lengths(ranked, router.names),
+    }
+
+
+def lengths(ranked: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By teacher the mean tokens of an answer, and the line of least squares from a prompt's
+    characters to its tokens.
+
+    Where an engine did not count, 4 characters are a token.
+    """
+    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    for messages, row in zip(ranked["messages"], ranked["responses"], strict=True):
+        characters = sum(len(m["content"]) for m in messages)
+        for r in row:
+            if not r["error"] and r["teacher"] in measured:
+                prompt, completion = r["prompt_tokens"], r["completion_tokens"]
+                prompt = characters / CHARACTERS_PER_TOKEN if prompt is None else prompt
+                completion = (
+                    len(r["text"]) / CHARACTERS_PER_TOKEN if completion is None else completion
+                )
+                measured[r["teacher"]].append((characters, prompt, completion))
+    tokens = {}
+    for name, rows in measured.items():
+        characters, prompt, completion = np.array(rows, float).T
+        fixed, each = np.linalg.lstsq(np.stack([np.ones(len(rows)), characters], 1), prompt)[0]
+        tokens[name] = {
+            "prompt": float(fixed),
+            "per_character": float(each),
+            "completion": float(completion.mean()),
+        }
+    return tokens
+
+
+def softmax(o: np.ndarray) -> np.ndarray:
+    """`router_scores` of o = π(x)."""
+    p = np.exp(o - o.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def mean_win(p: np.ndarray) -> np.ndarray:
+    """How often the router expects a teacher to beat another one: the mean of p_i / (p_i + p_j)
+    over all j ≠ i.
+
+    Args:
+        p: `router_scores`, (prompts, teachers); 0 for a teacher that is not to be had.
+
+    Returns:
+        (prompts, teachers), in [0, 1]; −∞ where p is 0. Ordered as the scores are.
+    """
+    there = p > 0
+    wins = np.full_like(p, -0.5)  # against itself
+    for p_j in p.T:
+        wins += np.divide(
+            p, p + p_j[:, None], out=np.zeros_like(p), where=(p > 0) & (p_j > 0)[:, None]
+        )
+    return np.where(there, wins / np.maximum(there.sum(-1, keepdims=True) - 1, 1), -np.inf)
+
+
+def expected_reward(p: np.ndarray, line: Mapping[str, float]) -> np.ndarray:
+    """E[r(x, M)], (prompts, teachers), of `router_scores`.
+
+    Bradley–Terry scores order teachers; they are not rewards. `mean_win` is what they say of a
+    teacher's normalised rank on the prompt, and a line of least squares, fitted on held-out
+    calibration prompts, takes it to rewards. A given budget is spent alike whatever the line: it
+    only puts the result, and λ, in units of reward."""
+    return line["intercept"] + line["slope"] * mean_win(p)
+
+
+def expected_cost(
+    characters: np.ndarray,
+    names: Sequence[str],
+    expected: Mapping[str, Any],
+    unit: str,
+    prices: Mapping[str, Price | None],
+) -> np.ndarray:
+    """What the answer of each teacher will cost, float32 (prompts, teachers), in USD or tokens.
+
+    Args:
+        characters: of each prompt.
+        prices: by teacher; None is free.
+    """
+    cost = np.empty((len(characters), len(names)), np.float32)
+    for i, name in enumerate(names):
+        of = expected["tokens"][name]
+        prompt = np.maximum(of["prompt"] + of["per_character"] * characters, 0)
+        price = (prices.get(name) or Price(0, 0)) if unit == "usd" else Price(1e6, 1e6)
+        cost[:, i] = price.of(prompt, of["completion"])
+    return cost
+
+
+def within_budget(
+    routed: Dataset,
+    router: "Router",
+    budget: Budget,
+    teachers: Sequence[Teacher],
+    answered: Collection[str] = (),
+) -> tuple[Dataset, dict[str, Any]]:
+    """Rows of `Route` with the teachers that a budget allows, and what is expected of them.
+
+        routed, expected = within_budget(routed, router, Budget(usd=200), router.teachers)
+
+    Args: router: the one that routed them; it knows what its teachers' answers are worth and cost
+        (`expectations`). teachers: with their prices. answered: ids of prompts that every teacher
+        has answered: these answers cost nothing.
+
+    Returns: The rows with another `teacher`; and `spend` in `unit`, `reward` (mean), `multiplier` λ
+        (reward that one more USD or token buys) and `gap` (mean reward that is at most missing to
+        the best assignment).
+
+    Raises:
+        InputError: the budget is too small, or `router` does not know what answers cost.
+    """
+    names = router.names
+    reward, cost = estimates(routed, router, budget.unit, teachers, answered)
+    caps = [int(budget.max_share.get(name, 1.0) * len(routed) + 1e-9) for name in names]
+    try:
+        choice, multiplier, gap = assign(reward, cost, budget.limit, caps)
+    except InputError as error:
+        raise InputError(f"budget ({budget.unit}): {error}") from error
+    teacher = [names[i] for i in choice]
+    chosen = choice[:, None]
+    expected = {
+        "unit": budget.unit,
+        "spend": float(np.take_along_axis(cost, chosen, 1).sum(dtype=float)),
+        "reward": float(np.take_along_axis(reward, chosen, 1).mean(dtype=float)),
+        "multiplier": multiplier,
+        "gap": gap / len(routed),
+    }
+    return routed.remove_columns("teacher").add_column(
+        "teacher", teacher, feature=routed.features["teacher"]
+    ), expected
+
+
+def estimates(
+    routed: Dataset,
+    router: "Router",
+    unit: str,
+    teachers: Sequence[Teacher],
+    answered: Collection[str] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """`expected_reward` and `expected_cost` of rows of `Route`; for the arguments see
+    `within_budget`.
+    """
+    expected = router.config.persyn.get("expected")
+    if expected is None:
+        raise InputError(
+            f"{router.path} does not say what its teachers' answers are worth and cost; "
+            "router.record(expected=expectations(router, held_out, ranked))."
+        )
+    prices = {t.name: t.price for t in teachers}
+    answered, rewards, costs = set(answered), [], []
+    columns = routed.select_columns(["prompt_id", "messages", "router_scores"]).with_format("arrow")
+    for batch in columns.iter(batch_size=CHUNK):
+        messages = batch["messages"].combine_chunks()
+        lengths = pc.utf8_length(pc.struct_field(messages.flatten(), "content"))
+        characters = np.bincount(pc.list_parent_indices(messages), lengths, minlength=len(batch))
+        p = batch["router_scores"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)
+        cost = expected_cost(characters, router.names, expected, unit, prices)
+        cost[[key in answered for key in batch["prompt_id"].to_pylist()]] = 0
+        rewards.append(expected_reward(p, expected["reward"]).astype(np.float32))
+        costs.append(cost)
+    return np.concatenate(rewards), np.concatenate(costs)
+
+
+def tradeoff(
+    router: "Router",
+    routed: Dataset,
+    held_out: Dataset,
+    teachers: Sequence[Teacher],
+    unit: str,
+    answered: Collection[str] = (),
+) -> dict[str, Any]:
+    """Reward against spend, from every prompt's cheapest teacher to its best one, so that a user
+    sees what money buys.
+
+    Args:
+        routed: all prompts, rows of `Route`.
+        held_out: those of `Rank` that the router was not trained on. They are among `routed`.
+        unit: usd or tokens.
+
+    Returns: `curve`: at `POINTS` budgets the multiplier λ, the `spend` on all prompts, the expected
+        `reward`, and the reward `measured` on the held-out prompts if they are assigned by the same
+        λ; `teachers`: spend and measured reward if each gets every prompt. Rewards are means over
+        prompts; a failed response counts as the lowest.
+    """
+    place = {key: i for i, key in enumerate(routed["prompt_id"])}
+    of_held_out = estimates(
+        routed.select([place[key] for key in held_out["prompt_id"]]), router, unit, teachers
+    )
+    outcome = rewards_of(held_out, router.names)
+    known = ~np.isnan(outcome).all(-1)
+    outcome = np.where(
+        np.isnan(outcome), np.nanmin(outcome, -1, keepdims=True, initial=np.inf), outcome
+    )[known]
+    sample = range(0, len(routed), max(1, len(routed) // SAMPLE))
+    reward, cost = estimates(routed.select(sample), router, unit, teachers, answered)
+    scale = len(routed) / len(reward)
+
+    def at(multiplier: float) -> dict[str, float]:
+        multipliers = np.array([multiplier, *np.zeros(len(router.names))])
+        choice, of = (
+            choose(reward, cost, multipliers)[0],
+            choose(*of_held_out, multipliers)[0][known],
+        )
+        return {
+            "multiplier": multiplier,
+            "spend": scale * float(np.take_along_axis(cost, choice[:, None], 1).sum(dtype=float)),
+            "reward": float(np.take_along_axis(reward, choice[:, None], 1).mean(dtype=float)),
+            "measured": float(np.take_along_axis(outcome, of[:, None], 1).mean()),
+        }
+
+    places = np.full(len(router.names), len(reward))
+    cheapest = np.where(np.isfinite(reward), cost, np.inf).min(-1).sum(dtype=float)
+    budgets = np.linspace(cheapest, at(0)["spend"] / scale, POINTS)
+    alone = zip(router.names, cost.sum(0, dtype=float) * scale, outcome.mean(0), strict=True)
+    return {
+        "unit": unit,
+        "curve": [
+            at(float(multipliers_of(reward, cost, np.array([b, *places]))[0][0])) for b in budgets
+        ],
+        "teachers": {
+            name: {"spend": float(spend), "measured": float(mean)} for name, spend, mean in alone
+        },
+    }

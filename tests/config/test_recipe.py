@@ -1,0 +1,213 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pool import make_recipe, save
+
+from persyn_datasets import InputError, Recipe, Sampling, Teacher
+from persyn_datasets.config.recipe import find
+
+
+@pytest.fixture
+def values(tmp_path):
+    return make_recipe(tmp_path, "org/student") | {
+        "sampling": {"temperature": 0.5, "max_tokens": 64}
+    }
+
+
+def test_a_teachers_own_sampling_overrides_the_recipes(values):
+    values["teachers"][1]["sampling"] = {"max_tokens": 8, "stop": ["#"]}
+    recipe = Recipe.from_dict(values)
+    assert recipe.teachers[0].sampling == Sampling(temperature=0.5, max_tokens=64)
+    assert recipe.teachers[1].sampling == Sampling(temperature=0.5, max_tokens=8, stop=("#",))
+
+
+def test_a_recipe_made_in_python_shares_its_sampling_too(values):
+    read = Recipe.from_dict(values)
+    teachers = (Teacher("a"), Teacher("b", sampling=Sampling(seed=4)))
+    made = Recipe("x", read.student, read.prompts, teachers, sampling=Sampling(max_tokens=8))
+    assert [t.sampling for t in made.teachers] == [Sampling(max_tokens=8), Sampling(seed=4)]
+
+
+def test_it_goes_to_json_and_back(values, tmp_path):
+    recipe = Recipe.load(save(tmp_path, values))
+    assert (
+        Recipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+        == recipe
+        == Recipe.from_dict(values)
+    )
+
+
+def test_defaults_are_the_papers(values):
+    for key in ("calibration", "router"):
+        del values[key]
+    recipe = Recipe.from_dict(values)
+    assert (recipe.calibration.size, recipe.reward.alpha, recipe.quality) == (
+        2500,
+        0.4,
+        "math-verify",
+    )
+    assert recipe.router.backbone == "Qwen/Qwen2.5-1.5B"
+
+
+def test_set_overrides_anything(values, tmp_path):
+    sets = [
+        "reward.alpha=0.1",
+        "teachers.1.sampling.temperature=0",
+        "prompts.split=test",
+        "router.learning_rate=1e-4",
+    ]
+    recipe = Recipe.load(
+        save(tmp_path, values),
+        [
+            *sets,
+            "quality={reward_model: org/rm}",
+            "reward.normalize=rank",
+            "reward.learnability=rsr",
+        ],
+    )
+    assert (recipe.reward.alpha, recipe.reward.normalize, recipe.prompts.split) == (
+        0.1,
+        "rank",
+        "test",
+    )
+    assert recipe.reward.learnability == "rsr"
+    assert [t.sampling.temperature for t in recipe.teachers] == [0.5, 0, 0.5]
+    assert (recipe.quality, recipe.router.learning_rate) == ({"reward_model": "org/rm"}, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.alpha", "--set reward.alpha: expected key=value"),
+        ("teachers.7.name=x", "no '7' in a list of 3"),
+        ("teachers.first.name=x", "no 'first' in a list of 3"),
+        ("name.x=1", "no 'x' in 'tiny'"),
+        ("reward.alhpa=1", "unknown key 'reward.alhpa'; did you mean 'alpha'"),
+        ("reward.alpha={", "--set reward.alpha={"),
+        ("teachers.0.sampling=hot", "teachers.0.sampling"),
+        ("sampling=hot", "sampling"),
+        ("student=gpt", "student"),
+        ("teachers=gpt", "teachers"),
+        ("calibration.size=many", "calibration.size: found 'many'"),
+        ("calibration.size=2.5", "calibration.size: found 2.5"),
+        ("teachers.0.engine=magic", "teachers.0.engine: found 'magic'"),
+        ("teachers.0.sampling.top_p=0", "top_p is 0"),
+        ("teachers.0.sampling.max_token=9", "did you mean 'max_tokens'"),
+        ("teachers.0.price={input: 1}", "teachers.0.price.output' is missing"),
+        ("router.holdout=1", "holdout is 1"),
+        ("reward.normalize=max", "reward.normalize: found 'max'"),
+        ("reward=null", "reward"),
+        ("teachers.0=null", "teachers.0"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_place(values, tmp_path, override, message):
+    with pytest.raises(InputError) as error:
+        Recipe.load(save(tmp_path, values), [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["name", "student", "prompts", "teachers", "prompts.path", "student.model"]
+)
+def test_a_missing_key_is_named(values, key):
+    section, _, last = key.rpartition(".")
+    del (values[section] if section else values)[last]
+    with pytest.raises(InputError, match=f"key '{key}' is missing"):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n- b\n", "found list; expected the keys of a recipe"),
+        (b"", "found NoneType"),
+        (b"name: {", "not a YAML text"),
+        (b"name: caf\xe9", "not a YAML text"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, content, message):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        Recipe.load(str(tmp_path / "r.yaml"))
+
+
+def test_every_recipe_that_ships_loads_by_its_name():
+    files = sorted((Path(__file__).parents[2] / "builders").glob("*.yaml"))
+    assert "quickstart" in [f.stem for f in files]
+    for file in files:
+        path, from_the_hub = find(file.stem)
+        assert path.samefile(file) and not from_the_hub
+        assert Recipe.load(file.stem).name == yaml.safe_load(file.read_text())["name"]
+    with pytest.raises(InputError, match=r"No recipe 'quickstrat'.*quickstart"):
+        Recipe.load("quickstrat")
+
+
+def on_the_hub(hub, **changes):
+    """A recipe as somebody else has published it."""
+    teachers = [{"model": "org/a"}, {"model": "org/b"}]
+    values = {
+        "name": "x",
+        "student": {"model": "org/s"},
+        "prompts": {"path": "org/p"},
+        "teachers": teachers,
+    } | changes
+    hub.put("org/theirs", {"recipe.yaml": yaml.safe_dump(values)})
+    return "org/theirs"
+
+
+def test_a_recipe_from_the_hub_is_read(hub):
+    assert [t.model for t in Recipe.load(on_the_hub(hub), ["reward.alpha=0.2"]).teachers] == [
+        "org/a",
+        "org/b",
+    ]
+    with pytest.raises(InputError, match=r"No recipe.yaml in the dataset 'org/nothing' on the Hub"):
+        Recipe.load("org/nothing")
+
+
+SERVED = {"model": "m", "engine": "endpoint", "base_url": "http://them/v1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"quality": "os.system"}, "quality"),
+        ({"student": {"model": "org/s", "trust_remote_code": True}}, "student.trust_remote_code"),
+        (
+            {"quality": {"reward_model": "org/r", "trust_remote_code": True}},
+            "quality.trust_remote_code",
+        ),
+        ({"prompts": {"path": str(Path(__file__))}}, "prompts.path"),
+        ({"teachers": [{"model": "org/a"}, SERVED]}, "teachers.1.base_url"),
+        (
+            {"teachers": [{"model": "org/a"}, SERVED | {"base_url": ["http://them/v1"]}]},
+            "teachers.1.base_url.0",
+        ),
+        ({"router": {"backbone": str(Path(__file__).parent)}}, "router.backbone"),
+        (
+            {"router": {"compare_backbones": [str(Path(__file__).parent)]}},
+            "router.compare_backbones.0",
+        ),
+    ],
+)
+def test_a_recipe_from_the_hub_touches_nothing_that_the_user_did_not_name(hub, changes, key):
+    recipe = on_the_hub(hub, **changes)
+    with pytest.raises(InputError, match=f"on the Hub sets {key} to .*--set {key}="):
+        Recipe.load(recipe)
+    mended = {
+        "quality": "math-verify",
+        "student.trust_remote_code": "false",
+        "quality.trust_remote_code": "false",
+    }
+    assert Recipe.load(
+        recipe, [f"{key}={mended.get(key, 'http://mine/v1' if 'url' in key else 'org/mine')}"]
+    )
+
+
+def test_a_recipe_from_the_hub_cannot_have_a_variable_sent(hub):
+    recipe = on_the_hub(
+        hub, teachers=[{"model": "org/a"}, SERVED | {"api_key_env": "AWS_SECRET_ACCESS_KEY"}]
+    )
+    with pytest.raises(InputError, match=r"teachers\.1\.api_key_env to 'AWS_SECRET_ACCESS_KEY'"):
+        Recipe.load(recipe, ["teachers.1.base_url=http://mine/v1"])

@@ -1,0 +1,132 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from persyn_datasets import InputError, Price, Sampling, Teacher
+
+USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "own"}
+SHOTS = ({"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"})
+
+
+@pytest.mark.parametrize(
+    ("system_prompt", "examples", "messages", "seen"),
+    [
+        (None, (), [USER], [("user", "q")]),
+        (None, (), [SYSTEM, USER], [("system", "own"), ("user", "q")]),
+        ("be brief", (), [USER], [("system", "be brief"), ("user", "q")]),
+        ("be brief", (), [SYSTEM, USER], [("system", "be brief\n\nown"), ("user", "q")]),
+        (
+            None,
+            SHOTS,
+            [SYSTEM, USER],
+            [("system", "own"), ("user", "1?"), ("assistant", "2"), ("user", "q")],
+        ),
+    ],
+)
+def test_a_teacher_sees_its_own_conversation(system_prompt, examples, messages, seen):
+    before = json.dumps(messages)
+    conversation = Teacher("m", system_prompt=system_prompt, examples=examples).conversation(
+        messages
+    )
+    assert [(m["role"], m["content"]) for m in conversation] == seen
+    assert json.dumps(messages) == before
+
+
+FULL = Teacher(
+    "http-model",
+    name="t",
+    engine="endpoint",
+    revision="main",
+    base_url="http://h/v1",
+    api_key_env="KEY",
+    system_prompt="s",
+    examples=SHOTS,
+    sampling=Sampling(0.3, 0.9, 5, 7, ("x",)),
+    price=Price(1, 2),
+    size=3,
+    family="f",
+)
+
+
+def test_identity_is_all_that_can_change_a_response_and_nothing_else():
+    changed = {
+        "model": "n",
+        "revision": "v2",
+        "base_url": "http://g/v1",
+        "system_prompt": None,
+        "examples": (),
+        "sampling": Sampling(),
+    }
+    identities = [FULL.identity()] + [
+        replace(FULL, **{k: v}).identity() for k, v in changed.items()
+    ]
+    for field, value in {
+        "temperature": 0.4,
+        "top_p": 1.0,
+        "max_tokens": 6,
+        "seed": 8,
+        "stop": (),
+    }.items():
+        identities.append(
+            replace(FULL, sampling=replace(FULL.sampling, **{field: value})).identity()
+        )
+    assert len({json.dumps(i, sort_keys=True) for i in identities}) == 1 + 6 + 5
+    same = {
+        "name": "u",
+        "price": None,
+        "size": 9,
+        "family": None,
+        "license": "mit",
+        "api_key_env": None,
+    }
+    assert replace(FULL, **same).identity() == FULL.identity()
+    assert Teacher("m").identity() == Teacher("m", sampling=Sampling()).identity()
+
+
+def test_identity_of_a_local_model_follows_its_weights(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = Teacher(str(tmp_path)).identity()
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert Teacher(str(tmp_path)).identity() != before
+
+
+def test_round_trip_through_json_and_no_secret(monkeypatch):
+    monkeypatch.setenv("KEY", "hush")
+    text = json.dumps(FULL.to_dict())
+    assert Teacher.from_dict(json.loads(text)) == FULL
+    assert "hush" not in text + repr(FULL) + json.dumps(FULL.identity())
+
+
+def test_defaults_and_forms():
+    assert Teacher("org/m").name == "org/m"
+    assert Sampling(stop="###").stop == ("###",)
+    assert Sampling(stop=["a", "b"]).stop == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sampling(temperature=-1), r"sampling\.temperature is -1; expected 0"),
+        (lambda: Sampling(top_p=0), r"sampling\.top_p is 0; expected"),
+        (lambda: Sampling(top_p=1.1), r"sampling\.top_p is 1.1; expected"),
+        (lambda: Sampling(max_tokens=0), r"sampling\.max_tokens is 0; expected"),
+        (
+            lambda: Teacher("m", engine="endpoint"),
+            "'m' has engine 'endpoint' but no base_url, e.g.",
+        ),
+        (
+            lambda: Teacher("m", base_url="http://h/v1"),
+            "'m' has a base_url but engine 'transformers'; expected",
+        ),
+    ],
+)
+def test_mistakes(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_an_address_that_holds_a_key_is_refused():
+    with pytest.raises(InputError, match="its base_url holds a user or a key") as error:
+        Teacher("m", engine="endpoint", base_url=["http://a/v1", "https://me:sk-123@host/v1"])
+    assert "sk-123" not in str(error.value)

@@ -1,0 +1,178 @@
+import json
+import re
+
+import pytest
+from datasets import Dataset
+
+from persyn_datasets import InputError, load_prompts
+from persyn_datasets.data.prompts import load_table, messages_of, prompt_id, to_messages
+
+USER = [{"role": "user", "content": "Why?"}]
+ROWS = [
+    {"prompt": "One?", "answer": 1, "level": "easy"},
+    {"prompt": "Two?", "answer": None, "level": "hard"},
+]
+
+
+def test_id_hangs_on_the_messages_alone():
+    assert prompt_id(USER) == prompt_id([{"content": "Why?", "role": "user", "name": "Eve"}])
+    others = [
+        [{"role": "system", "content": "Why?"}],
+        [{"role": "user", "content": "Why? "}],
+        USER * 2,
+        [{"role": "user", "content": 'Why?"], ["user", "Why?'}],
+    ]
+    assert len({prompt_id(m) for m in [USER, *others]}) == 5
+
+
+def test_a_string_is_one_user_message():
+    assert to_messages("Why?", "here") == USER
+    assert to_messages([{"role": "user", "content": "Why?", "extra": 1}], "here") == USER
+
+
+SYSTEM, ASSISTANT = {"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        (None, "found NoneType None"),
+        (5, "found int 5"),
+        ([], "found list []"),
+        ("  \n", "the prompt is empty"),
+        ("", "the prompt is empty"),
+        ([SYSTEM, ASSISTANT], "the last message is the assistant's"),
+        (["Why?"], "message 0 is str 'Why?'"),
+        ([{"role": "user", "content": None}], "message 0 is dict"),
+        ([SYSTEM, {"role": "tool", "content": "x"}], "message 1 has role 'tool'"),
+    ],
+)
+def test_what_is_not_a_prompt_is_named_with_its_place(cell, found):
+    with pytest.raises(InputError, match=re.escape(f"here: {found}")) as error:
+        to_messages(cell, "here")
+    assert "expected" in str(error.value)
+
+
+def test_messages_win_over_prompt_and_one_must_be_there():
+    assert messages_of({"prompt": ["no"], "messages": [USER]}) == [USER]
+    assert messages_of({"prompt": ["Why?"]}) == [USER]
+    with pytest.raises(InputError, match=r"\['text'\].*expected 'messages' or 'prompt'"):
+        messages_of({"text": ["Why?"]})
+    with pytest.raises(InputError, match="row 1 of the batch, column 'prompt'"):
+        messages_of({"prompt": ["Why?", ""]})
+
+
+def write(folder, suffix):
+    file = folder / f"train{suffix}"
+    table = Dataset.from_list(ROWS)
+    if suffix == ".parquet":
+        table.to_parquet(file)
+    elif suffix == ".json":
+        file.write_text(json.dumps(ROWS))
+    elif suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        table.to_csv(file, sep="\t" if suffix == ".tsv" else ",", index=False)
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("by", ["file", "folder", "glob"])
+def test_every_format_gives_the_same_prompts(tmp_path, suffix, by):
+    file = write(tmp_path, suffix)
+    path = {"file": file, "folder": tmp_path, "glob": tmp_path / f"tr*{suffix}"}[by]
+    prompts = load_prompts(str(path), answer_column="answer")
+    assert [m[0]["content"] for m in prompts["messages"]] == ["One?", "Two?"]
+    assert list(prompts["prompt_id"]) == [prompt_id(m) for m in prompts["messages"]]
+    assert list(prompts["level"]) == ["easy", "hard"]
+    assert "prompt" not in prompts.column_names
+    assert prompts[1]["answer"] is None
+    assert float(prompts[0]["answer"]) == 1  # CSV makes 1.0 of it, for the missing one
+
+
+def test_a_column_of_messages_and_one_by_name(tmp_path):
+    turns = [SYSTEM, USER[0], ASSISTANT, {"role": "user", "content": "And?"}]
+    Dataset.from_list([{"chat": turns, "solution": "7"}]).to_parquet(tmp_path / "a.parquet")
+    prompts = load_prompts(str(tmp_path / "a.parquet"), column="chat", answer_column="solution")
+    assert prompts.to_list() == [{"prompt_id": prompt_id(turns), "messages": turns, "answer": "7"}]
+
+
+def test_mistakes_in_a_table_name_row_column_and_mend(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    with pytest.raises(
+        InputError,
+        match=r"p\.jsonl, row 1, column 'prompt': the prompt is empty; .* Remove the row",
+    ):
+        load_prompts(str(file))
+    with pytest.raises(
+        InputError, match=r"prompts\.column: .*p\.jsonl has no column 'question'; it has prompt"
+    ):
+        load_prompts(str(file), column="question")
+    with pytest.raises(
+        InputError, match=r"prompts\.answer_column: .* no column 'gold'; it has prompt"
+    ):
+        load_prompts(str(file), answer_column="gold")
+    with pytest.raises(InputError, match=r"no column 'messages'; it has x"):
+        load_prompts(write_bytes(tmp_path / "x.csv", b"x\n1\n"))
+    with pytest.raises(InputError, match=r"header\.csv: .* no data"):
+        load_prompts(write_bytes(tmp_path / "header.csv", b"prompt,answer\n"))
+
+
+def write_bytes(file, data):
+    file.write_bytes(data)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "latin.csv",
+            "prompt\nja\nschön\n".encode("latin1"),
+            "line 3 is not UTF-8 (byte 0xf6); convert it, e.g. `iconv",
+        ),
+        (
+            "binary.jsonl",
+            b'{"prompt": "a"}\n\0\1\2',
+            "line 2 holds binary data; expected text in UTF-8",
+        ),
+        ("empty.jsonl", b"", "the file is empty; expected prompts"),
+        ("cut.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "cannot be read"),
+        ("ragged.csv", b"prompt\na,1\nb,2,3,4\n", "cannot be read"),
+        ("not.parquet", b"\0\1 no parquet", "Parquet"),
+        ("sheet.xlsx", b"PK", "unknown format '.xlsx'; expected .jsonl, .json, .csv"),
+        ("plain", b"x", "unknown format 'without extension'; expected"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, name, data, message):
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        load_table(write_bytes(tmp_path / name, data))
+    assert name in str(error.value)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        load_table(str(tmp_path / "none.jsonl"))
+    with pytest.raises(
+        InputError, match=r"none: no such dataset on the Hub, and no such file or folder"
+    ):
+        load_table(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: no such dataset"):
+        load_table(str(tmp_path / "empty"))
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one", ".jsonl")
+    with pytest.raises(InputError, match='one: Unknown split "test"'):
+        load_table(str(tmp_path / "one"), split="test")
+
+
+def test_an_unreachable_hub_is_said_plainly(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'org/prompts' on the Hub")
+
+    monkeypatch.setattr("persyn_datasets.data.prompts.load_dataset", unreachable)
+    with pytest.raises(
+        InputError, match="org/prompts: no such file or folder here, and the Hub cannot be reached"
+    ):
+        load_prompts("org/prompts")

@@ -1,0 +1,253 @@
+"""The policy around engines, against real servers on loopback and a real journal."""
+
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from chat_server import ChatServer, completion, echo
+
+from persyn_datasets import BuildError, Generate, Price, Sampling, Teacher
+from persyn_datasets.engines import Request, Response, lane, transformers
+from persyn_datasets.engines.account import Account, highest_price
+from persyn_datasets.engines.dispatch import FIRST_FAILURES
+
+PRICE = Price(input=1.0, output=10.0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lane, "BACKOFF", 0.002)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def teach(server, name="m", **more):
+    return Teacher(
+        name, engine="endpoint", base_url=server.url, sampling=Sampling(max_tokens=100), **more
+    )
+
+
+def prompts(n):
+    return {"prompt": [f"prompt {i}" for i in range(n)]}
+
+
+def flat(batch):
+    return [r for row in batch["responses"] for r in row]
+
+
+def test_a_failed_row_is_tried_again_once_at_the_end():
+    """The server refuses every third prompt until it has answered all the others."""
+    tries = Counter()
+
+    def reply(request, nth):
+        text = request["messages"][-1]["content"]
+        tries[text] += 1
+        return (
+            (404, {}, {"error": "not yet"})
+            if int(text[7:]) % 3 == 0 and tries[text] == 1
+            else echo(request, nth)
+        )
+
+    with ChatServer(reply) as server:
+        account = Account()
+        rows = flat(Generate([teach(server)], max_failed=0, account=account)(prompts(30)))
+    assert all(not r["error"] and f"prompt {i} " in r["text"] for i, r in enumerate(rows))
+    assert sorted(tries.values()) == [1] * 20 + [2] * 10
+    [line] = account.to_list()
+    assert (line["answers"], line["failed"], line["retries"]) == (30, 0, 10)
+
+
+def test_a_share_of_failures_above_max_failed_ends_it_with_the_reasons_and_keeps_the_answers():
+    def reply(request, nth):
+        n = int(request["messages"][-1]["content"][7:])
+        return (400, {}, {"error": f"reason {n % 2}"}) if n < 6 else echo(request, nth)
+
+    with ChatServer(reply) as server:
+        teacher = teach(server)
+        assert (
+            sum(r["error"] != "" for r in flat(Generate([teacher], max_failed=0.06)(prompts(100))))
+            == 6
+        )
+        with pytest.raises(
+            BuildError,
+            match="6 of 100 requests failed, and max_failed is 5%: 3 × 'm': HTTP 400: reason",
+        ):
+            Generate([teacher], max_failed=0.05)(prompts(100))
+        server.bodies.clear()
+        server.reply = echo
+        assert not any(r["error"] for r in flat(Generate([teacher])(prompts(100))))
+        assert server.count == 6
+
+
+def test_a_teacher_that_never_answers_is_named_at_once():
+    def reply(request, nth):
+        return (
+            (401, {}, {"error": "who are you?"})
+            if request["model"] == "locked"
+            else echo(request, nth)
+        )
+
+    with ChatServer(reply) as server:
+        teachers = [teach(server, "open"), teach(server, "locked")]
+        with pytest.raises(
+            BuildError, match=f"'locked' fails: {FIRST_FAILURES} requests in a row.*who are you"
+        ):
+            Generate(teachers)(prompts(2000))
+        locked = sum(body["model"] == "locked" for body in server.bodies)
+        assert FIRST_FAILURES <= locked < FIRST_FAILURES + 100
+        kept = server.count - locked
+        server.bodies.clear()
+        Generate(teachers[:1])(prompts(2000))
+        assert (
+            2000 - kept <= server.count <= 2000 - kept + 64
+        )  # what was in flight is lost, no more
+
+
+def test_a_teacher_that_dies_on_the_way_is_named_once_it_costs_the_build():
+    def reply(request, nth):
+        return echo(request, nth) if nth <= 100 else (404, {}, {"error": "gone"})
+
+    with ChatServer(reply) as server:
+        with pytest.raises(
+            BuildError, match="'m' fails: 51 requests in a row, the last with: HTTP 404: gone"
+        ):
+            Generate([teach(server)], max_failed=0.05)(prompts(1000))
+        assert server.count < 300
+
+
+def test_endpoints_work_while_a_local_teacher_does(monkeypatch):
+    """The local teacher waits for the endpoints' last answer: one after the other would
+    never end.
+    """
+    last = threading.Event()
+
+    def generate(requests, account):
+        assert last.wait(20)
+        for i, (teacher, *_) in enumerate(requests):
+            yield (
+                i,
+                Response(
+                    teacher=teacher.name,
+                    text="local",
+                    finish_reason="stop",
+                    prompt_tokens=1,
+                    completion_tokens=1,
+                    error="",
+                ),
+            )
+
+    def reply(request, nth):
+        if nth == 20:
+            last.set()
+        return echo(request, nth)
+
+    monkeypatch.setattr(transformers, "generate", generate)
+    with ChatServer(reply) as one, ChatServer(echo) as other:
+        rows = Generate([teach(one), Teacher("local"), teach(other, "n")])(prompts(20))["responses"]
+    assert [[r["text"].split()[0] for r in row] for row in rows] == [["m", "local", "n"]] * 20
+
+
+def test_an_error_of_a_local_teacher_ends_the_endpoints_at_once_and_keeps_their_answers(
+    monkeypatch,
+):
+    def generate(requests, account):
+        while server.count < 40:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(transformers, "generate", generate)
+    with ChatServer(lambda request, nth: (time.sleep(0.1), echo(request, nth))[1]) as server:
+        remote = teach(server)
+        with pytest.raises(KeyboardInterrupt):
+            Generate([Teacher("local"), remote])(prompts(500))
+        asked = server.count
+        assert asked < 500 and not [t for t in threading.enumerate() if t.name == "persyn-endpoint"]
+        time.sleep(0.3)
+        assert server.count == asked
+        Generate([remote])(prompts(500))
+        assert server.count <= 500 + remote.concurrency
+
+
+def test_an_error_of_an_endpoint_ends_the_local_teachers_soon(monkeypatch):
+    done = []
+
+    def generate(requests, account):
+        for i, request in enumerate(requests):
+            if not account.admit(request):
+                return
+            time.sleep(0.02)
+            done.append(i)
+            yield (
+                i,
+                Response(
+                    teacher=request.teacher.name,
+                    text="x",
+                    finish_reason="stop",
+                    prompt_tokens=1,
+                    completion_tokens=1,
+                    error="",
+                ),
+            )
+
+    monkeypatch.setattr(transformers, "generate", generate)
+    refuse = ChatServer(lambda request, nth: (401, {}, {"error": "no"}))
+    with refuse as server, pytest.raises(BuildError, match="'m' fails"):
+        Generate([Teacher("local"), teach(server)])(prompts(3000))
+    assert len(done) < 1500
+
+
+def test_max_cost_is_never_passed_and_goes_on_with_more():
+    with ChatServer(lambda request, nth: (200, {}, completion("word " * (nth % 90)))) as server:
+        teacher = teach(server, price=PRICE)
+        one = highest_price(Request(teacher, "id", [{"role": "user", "content": "prompt 100"}]))
+        limit = 60 * one
+        account = Account(max_cost=limit)
+        with pytest.raises(
+            BuildError, match=r"Generate: max_cost \$[\d.]+ is reached: .* left.*raise max_cost"
+        ):
+            Generate([teacher], account=account)(prompts(1000))
+        paid = sum(PRICE.of(7, n % 90) for n in range(1, server.count + 1))
+        assert limit - 2 * one < paid <= limit
+        assert account.spent == pytest.approx(paid)
+        # The same again spends nothing: what is in the journal counts too.
+        before = server.count
+        with pytest.raises(BuildError, match="is reached"):
+            Generate([teacher], account=Account(max_cost=account.spent))(prompts(1000))
+        assert server.count == before
+        more = Account(max_cost=1.0)
+        assert len(flat(Generate([teacher], account=more)(prompts(1000)))) == 1000
+        assert server.count == 1000
+        assert more.spent == pytest.approx(sum(PRICE.of(7, n % 90) for n in range(1, 1001)))
+
+
+def test_unknown_token_counts_cost_their_highest_price():
+    body = completion("one two")
+    del body["usage"]
+    with ChatServer(lambda request, nth: (200, {}, body)) as server:
+        teacher, account = teach(server, price=PRICE), Account()
+        Generate([teacher], account=account)({"prompt": ["hi"]})
+    request = Request(teacher, "id", [{"role": "user", "content": "hi"}])
+    assert account.spent == pytest.approx(highest_price(request))
+    assert highest_price(request) > PRICE.of(7, 100)
+
+
+def test_one_account_for_two_stages_counts_each_answer_once():
+    with ChatServer(echo) as server:
+        dear, free = teach(server, price=PRICE), replace(teach(server, "free"), price=None)
+        account = Account()
+        first = Generate([dear, free], account=account)
+        first(prompts(10))
+        spent = account.spent
+        Generate([dear], account=account)(prompts(10))
+        assert account.spent == spent > 0
+        lines = {line["teacher"]: line for line in account.to_list()}
+    assert (
+        lines["m"]["answers"] == 20
+        and lines["m"]["reused"] == 10
+        and lines["m"]["prompt_tokens"] == 70
+    )
+    assert lines["free"]["usd"] == 0 and lines["free"]["completion_tokens"] > 0
+    table = str(account).splitlines()
+    assert "Generate · m" in table[2] and table[-1].startswith("| all")

@@ -1,0 +1,165 @@
+"""One recipe, one model, three ways to ask it: `transformers serve`, vLLM's server and the vllm
+engine.
+
+The servers are started here, on loopback; about two minutes in all. `make test-vllm` brings what
+they need."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import save_model
+from datasets import load_dataset
+from huggingface_hub.utils import httpx
+from pool import make_recipe
+
+from persyn_datasets import cli
+
+pytestmark = [
+    pytest.mark.skipif(
+        not find_spec("vllm"), reason="vllm is not installed: `make test-vllm` brings its own"
+    ),
+    pytest.mark.skipif(
+        not find_spec("uvicorn"), reason="`transformers serve` needs transformers[serving]"
+    ),
+]
+START = 180  # seconds that a server may need
+MAX_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def model(models_folder):
+    heads = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    return save_model(models_folder / "served", **heads)
+
+
+@contextmanager
+def server(log, *command):
+    """The base_url of a server that is up. Ends its whole process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START
+        while True:
+            assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def build(folder, model, **teacher):
+    """Builds the recipe by the command line; returns the answers of the calibration, by (prompt,
+    teacher).
+    """
+    folder.mkdir()
+    values = make_recipe(folder, model, engine=teacher["engine"])
+    values["sampling"] = {"temperature": 0, "max_tokens": MAX_TOKENS}
+    for own in values["teachers"]:
+        own |= teacher
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    code = cli.main(["build", str(recipe), "--output", str(folder / "out")])
+    assert code == 0
+    rows = [row for split in load_dataset(str(folder / "out/dataset")).values() for row in split]
+    # A model of random weights may end at once, for one server as for another.
+    assert len(rows) == 24 and {row["error"] for row in rows} <= {"", "empty response"}
+    calibration = load_dataset(str(folder / "out/dataset"), "calibration").values()
+    return {
+        (row["prompt_id"], r["teacher"]): r
+        for split in calibration
+        for row in split
+        for r in row["responses"]
+    }
+
+
+def shown(answer):
+    return answer["text"].strip(), *(
+        answer[key] for key in ("finish_reason", "prompt_tokens", "completion_tokens")
+    )
+
+
+@pytest.fixture(scope="module")
+def by_vllm(model, tmp_path_factory):
+    arguments = {"dtype": "float32", "enforce_eager": True}
+    os.environ["PERSYN_JOURNAL"] = str(tmp_path_factory.mktemp("journal"))
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    return build(
+        tmp_path_factory.mktemp("vllm") / "build", model, engine="vllm", engine_args=arguments
+    )
+
+
+def same(ours, theirs):
+    """Greedy answers of the same weights: nearly all alike, as sums in another order may decide
+    near-ties otherwise.
+    """
+    assert ours.keys() == theirs.keys() and len(ours) == 16 * 3
+    different = [
+        (shown(ours[key]), shown(theirs[key]))
+        for key in ours
+        if shown(ours[key]) != shown(theirs[key])
+    ]
+    assert len(different) <= 0.1 * len(ours), different
+
+
+def test_vllms_server(model, by_vllm, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+        "--dtype",
+        "float32",
+    ]
+    with server(
+        tmp_path / "log", *command, "--enforce-eager", "--generation-config", "vllm"
+    ) as base_url:
+        same(by_vllm, build(tmp_path / "build", model, engine="endpoint", base_url=base_url))
+
+
+def test_transformers_serve(model, by_vllm, tmp_path):
+    program = str(Path(sys.executable).with_name("transformers"))
+    command = [
+        program,
+        "serve",
+        model,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--continuous-batching",
+    ]
+    # Left to itself it takes 0.8 of the memory; and without a cache folder it answers /v1/models
+    # with 500.
+    command += ["--cb-num-blocks", "64", "--cb-block-size", "32", "--cb-max-batch-tokens", "512"]
+    Path(os.environ["HF_HOME"], "hub").mkdir(exist_ok=True)
+    with server(tmp_path / "log", *command) as base_url:
+        same(by_vllm, build(tmp_path / "build", model, engine="endpoint", base_url=base_url))

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from persyn_datasets import InputError, Teacher
+from persyn_datasets.data.prompts import prompt_id
+from persyn_datasets.engines import Request, recorded
+from persyn_datasets.engines.account import Account
+
+CHAT = [{"role": "system", "content": "s"}, {"role": "user", "content": "Two?"}]
+ROWS = [
+    {"prompt": [{"role": "user", "content": "One?"}], "teacher": "a", "response": "first"},
+    {"prompt": [{"role": "user", "content": "One?"}], "teacher": "a", "response": "second"},
+    {"prompt": [{"role": "user", "content": "One?"}], "teacher": "b", "response": ""},
+    {"prompt": CHAT, "teacher": "b", "response": "two"},
+]
+
+
+@pytest.fixture
+def answers(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(file)
+
+
+def ask(path, name, messages):
+    teacher = Teacher(
+        path, name=name, engine="recorded", system_prompt="matched on the prompt, not on this"
+    )
+    [(index, response)] = recorded.generate(
+        [Request(teacher, prompt_id(messages), teacher.conversation(messages))], Account()
+    )
+    assert index == 0 and response["teacher"] == name
+    return response
+
+
+def test_answers_are_matched_on_prompt_and_teacher(answers):
+    one = [{"role": "user", "content": "One?"}]
+    assert ask(answers, "a", one) == {
+        "teacher": "a",
+        "text": "first",
+        "finish_reason": "stop",
+        "error": "",
+        "prompt_tokens": None,
+        "completion_tokens": None,
+    }
+    assert ask(answers, "b", CHAT)["text"] == "two"
+
+
+def test_sample_j_is_the_jth_answer(answers):
+    teacher, one = Teacher(answers, name="a", engine="recorded"), ROWS[0]["prompt"]
+    requests = [Request(teacher, prompt_id(one), one, sample) for sample in (1, 0, 2)]
+    told = [response for _, response in recorded.generate(requests, Account())]
+    assert [r["text"] for r in told] == ["second", "first", ""]
+    assert "no answer number 3 of 'a'" in told[2]["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "messages"), [("a", CHAT), ("b", ROWS[0]["prompt"]), ("c", CHAT), ("a", CHAT[1:])]
+)
+def test_a_missing_or_empty_answer_is_an_error(answers, name, messages):
+    response = ask(answers, name, messages)
+    assert (response["text"], response["finish_reason"]) == ("", "error")
+    assert f"no answer of '{name}'" in response["error"] and answers in response["error"]
+
+
+def test_check(answers, tmp_path):
+    recorded.check(Teacher(answers, name="a", engine="recorded"))
+    with pytest.raises(
+        InputError, match=r"'z': .*answers\.jsonl has no answers of it; it has a, b"
+    ):
+        recorded.check(Teacher(answers, name="z", engine="recorded"))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "answer": "y"}\n')
+    with pytest.raises(
+        InputError, match=r"bad\.jsonl: recorded answers need .*; missing teacher, response"
+    ):
+        recorded.check(Teacher(str(tmp_path / "bad.jsonl"), name="a", engine="recorded"))
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        recorded.check(Teacher(str(tmp_path / "none.jsonl"), name="a", engine="recorded"))

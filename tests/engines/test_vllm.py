@@ -1,0 +1,442 @@
+"""The vllm engine: first our side of it, with a stand-in for vllm; then the whole, with the real
+one.
+"""
+
+import json
+import os
+import signal
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from conftest import save_model
+from transformers import AutoTokenizer
+
+from persyn_datasets import InputError, Sampling, Teacher
+from persyn_datasets.config.recipe import _of_this_machine
+from persyn_datasets.config.teacher import Price
+from persyn_datasets.engines import Request, transformers
+from persyn_datasets.engines import vllm as engine
+from persyn_datasets.engines.account import Account
+from persyn_datasets.store.models import load_tokenizer, prompt_ids
+
+STAND_IN = """
+import os, sys, time
+from types import SimpleNamespace as SamplingParams
+
+class LLM:
+    def __init__(self, **arguments):
+        with open(os.environ["LOADS"], "a") as file:
+            print(arguments["model"], os.getpid(), file=file)
+        if arguments.get("gpu_memory_utilization") == 0.1:
+            print("(EngineCore pid=1) WARNING 1 [a.py:1] ImportError: never mind")
+            print("(EngineCore pid=1) ERROR 2 [b.py:1] ValueError: no memory", flush=True)
+            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        self.model_config, self.llm_engine, self.rows = SamplingParams(max_model_len=200), self, []
+
+    def add_request(self, request_id, ids, parameters):
+        if 107 in ids:
+            raise ValueError("a token out of the vocabulary")
+        self.rows.append((request_id, ids, parameters))
+
+    def has_unfinished_requests(self):
+        return bool(self.rows)
+
+    def step(self):
+        time.sleep(0.02)
+        request_id, ids, parameters = self.rows.pop()
+        if parameters.max_tokens == 13:
+            os.kill(os.getpid(), 9)
+        text = "" if parameters.max_tokens == 1 else f"{parameters.seed}"
+        tokens = [1] * parameters.max_tokens
+        out = SamplingParams(text=text, finish_reason="stop", token_ids=tokens)
+        done = {"request_id": request_id, "prompt_token_ids": ids, "outputs": [out]}
+        return [SamplingParams(finished=True, **done)]
+"""
+
+
+@pytest.fixture
+def loads(tmp_path, monkeypatch):
+    """Puts the stand-in in vllm's place; returns the (model, process id) of the children that were
+    started.
+    """
+    package = tmp_path / "stand-in" / "vllm"
+    (package / "engine").mkdir(parents=True)
+    (package / "__init__.py").write_text(STAND_IN)
+    (package / "inputs.py").write_text("tokens_input = list\n")
+    (package / "sampling_params.py").write_text("class RequestOutputKind:\n    FINAL_ONLY = 2\n")
+    fields = "max_model_len: int = 1\n    gpu_memory_utilization: float = 0.9\n    model: str = ''"
+    (package / "engine" / "arg_utils.py").write_text(f"class EngineArgs:\n    {fields}\n")
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
+    monkeypatch.setenv("LOADS", str(tmp_path / "loads"))
+    monkeypatch.syspath_prepend(package.parent)
+    engine._engine_arguments.cache_clear()
+    (tmp_path / "loads").touch()
+    yield lambda: [tuple(line.split()) for line in (tmp_path / "loads").read_text().splitlines()]
+    engine._engine_arguments.cache_clear()
+
+
+def prompts(n):
+    return {f"id{i}": [{"role": "user", "content": "a" * (i % 7 + 1)}] for i in range(n)}
+
+
+def requests_of(teacher, messages):
+    return [Request(teacher, key, teacher.conversation(m)) for key, m in messages.items()]
+
+
+def by_id(requests, answers):
+    """(teacher, prompt id) → response; each request is answered once."""
+    answers = list(answers)
+    found = {(requests[i].teacher.name, requests[i].prompt_id): response for i, response in answers}
+    assert len(found) == len(answers)
+    return found
+
+
+def gone(process_id):
+    try:
+        os.killpg(int(process_id), 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_teachers_that_share_weights_and_arguments_share_a_load(chat_model, base_model, loads):
+    teachers = [
+        Teacher(chat_model, name="a", engine="vllm", engine_args={"max_model_len": 150}),
+        Teacher(base_model, name="b", engine="vllm"),
+        Teacher(
+            chat_model,
+            name="c",
+            engine="vllm",
+            engine_args={"max_model_len": 150},
+            system_prompt="the",
+        ),
+    ]
+    requests = [r for t in teachers for r in requests_of(t, prompts(4))]
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert {r["error"] for r in found.values()} == {""} and len(found) == 12
+    assert {found[key]["teacher"] for key in found if key[0] == "c"} == {"c"}
+    assert [model for model, _ in loads()] == [chat_model, base_model]
+    assert all(gone(process) for _, process in loads())
+
+
+def test_a_row_fails_alone_and_without_a_valid_row_nothing_is_loaded(chat_model, loads):
+    teacher = Teacher(chat_model, name="t", engine="vllm", engine_args={"max_model_len": 100})
+    bad = {
+        "refused": [{"role": "user", "content": "refuse me"}],
+        "long": [{"role": "user", "content": "b " * 300}],
+    }
+    requests = requests_of(teacher, bad)
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert (
+        "the model's chat template refuses the prompt: no system" in found["t", "refused"]["error"]
+    )
+    assert "the prompt has 625 tokens, the model's context 100" in found["t", "long"]["error"]
+    assert not loads()
+    requests = requests_of(Teacher(chat_model, name="t", engine="vllm"), bad | prompts(2))
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert [r["error"] for r in found.values()].count("") == 2
+    assert (
+        "the prompt has 625 tokens, the model's context 200" in found["t", "long"]["error"]
+    )  # says the child
+
+
+def test_what_vllm_refuses_and_what_is_empty(chat_model, loads, monkeypatch):
+    ids = {"odd": [1, 107], "even": [1, 2]}
+    monkeypatch.setattr(
+        engine.models, "prompt_ids", lambda _, messages: ids[messages[0]["content"]]
+    )
+    messages = {key: [{"role": "user", "content": key}] for key in ids}
+    requests = requests_of(
+        Teacher(chat_model, name="t", engine="vllm", sampling=Sampling(max_tokens=1)), messages
+    )
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert found["t", "odd"]["error"] == "a token out of the vocabulary"
+    assert found["t", "odd"]["finish_reason"] == "error"
+    assert (found["t", "even"]["error"], found["t", "even"]["finish_reason"]) == (
+        "empty response",
+        "stop",
+    )
+    assert (found["t", "even"]["prompt_tokens"], found["t", "even"]["completion_tokens"]) == (2, 1)
+
+
+def test_more_rows_than_are_in_flight_and_a_seed_for_each_prompt(chat_model, loads, monkeypatch):
+    monkeypatch.setattr(engine, "IN_FLIGHT", 3)
+    requests = requests_of(Teacher(chat_model, name="t", engine="vllm"), prompts(20))
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert len({r["text"] for r in found.values()}) == 20
+    assert found == by_id(requests, engine.generate(requests, Account()))
+
+
+def test_a_child_that_cannot_load_or_dies_fails_the_rows_that_it_owes(
+    chat_model, loads, monkeypatch, caplog
+):
+    teacher = Teacher(
+        chat_model, name="t", engine="vllm", engine_args={"gpu_memory_utilization": 0.1}
+    )
+    requests = requests_of(teacher, prompts(5))
+    refused = requests_of(teacher, {"refused": [{"role": "user", "content": "refuse me"}]})
+    found = by_id(requests + refused, engine.generate(requests + refused, Account()))
+    assert "refuses the prompt" in found.pop(("t", "refused"))["error"]
+    assert {r["error"].partition(" RuntimeError")[0][:57] for r in found.values()} == {
+        "the vLLM process died: ValueError: no memory for the cach"
+    }
+    assert len(found) == 5 and "RuntimeError: Engine core initialization failed" in caplog.text
+
+    monkeypatch.setattr(engine, "IN_FLIGHT", 1)
+    deadly = Teacher(
+        chat_model, name="u", engine="vllm", sampling=Sampling(max_tokens=13)
+    )  # after the good one's rows
+    requests = requests_of(Teacher(chat_model, name="t", engine="vllm"), prompts(3)) + requests_of(
+        deadly, prompts(3)
+    )
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert {r["error"] for (teacher, _), r in found.items() if teacher == "t"} == {""}
+    errors = {r["error"] for (teacher, _), r in found.items() if teacher == "u"}
+    assert (
+        errors == {"the vLLM process was ended by SIGKILL; was the memory short?"}
+        and len(found) == 6
+    )
+    assert all(gone(process) for _, process in loads())
+
+
+def test_it_stops_when_the_account_is_closed_or_refuses(chat_model, loads, monkeypatch):
+    requests = requests_of(Teacher(chat_model, name="t", engine="vllm"), prompts(100))
+    account = Account()
+    answers = engine.generate(requests, account)
+    next(answers)
+    account.closed.set()
+    assert len(list(answers)) < 60
+    assert gone(loads()[0][1])
+
+    sampling, price = Sampling(max_tokens=10), Price(input=0, output=1e6)
+    priced = Teacher(chat_model, name="p", engine="vllm", sampling=sampling, price=price)
+    requests, account, count = requests_of(priced, prompts(10)), Account(max_cost=40), 0
+    for i, response in engine.generate(requests, account):
+        account.settle(requests[i], response)
+        count += 1
+    assert count == 4 and account.spent == 40
+    refused = requests_of(priced, {"refused": [{"role": "user", "content": "refuse me"}]})
+    assert [i for i, _ in engine.generate(refused + requests, account)] == [
+        0
+    ]  # a failure that costs nothing is told
+
+
+def test_check(chat_model, loads, monkeypatch, tmp_path):
+    def teacher(model=chat_model, **changes):
+        return Teacher(model, name="t", engine="vllm", **changes)
+
+    engine.check(teacher(engine_args={"max_model_len": 100}))
+    with pytest.raises(
+        InputError,
+        match="'t': vLLM has no engine argument 'max_length'; did you mean 'max_model_len'?",
+    ):
+        engine.check(teacher(engine_args={"max_length": 100}))
+    with pytest.raises(
+        InputError, match="'trust_remote_code', which follows from the teacher's own keys"
+    ):
+        engine.check(teacher(engine_args={"trust_remote_code": True}))
+    with pytest.raises(InputError, match=f"'t': model '{tmp_path}/none' not found"):
+        engine.check(teacher(f"{tmp_path}/none"))
+    with pytest.raises(InputError, match="the chat template of .* refuses"):
+        engine.check(teacher(system_prompt="refuse me"))
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    engine._engine_arguments.cache_clear()
+    with pytest.raises(
+        InputError, match=r"""'t': vLLM is not installed; `pip install "persyn-datasets\[vllm\]"`"""
+    ):
+        engine.check(teacher())
+
+
+def test_a_recipe_from_the_hub_may_only_say_where_and_how_fast():
+    arguments = {
+        "tensor_parallel_size": 8,
+        "dtype": "bfloat16",
+        "worker_cls": "a.b",
+        "hf_overrides": {"model": "x"},
+    }
+    found = dict(_of_this_machine({"teachers": [{"engine_args": arguments}]}))
+    assert list(found) == [
+        "teachers.0.engine_args.worker_cls",
+        "teachers.0.engine_args.hf_overrides.model",
+    ]
+
+
+needs_vllm = pytest.mark.skipif(
+    not find_spec("vllm"), reason="vllm is not installed: `make test-vllm` brings its own"
+)
+SMALL = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 64}
+PROMPTS = {
+    f"id{i}": [{"role": "user", "content": text}]
+    for i, text in enumerate(["a", "the other day", "b " * 30])
+}
+WHOLE_CONTEXT = 2048
+
+
+@pytest.fixture(scope="module")
+def real_model(models_folder):
+    """With heads of 64, which vLLM can do on a CPU; ships sampling defaults, and several end tokens
+    as Llama 3 does.
+    """
+    heads = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    model = Path(save_model(models_folder / "heads-of-64", **heads))
+    shipped = {
+        "temperature": 0.3,
+        "top_k": 1,
+        "repetition_penalty": 1.7,
+        "eos_token_id": [2, *range(60, 64)],
+    }
+    file = model / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | shipped))
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    return str(model)
+
+
+def real(model, name, **sampling):
+    sampling = Sampling(**({"max_tokens": 24} | sampling))
+    return Teacher(model, name=name, engine="vllm", engine_args=SMALL, sampling=sampling)
+
+
+@pytest.fixture(scope="module")
+def answered(real_model):
+    """Several teachers on one model, hence one child: (requests, what came of them)."""
+    teachers = [
+        real(real_model, "greedy", temperature=0),
+        real(real_model, "whole", temperature=1.0, max_tokens=WHOLE_CONTEXT),
+        *(real(real_model, name, temperature=1.0) for name in ("one", "two")),
+        real(real_model, "other-seed", temperature=1.0, seed=1),
+    ]
+    long = {
+        "long": [{"role": "user", "content": "b " * 600}],
+        "bad": [{"role": "user", "content": "refuse me"}],
+    }
+    requests = [
+        r for t in teachers for r in requests_of(t, PROMPTS | (long if t.name == "greedy" else {}))
+    ]
+    return by_id(requests, engine.generate(requests, Account()))
+
+
+@needs_vllm
+def test_greedy_is_the_transformers_engines(real_model, answered):
+    engine.check(real(real_model, "greedy"))
+    teacher = Teacher(real_model, name="greedy", sampling=Sampling(0, max_tokens=24))
+    requests = requests_of(teacher, PROMPTS)
+    expected = by_id(requests, transformers.generate(requests, Account()))
+    assert {key: answered[key] for key in expected} == expected
+    assert {r["finish_reason"] for r in expected.values()} == {"stop", "length"}
+
+
+@needs_vllm
+def test_a_prompt_has_one_bos_and_rows_fail_alone(real_model, answered):
+    tokenizer = load_tokenizer(real_model)
+    for key, messages in PROMPTS.items():
+        ids = prompt_ids(tokenizer, messages)
+        assert answered["greedy", key]["prompt_tokens"] == len(ids) and ids.count(1) == 1
+    assert (
+        "the prompt has 1225 tokens, the model's context 512" in answered["greedy", "long"]["error"]
+    )
+    assert "refuses the prompt" in answered["greedy", "bad"]["error"]
+
+
+@needs_vllm
+def test_max_tokens_ends_at_the_context(answered):
+    rows = [r for (teacher, _), r in answered.items() if teacher == "whole"]
+    assert all(
+        r["completion_tokens"] + r["prompt_tokens"] == 512
+        for r in rows
+        if r["finish_reason"] == "length"
+    )
+    assert not any(r["error"] for r in rows)
+    ended = [
+        r
+        for (teacher, _), r in answered.items()
+        if teacher in ("one", "two") and r["finish_reason"] == "length"
+    ]
+    assert all(r["completion_tokens"] == 24 for r in ended)
+
+
+@needs_vllm
+def test_the_sample_hangs_on_seed_and_prompt_alone(real_model, answered):
+    texts = {
+        name: [answered[name, key]["text"] for key in PROMPTS]
+        for name in ("one", "two", "other-seed", "greedy")
+    }
+    assert texts["one"] == texts["two"] != texts["other-seed"]
+    assert texts["one"] != texts["greedy"]  # the shipped top_k is not in force
+    # Another process, other company; and a stop string, which the free text holds.
+    free = texts["one"][2]
+    requests = requests_of(real(real_model, "one", temperature=1.0), {"id2": PROMPTS["id2"]})
+    requests += requests_of(
+        real(real_model, "stops", temperature=1.0, stop=(free[6:8], "never this")), PROMPTS
+    )
+    found = by_id(requests, engine.generate(requests, Account()))
+    assert found["one", "id2"] == answered["one", "id2"]
+    assert found["stops", "id2"]["text"] == free.partition(free[6:8])[0].strip()
+    assert found["stops", "id2"]["finish_reason"] == "stop"
+    assert found["stops", "id2"]["completion_tokens"] < answered["one", "id2"]["completion_tokens"]
+
+
+def processes(group):
+    """The ids and names of the living processes of a group."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = stat.read_text().rsplit(")", 1)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, its_group = fields.split()[:3]
+        if int(its_group) == group and state != "Z":
+            found[int(stat.parent.name)] = name.partition("(")[2]
+    return found
+
+
+@needs_vllm
+@pytest.mark.parametrize("victim", ["the child", "its engine", None])
+def test_answers_stream_and_a_child_that_is_killed_or_not_wanted_leaves_nothing(
+    real_model, victim, monkeypatch
+):
+    """The short answers come while the long one is made; then either process is killed, or the
+    generator closed.
+    """
+    started = []
+    send = engine._Child.send
+    monkeypatch.setattr(
+        engine._Child,
+        "send",
+        lambda child, row: (started.append(child.process.pid), send(child, row)),
+    )
+    never_ends = Path(real_model).parent / f"never-ends-{victim}"
+    save_model(
+        never_ends,
+        hidden_size=128,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=32768,
+        eos_token_id=None,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(never_ends)
+    tokenizer.eos_token = None  # vLLM ends at the tokenizer's end token too
+    tokenizer.save_pretrained(never_ends)
+    requests = requests_of(real(str(never_ends), "long", max_tokens=30000), {"id9": PROMPTS["id0"]})
+    requests += requests_of(real(str(never_ends), "short", max_tokens=2), PROMPTS)
+    answers = engine.generate(requests, Account())
+    first = [next(answers) for _ in PROMPTS]
+    assert {requests[i].teacher.name for i, _ in first} == {"short"}
+    child, group = started[0], processes(started[0])
+    (core,) = (process for process, name in group.items() if "EngineCor" in name)
+    start = time.monotonic()
+    if victim is None:
+        answers.close()
+    else:
+        os.kill(child if victim == "the child" else core, signal.SIGKILL)
+        ((_, response),) = list(answers)
+        assert response["finish_reason"] == "error"
+        assert ("by SIGKILL" if victim == "the child" else "killed (exit code -9)") in response[
+            "error"
+        ]
+    assert time.monotonic() - start < 30
+    assert not processes(child)

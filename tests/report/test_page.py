@@ -1,0 +1,126 @@
+import copy
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from pool import built
+
+from persyn_datasets.cli import main
+from persyn_datasets.report import measure as report
+from persyn_datasets.report import page
+from persyn_datasets.report.figures import CAPTIONS, draw
+
+POINT = {"hit@1": 0.3, "hit@3": 0.6, "quality": 0.5, "learnability": -1.2}
+
+
+@pytest.fixture(scope="module")
+def done(chat_model, models_folder):
+    """A finished build, as if it had been large enough for curves."""
+    builder = built(models_folder / "page", chat_model)
+    stats = builder.stats
+    stats["analysis"]["by_size"] = [{"prompts": n} | POINT for n in (20, 40)]
+    stats["second_opinions"] = {"asked": 5, "better": 2}
+    stats["analysis"]["by_alpha"] = [{"alpha": alpha} | POINT for alpha in (0.0, 0.4)]
+    (builder.folder / "stats.json").write_text(json.dumps(stats))
+    return builder
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.cells = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for key, value in attributes if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_report_writes_one_page_that_needs_no_network(done, capsys):
+    assert main(["report", str(done.output)]) == 0
+    told = capsys.readouterr().out
+    assert (
+        report.verdict(done.stats["router"]) in told
+        and str(done.output / "report/index.html") in told
+    )
+    text = (done.output / "report/index.html").read_text()
+    tags, words_of = Tags(text), unescape(text)
+    assert tags.open == [] and len(tags.addresses) == len(CAPTIONS)
+    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert not re.search(r"(?:@import|url\(|<script|<link)", text)
+    (opinions,) = report.notes(done.stats)
+    told_there = (
+        report.verdict(done.stats["router"]),
+        opinions,
+        "56 generations",
+        "40 calibration prompts",
+    )
+    for words in (*CAPTIONS.values(), *told_there):
+        assert words in words_of
+    for name, t in done.stats["per_teacher"].items():
+        at = tags.cells.index(name)
+        assert tags.cells[at + 1 : at + 4] == [
+            f"{t[key]:.3f}" for key in ("quality", "learnability", "reward")
+        ]
+        assert tags.cells[at + 7] == str(t["routed"])
+
+
+def test_names_are_text_not_markup(done, tmp_path):
+    stats = copy.deepcopy(done.stats)
+    stats["per_teacher"]["<b>|&"] = stats["per_teacher"].pop("adder")
+    text = page.write(tmp_path, done.recipe, stats).read_text()
+    assert "<b>" not in text and "&lt;b&gt;|&amp;" in text
+    assert Tags(text).open == []
+
+
+@pytest.mark.parametrize("change", ["as it is", "priced", "nothing known"])
+def test_figures_of_any_build(change, done, tmp_path):
+    stats = copy.deepcopy(done.stats)
+    if change == "priced":
+        stats["cost"] = {"usd": 12.5, "generate_then_select_usd": 80.0}
+    if change == "nothing known":
+        for t in stats["per_teacher"].values():
+            t |= {
+                "quality": None,
+                "reward": None,
+                "learnability": None,
+                "characters": None,
+                "routed_characters": None,
+            }
+        stats["routing"] |= {"reliability": [], "calibration_error": None}
+    files = draw(done.recipe, stats, tmp_path)
+    assert [f.stem for f in files] == list(CAPTIONS)
+    assert all(f.read_bytes().startswith(b"\x89PNG") and f.stat().st_size > 5000 for f in files)
+    before = [f.read_bytes() for f in files]
+    assert [
+        f.read_bytes() for f in draw(done.recipe, stats, tmp_path)
+    ] == before  # no commit for nothing
+
+
+def test_a_figure_follows_its_numbers(done, tmp_path):
+    before = {f.stem: f.read_bytes() for f in draw(done.recipe, done.stats, tmp_path)}
+    stats = copy.deepcopy(done.stats)
+    stats["per_teacher"]["guesser"] |= {"routed": 24, "reward": 2.0, "characters": [1, 500, 900]}
+    stats["routing"]["confidence"][2] += 50
+    stats["generations"] += 5
+    stats["analysis"]["difficulty"][0]["routed"] = {"guesser": 1}
+    stats["analysis"]["by_alpha"][0]["hit@1"] = 0.123
+    stats["analysis"]["confusion"][0][0] += 7
+    stats["tradeoff"]["curve"][3]["measured"] += 1
+    after = {f.stem: f.read_bytes() for f in draw(done.recipe, stats, tmp_path)}
+    assert [name for name in before if before[name] == after[name]] == []
+
+
+def test_nothing_to_report(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert "holds no finished build" in capsys.readouterr().err

@@ -1,0 +1,201 @@
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset
+from pool import built
+
+from persyn_datasets import Teacher
+from persyn_datasets.report import measure as report
+from persyn_datasets.report.tables import html_table, table
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.01, 0.2, "Routing beats sending everything to the best single teacher, ann"),
+        (-0.2, -0.01, "Routing is worse than sending everything to ann"),
+        (-0.1, 0.1, "No proof that routing beats sending everything to ann"),
+        (0.0, 0.1, "No proof"),
+        (-0.1, 0.0, "No proof"),
+    ],
+)
+def test_the_verdict(low, high, words):
+    advantage = {"mean": (low + high) / 2, "low": low, "high": high}
+    text = report.verdict({"advantage": advantage, "best_single_teacher": "ann", "prompts": 45})
+    assert text.startswith(words)
+    assert (
+        f"{advantage['mean']:+.3f}" in text and f"[95% interval {low:+.3f} to {high:+.3f}]" in text
+    )
+    assert "45 held-out prompts" in text
+    assert ("alone" in text) == (low <= 0)  # what to do instead
+
+
+def response(teacher, quality, reward=None, error=""):
+    return {
+        "teacher": teacher,
+        "quality": quality,
+        "learnability": quality and -quality,
+        "reward": reward,
+        "completion_tokens": 4,
+        "text": "" if error else "12345" * int(2 * quality),
+        "error": error,
+    }
+
+
+RANKED = [
+    {"best_teacher": "a", "responses": [response("a", 1.0, 0.9), response("b", 0.5, 0.1)]},
+    {
+        "best_teacher": "a",
+        "responses": [response("a", 0.5, 0.7), response("b", None, error="HTTP 500")],
+    },
+    {
+        "best_teacher": None,
+        "responses": [response("a", None, error="late"), response("b", None, error="HTTP 500")],
+    },
+]
+
+
+def test_the_numbers_per_teacher():
+    rows = [("a", "", "123"), ("a", "late", ""), ("b", "", "12345")]
+    said = [[{"content": text}] if text else [] for _, _, text in rows]
+    answered = [
+        {"teacher": t, "error": e, "completion": c} for (t, e, _), c in zip(rows, said, strict=True)
+    ]
+    stats = report.measure(Dataset.from_list(RANKED), Dataset.from_list(answered), "ab")
+    assert (stats["rows"], stats["failed"], stats["errors"]) == (3, 1, {"late": 1})
+    a, b = stats["per_teacher"]["a"], stats["per_teacher"]["b"]
+    assert (a["quality"], a["learnability"], a["reward"]) == pytest.approx((0.75, -0.75, 0.8))
+    assert (a["best"], a["routed"], a["calibration_failed"]) == (2, 2, 1)
+    assert (a["characters"], a["routed_characters"]) == (
+        [5.5, 7.5, 9.5],
+        [3, 3, 3],
+    )  # of 5 and 10; of 3
+    assert (b["quality"], b["reward"], b["best"], b["routed"], b["calibration_failed"]) == (
+        0.5,
+        0.1,
+        0,
+        1,
+        2,
+    )
+
+
+def test_reasons_of_failures_come_by_their_number():
+    assert report.errors(Dataset.from_list(RANKED)) == "2 × HTTP 500; 1 × late"
+    assert "no response failed" in report.errors(Dataset.from_list(RANKED[:1]))
+
+
+def test_the_closing_report_holds_the_equation_the_numbers_and_the_verdict(
+    chat_model, models_folder
+):
+    builder = built(models_folder / "report", chat_model)
+    text, stats = report.describe(builder.recipe, builder.stats), builder.stats
+    assert "r = (1 − α)·r_q + α·r_l with α = 0.4" in text and "`prompt`" in text
+    assert report.verdict(stats["router"]) in text
+    assert "56 generations; generate-then-select needs 72" in text
+    rows = {
+        line.split("|")[1].strip(): line.replace("|", " ").split()
+        for line in text.splitlines()
+        if "|" in line
+    }
+    assert rows["guesser"][1] == "0.000"  # its quality
+    for name, told in stats["per_teacher"].items():
+        assert rows[name][-2:] == [str(told["routed"]), f"{told['routed'] / 24:.0%}"]
+
+
+def test_confidence_and_its_calibration_by_hand():
+    routed = Dataset.from_list(
+        [
+            {"prompt_id": "x", "router_scores": [0.66, 0.33, 0.11]},
+            {"prompt_id": "y", "router_scores": [0.0, 0.2, 0.8]},
+            {"prompt_id": "z", "router_scores": [0.97, 0.02, 0.01]},
+        ]
+    )
+    rewards = {
+        "x": [1.0, 0.0, 0.5],
+        "y": [0.2, 0.9, None],
+    }  # held out; on y the third failed and the favourite loses
+    held_out = Dataset.from_list(
+        [
+            {
+                "prompt_id": k,
+                "responses": [{"teacher": t, "reward": r} for t, r in zip("abc", v, strict=True)],
+            }
+            for k, v in rewards.items()
+        ]
+    )
+    told = report.measure_routing(held_out, routed, list("abc"))
+    assert told["confidence"] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1] and told[
+        "mean_confidence"
+    ] == pytest.approx(0.81)
+    # x: a over b with 2/3 (right), a over c with 6/7 (right), b over c with 3/4 (wrong); y: b over
+    # a with 1 (right)
+    assert [(r["comparisons"], r["observed"]) for r in told["reliability"]] == [
+        (1, 1.0),
+        (1, 0.0),
+        (1, 1.0),
+        (1, 1.0),
+    ]
+    assert [r["predicted"] for r in told["reliability"]] == pytest.approx(
+        [2 / 3, 3 / 4, 6 / 7, 1.0]
+    )
+    assert told["calibration_error"] == pytest.approx((1 / 3 + 3 / 4 + 1 / 7 + 0) / 4)
+    nothing = report.measure_routing(held_out.select([]), routed, list("abc"))
+    assert (nothing["reliability"], nothing["calibration_error"]) == ([], None)
+
+
+def test_cost_by_hand():
+    line = {"usd": 0.0, "reused_usd": 0.0, "answers": 10}
+    account = [
+        line | {"stage": "Generate", "usd": 2.0, "reused_usd": 1.0},  # 0.3 an answer
+        line | {"stage": "Generate", "usd": 0.5},  # 0.05 an answer
+        line | {"stage": "Synthesize", "usd": 7.0},
+    ]
+    assert report.cost(account, 100) == pytest.approx(
+        {"usd": 10.5, "generate_then_select_usd": 35.0}
+    )
+    assert report.cost([line | {"stage": "Generate"}], 100) is None
+
+
+def test_tables_hold_any_name():
+    text = table(["a", "b"], [["x|y <z>", "1"]])
+    assert r"| x\|y <z> |" in text
+    assert html_table(text).splitlines()[2] == "<tr><td>x|y &lt;z&gt;</td><td>1</td></tr>"
+
+
+def test_the_plan_beside_the_account():
+    line = {
+        "reused_usd": 0.5,
+        "usd": 1.0,
+        "prompt_tokens": 30,
+        "completion_tokens": 2000,
+        "seconds": 40.0,
+    }
+    account = [
+        line | {"stage": s, "teacher": t}
+        for s, t in (("Generate", "a"), ("Generate", "b"), ("Synthesize", "b"))
+    ]
+    planned = {"prompt_tokens": 70.0, "completion_tokens": 9000.0, "usd": 5.0, "seconds": 1234.5}
+    stats = {
+        "account": account,
+        "estimate": {"Generate": planned, "Synthesize": planned | {"seconds": None}},
+    }
+    text = report.estimate_table(
+        SimpleNamespace(teachers=[Teacher("x", name=name) for name in "ab"]), stats
+    )
+    cells = {
+        row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:4]]
+        for row in text.splitlines()[2:]
+    }
+    assert (
+        cells["Generate · completion tokens"] == ["9,000", "4,000"]
+        and cells["Generate · usd"][1] == "3.0000"
+    )
+    assert cells["Synthesize · prompt tokens"] == ["70", "30"] and cells["Synthesize · usd"] == [
+        "5.0000",
+        "1.5000",
+    ]
+    # Local teachers work one after another.
+    assert cells["Generate · seconds"] == ["1,234", "80"] and cells["Synthesize · seconds"] == [
+        "–",
+        "40",
+    ]

@@ -1,0 +1,155 @@
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from persyn_datasets.router.metrics import router_metrics
+
+NAN = float("nan")
+
+
+def by_hand(scores, rewards, before, teachers):
+    """The documented definitions, prompt by prompt."""
+
+    def filled(table):
+        answered = [[r for r in row if r == r] for row in table]
+        return [
+            [r if r == r else min(a) for r in row]
+            for row, a in zip(table, answered, strict=True)
+            if a
+        ]
+
+    scores = [s for s, row in zip(scores, rewards, strict=True) if any(r == r for r in row)]
+    rewards, before, n = filled(rewards), filled(before), len(teachers)
+    worth = [sum(row[j] for row in before) / len(before) for j in range(n)]
+    single = max(range(n), key=lambda j: worth[j])
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+
+    def hit(order_of, k):
+        return mean(
+            [any(row[j] == max(row) for j in order_of(i)[:k]) for i, row in enumerate(rewards)]
+        )
+
+    def random_hit(k):
+        choices = list(combinations(range(n), k))
+        return mean(
+            [mean([any(row[j] == max(row) for j in c) for c in choices]) for row in rewards]
+        )
+
+    by_router = lambda i: sorted(range(n), key=lambda j: -scores[i][j])  # noqa: E731
+    by_single = lambda i: sorted(range(n), key=lambda j: -worth[j])  # noqa: E731
+    reward = {
+        "router": mean([row[by_router(i)[0]] for i, row in enumerate(rewards)]),
+        "best single": mean([row[single] for row in rewards]),
+        "random": mean([mean(row) for row in rewards]),
+        "oracle": mean([max(row) for row in rewards]),
+    }
+    hits = {
+        f"hit@{k}": {
+            "router": hit(by_router, k),
+            "best single": hit(by_single, k),
+            "random": random_hit(min(k, n)),
+            "oracle": 1,
+        }
+        for k in (1, 3)
+    }
+    return hits | {
+        "prompts": len(rewards),
+        "best_single_teacher": teachers[single],
+        "reward": reward,
+        "regret": {name: reward["oracle"] - r for name, r in reward.items()},
+    }
+
+
+def tables(prompts=40, teachers=5, seed=0):
+    """Scores and coarse rewards (so that best teachers tie), with failed responses and prompts of
+    which all failed.
+    """
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(prompts, teachers))
+    rewards, before = (np.round(rng.random((prompts, teachers)) * 3) / 3 for _ in range(2))
+    for table in (rewards, before):
+        table[rng.random(table.shape) < 0.15] = NAN
+        table[[2, 7]] = NAN
+    return scores, rewards, before, [f"t{i}" for i in range(teachers)]
+
+
+@pytest.mark.parametrize("teachers", [2, 3, 5])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_measure_by_hand(teachers, seed):
+    arguments = tables(teachers=teachers, seed=seed)
+    found = router_metrics(*arguments)
+    expected = by_hand(*(a.tolist() if isinstance(a, np.ndarray) else a for a in arguments))
+    advantage, over_random = found.pop("advantage"), found.pop("advantage_over_random")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == (pytest.approx(value) if isinstance(value, dict) else value), key
+    assert advantage["mean"] == pytest.approx(
+        expected["reward"]["router"] - expected["reward"]["best single"]
+    )
+    assert over_random["mean"] == pytest.approx(
+        expected["reward"]["router"] - expected["reward"]["random"]
+    )
+
+
+def test_a_worked_example():
+    """Teacher c failed on the second prompt (so it counts 0.2 there); a and b tie as best on the
+    third.
+    """
+    rewards = np.array([[1.0, 0.5, 0.0], [0.2, 0.6, NAN], [0.9, 0.9, 0.3], [NAN, NAN, NAN]])
+    scores = np.array([[0, 1, 2.0], [0, 1, 2.0], [0, 1, -1.0], [5, 0, 0]])
+    before = np.array([[0.0, 0.0, 1.0], [NAN, 0.5, 1.0]])
+    m = router_metrics(scores, rewards, before, ["a", "b", "c"])
+    assert (m["prompts"], m["best_single_teacher"]) == (3, "c")
+    assert m["reward"] == pytest.approx(
+        {"router": 1.1 / 3, "best single": 0.5 / 3, "random": 4.6 / 9, "oracle": 2.5 / 3}
+    )
+    assert m["hit@1"] == pytest.approx(
+        {"router": 1 / 3, "best single": 0, "random": 4 / 9, "oracle": 1}
+    )
+    assert m["advantage"]["mean"] == pytest.approx(0.2)
+
+
+def test_the_best_single_teacher_is_named_by_the_training_prompts_only():
+    _, rewards, before, names = tables()
+    rewards[:, 0] = 9.0  # the best on the held-out prompts
+    before[:, 3] = 8.0
+    assert router_metrics(rewards, rewards, before, names)["best_single_teacher"] == "t3"
+
+
+def test_the_interval_holds_the_mean_has_the_right_width_and_is_reproducible():
+    rng = np.random.default_rng(0)
+    rewards, before = rng.random((400, 4)), rng.random((50, 4)) + np.array([0, 0, 1, 0])
+    scores = rewards + rng.normal(size=rewards.shape)
+    m = router_metrics(scores, rewards, before, list("abcd"), seed=1)
+    a = m["advantage"]
+    difference = rewards[np.arange(400), scores.argmax(1)] - rewards[:, 2]
+    half = 1.96 * difference.std() / 20
+    assert a["low"] < a["mean"] < a["high"]
+    assert (a["low"], a["high"]) == pytest.approx(
+        (a["mean"] - half, a["mean"] + half), abs=half / 8
+    )
+    assert (
+        m
+        == json.loads(json.dumps(m))
+        == router_metrics(scores, rewards, before, list("abcd"), seed=1)
+    )
+    other = router_metrics(scores, rewards, before, list("abcd"), seed=2)
+    assert other["advantage"] != a
+    assert other | {"advantage": a, "advantage_over_random": m["advantage_over_random"]} == m
+    b, difference = (
+        m["advantage_over_random"],
+        rewards[np.arange(400), scores.argmax(1)] - rewards.mean(1),
+    )
+    half = 1.96 * difference.std() / 20
+    assert (b["low"], b["high"]) == pytest.approx(
+        (b["mean"] - half, b["mean"] + half), abs=half / 8
+    )
+
+
+def test_a_router_that_knows_the_rewards_is_the_oracle():
+    _, rewards, before, names = tables(seed=4)
+    m = router_metrics(np.nan_to_num(rewards, nan=-1), rewards, before, names)
+    assert (m["hit@1"]["router"], m["regret"]["router"]) == (1.0, 0.0)
+    assert m["reward"]["router"] == m["reward"]["oracle"] > m["reward"]["best single"]

@@ -1,0 +1,175 @@
+import shutil
+
+import pytest
+from datasets import Dataset
+
+from persyn_datasets import InputError, Score, Student
+from persyn_datasets.data import schema
+from persyn_datasets.signals import quality
+from persyn_datasets.signals.learnability import signals as of_student
+from persyn_datasets.stages import score
+
+
+def response(teacher, text, error=""):
+    return {
+        "teacher": teacher,
+        "sample": 0,
+        "text": text,
+        "finish_reason": "stop",
+        "error": error,
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+    }
+
+
+QUESTIONS = [
+    ("1 + 1?", "2", "It is 2."),
+    ("2 + 2?", "4", r"\boxed{4}"),
+    ("Half of 1?", r"\frac{1}{2}", "0.5"),
+]
+ROWS = [
+    {
+        "prompt_id": str(i),
+        "messages": [{"role": "user", "content": question}],
+        "answer": answer,
+        "responses": [
+            response("a", right),
+            response("b", "", "no luck"),
+            response("c", "It is 7."),
+            response("d", right),
+        ],
+    }
+    for i, (question, answer, right) in enumerate(QUESTIONS)
+]
+BATCH = {key: [row[key] for row in ROWS] for key in ROWS[0]}
+
+
+@pytest.fixture
+def scored_rows(monkeypatch):
+    """How many rows the student and the verifier were given."""
+    given = {"student": 0, "verifier": 0}
+
+    def learnability(student, rows):
+        given["student"] += len(rows)
+        return of_student(student, rows)
+
+    def verifier(rows, verify=quality.math_verify):
+        given["verifier"] += len(rows)
+        return verify(rows)
+
+    monkeypatch.setattr(score, "signals", learnability)
+    monkeypatch.setattr(quality, "math_verify", verifier)
+    return given
+
+
+def signals(scored, name):
+    return [[r[name] for r in row] for row in scored["responses"]]
+
+
+def test_both_signals_and_none_for_failures(chat_model):
+    scored = Score(student=chat_model)(BATCH)
+    assert set(scored) == {"responses"}
+    assert signals(scored, "quality") == [[1.0, None, 0.0, 1.0]] * 3
+    for row, responses in zip(ROWS, scored["responses"], strict=True):
+        assert responses[1]["learnability"] is responses[1]["rsr"] is None
+        for r in responses[:1] + responses[2:]:
+            [(_, alone)] = of_student(Student(chat_model), [(row["messages"], r["text"])])
+            assert [r["learnability"], r["rsr"]] == pytest.approx(
+                [alone["learnability"], alone["rsr"]], abs=1e-4
+            )
+    assert "quality" not in ROWS[0]["responses"][0]
+
+
+def test_nothing_is_scored_twice(chat_model, scored_rows, tmp_path):
+    first = Score(student=chat_model)(BATCH)
+    assert scored_rows == {"student": 6, "verifier": 6}  # 3 prompts, of 3 answers two are the same
+    assert Score(student=Student(chat_model, family="f"))(BATCH) == first
+    assert scored_rows == {"student": 6, "verifier": 6}
+    more = {key: [*BATCH[key], BATCH[key][0]] for key in BATCH}
+    more["responses"][3] = [response("a", "It is 3.")]
+    Score(student=chat_model)(more)
+    assert scored_rows == {"student": 7, "verifier": 7}
+    shutil.copytree(chat_model, tmp_path / "trained")
+    (tmp_path / "trained" / "note.txt").write_text("other weights")
+    Score(student=str(tmp_path / "trained"))(BATCH)
+    assert scored_rows == {"student": 13, "verifier": 7}
+
+
+def test_a_student_trained_in_place_is_loaded_anew(chat_model, base_model, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "s")
+    before = Score(student=str(tmp_path / "s"))(BATCH)
+    (tmp_path / "s" / "chat_template.jinja").unlink()
+    shutil.copytree(base_model, tmp_path / "s", dirs_exist_ok=True)
+    after = signals(Score(student=str(tmp_path / "s"))(BATCH), "learnability")
+    assert after != signals(before, "learnability")
+    for found, expected in zip(
+        after, signals(Score(student=base_model)(BATCH), "learnability"), strict=True
+    ):
+        assert found[::2] == pytest.approx(expected[::2], abs=1e-4)
+
+
+def test_under_map_also_when_a_failure_comes_late(chat_model):
+    failed = ROWS[0] | {"responses": [response("a", "", "no luck")]}
+    generated = Dataset.from_list([ROWS[i % 2] for i in range(1050)] + [failed])
+    scored = generated.map(Score(student=chat_model), batched=True)
+    assert scored[1050]["responses"][0]["quality"] is None
+    assert signals(scored, "quality")[:1050] == [[1.0, None, 0.0, 1.0]] * 1050
+    assert scored.features["responses"] == schema.SCORED["responses"]
+    assert scored.column_names == generated.column_names
+
+
+def test_a_reward_function_sees_the_columns_of_its_rows(chat_model):
+    def longer(prompts, completions, answer, **columns):
+        assert sorted(columns) == ["prompt_id"]
+        return [
+            float(f"{len(p[0]['content'])}.{len(c[0]['content'])}") + (a == "4") * 100
+            for p, c, a in zip(prompts, completions, answer, strict=True)
+        ]
+
+    found = signals(Score(student=chat_model, quality=longer)(BATCH), "quality")
+    # 6 and 10 characters in the prompts; 8, 9, and 3 in the responses; the answer "4" adds 100
+    assert found == [[6.8, None, 6.8, 6.8], [106.9, None, 106.8, 106.9], [10.3, None, 10.8, 10.3]]
+
+
+def test_quality_by_reward_model_and_by_dotted_path(
+    chat_model, reward_model, tmp_path, monkeypatch
+):
+    found = signals(
+        Score(student=chat_model, quality={"reward_model": reward_model})(BATCH), "quality"
+    )
+    whole = [*ROWS[0]["messages"], {"role": "assistant", "content": "It is 7."}]
+    assert found[0][2] == pytest.approx(
+        quality.reward_model_scores([whole], reward_model)[0], abs=1e-4
+    )
+    assert found[0][1] is None
+    (tmp_path / "my_rewards.py").write_text(
+        "def one(completions):\n    return [1] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (
+        signals(Score(chat_model, "my_rewards.one")(BATCH), "quality")
+        == [[1.0, None, 1.0, 1.0]] * 3
+    )
+
+
+def test_an_answer_may_be_a_number_and_zero(chat_model):
+    batch = {
+        "messages": BATCH["messages"][:1],
+        "answer": [0],
+        "responses": [[response("a", "It is 0.")]],
+    }
+    assert signals(Score(student=chat_model)(batch), "quality") == [[1.0]]
+
+
+def test_mistakes(chat_model):
+    with pytest.raises(
+        InputError, match=r"found \{'model': 'r'\}; expected the key 'reward_model'"
+    ):
+        Score(student="m", quality={"model": "r"})
+    with pytest.raises(InputError, match="'maths' is not 'math-verify'"):
+        Score(student="m", quality="maths")
+    with pytest.raises(InputError, match="column 'answer', and there is none; rename yours"):
+        Score(student=chat_model)({k: v for k, v in BATCH.items() if k != "answer"})
+    for nothing in (None, ""):
+        with pytest.raises(InputError, match=r"'2 \+ 2\?' has no answer"):
+            Score(student=chat_model)(BATCH | {"answer": ["2", nothing, "1"]})

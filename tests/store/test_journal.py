@@ -1,0 +1,228 @@
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pyarrow.parquet as pq
+import pytest
+
+from persyn_datasets.store import journal as module
+from persyn_datasets.store.journal import Journal, default_root, digest, folder_hash
+
+
+def entries(journal):
+    return {p.name for p in journal.folder.iterdir()}
+
+
+def child(code, *args):
+    """A real process that has a journal `j` with the identity {"a": 1}."""
+    setup = (
+        "import sys, time; from persyn_datasets import journal as m; j = m.Journal('kind', "
+        "'n', {'a': 1})\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", setup + code, *args], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_records_persist_and_any_json_value_is_one():
+    records = {"k1": {"text": "ä\n\0", "n": None}, "k2": 0.1, "k3": None, "k4": [1, "x"]}
+    with Journal("kind", "a/b c", {"a": 1}) as journal:
+        for key, record in records.items():
+            journal.put(key, record)
+    again = Journal("kind", "a/b c", {"a": 1})
+    assert again.get([*records, "k5"]) == records
+    assert again.get(["k2"]) == {"k2": 0.1}
+    assert again.get([]) == {}
+    assert not [name for name in entries(again) if name.endswith(".tmp")]
+    assert again.folder.is_relative_to(default_root() / "kind")
+
+
+def test_identities_and_kinds_are_apart():
+    with Journal("kind", "n", {"a": 1}) as journal:
+        journal.put("k", 1)
+    assert Journal("kind", "n", {"a": 2}).get(["k"]) == {}
+    assert Journal("other", "n", {"a": 1}).get(["k"]) == {}
+    assert Journal("kind", "n", {"a": 1}).get(["k"]) == {"k": 1}
+
+
+def test_the_last_record_of_a_key_wins_within_a_writer():
+    with Journal("kind", "n", {}) as journal:
+        journal.put("k", "old")
+        journal.put("k", "new")
+    assert journal.get(["k"]) == {"k": "new"}
+
+
+def test_an_error_in_the_block_keeps_what_came_before():
+    with pytest.raises(KeyboardInterrupt), Journal("kind", "n", {}) as journal:
+        journal.put("k", 1)
+        raise KeyboardInterrupt
+    assert Journal("kind", "n", {}).get(["k"]) == {"k": 1}
+
+
+def test_a_record_is_there_as_soon_as_it_is_put():
+    with Journal("kind", "n", {}) as journal:
+        journal.put("k", 1)
+        assert journal.get(["k"]) == Journal("kind", "n", {}).get(["k"]) == {"k": 1}
+
+
+def test_full_parts_stay_and_small_ones_are_merged(monkeypatch):
+    monkeypatch.setattr(module, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(module, "SMALL_PARTS", 3)
+
+    def sizes():
+        return sorted(pq.read_metadata(part).num_rows for part in journal.folder.glob("*.parquet"))
+
+    with Journal("kind", "n", {}) as journal:
+        for i in range(9):
+            journal.put(f"k{i}", i)
+        assert sizes() == [4, 4]
+    assert sizes() == [1, 4, 4]
+    for i in range(9, 12):
+        with Journal("kind", "n", {}) as journal:
+            journal.put(f"k{i}", i)
+    assert sizes() == [4, 4, 4] and len(entries(journal)) == 4
+    assert journal.get(f"k{i}" for i in range(12)) == {f"k{i}": i for i in range(12)}
+
+
+def test_two_processes_share_a_folder():
+    code = "with j:\n  for i in range(50):\n    j.put(f'{sys.argv[1]}{i}', i)"
+    writers = [child(code, name) for name in "ab"]
+    assert [w.wait(60) for w in writers] == [0, 0]
+    expected = {f"{name}{i}": i for name in "ab" for i in range(50)}
+    journal = Journal("kind", "n", {"a": 1})
+    assert journal.get(expected) == expected
+    assert not list(journal.folder.glob(".*"))
+
+
+def test_a_killed_process_loses_nothing_that_was_put():
+    process = child("for i in range(10**6): j.put(f'k{i}', 'x' * 1000); print(i, flush=True)")
+    for _ in range(100):
+        last = process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    last = [last, *process.stdout.read().splitlines()][-1]
+    assert process.wait(10) == -signal.SIGKILL
+    keys = [f"k{i}" for i in range(int(last) + 1)]
+    assert Journal("kind", "n", {"a": 1}).get(keys) == dict.fromkeys(keys, "x" * 1000)
+
+
+def test_half_a_line_is_no_record():
+    journal = Journal("kind", "n", {"a": 1})
+    (journal.folder / "killed.log").write_bytes('k1\t"ä"\nk2\t"ä'.encode()[:-1])
+    assert journal.get(["k1", "k2"]) == {"k1": "ä"}
+
+
+def test_what_dead_writers_left_is_harmless_and_tidied(monkeypatch):
+    code = (
+        "j.put('mine', 1); (j.folder / '.x.parquet.1.tmp').write_text('half'); print(1, "
+        "flush=True)\n"
+    )
+    process = child(code + "time.sleep(60)")
+    process.stdout.readline()
+    process.kill()
+    process.wait(10)
+    for i in range(3):
+        with Journal("kind", "n", {"a": 1}) as journal:
+            journal.put(f"k{i}", i)
+    expected = {"mine": 1, "k0": 0, "k1": 1, "k2": 2}
+    assert journal.get(expected) == expected and ".x.parquet.1.tmp" in entries(journal)
+    monkeypatch.setattr(module, "SMALL_PARTS", 3)
+    journal.tidy()  # who wrote them might still live
+    assert len(list(journal.folder.glob("*.log"))) == 1
+    monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
+    journal.tidy()
+    assert entries(journal) == {"identity.json", next(journal.folder.glob("*.parquet")).name}
+    assert journal.get(expected) == expected
+
+
+def test_a_writer_that_rested_long_and_was_taken_for_dead_loses_nothing(monkeypatch):
+    monkeypatch.setattr(module, "SMALL_PARTS", 0)
+    with Journal("kind", "n", {"a": 1}) as journal:
+        journal.put("k0", 0)
+        monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
+        Journal("kind", "n", {"a": 1}).tidy()
+        assert not list(journal.folder.glob("*.log"))
+        journal.put("k1", 1)
+    assert Journal("kind", "n", {"a": 1}).get(["k0", "k1"]) == {"k0": 0, "k1": 1}
+
+
+def test_readers_and_writers_see_everything_while_parts_are_merged(monkeypatch):
+    monkeypatch.setattr(module, "SMALL_PARTS", 2)
+    code = "m.SMALL_PARTS = 2\nfor i in range(40):\n"
+    code += "  with m.Journal('kind', 'n', {'a': 1}) as j: j.put(sys.argv[1] + str(i), i)"
+    writers = [child(code, name) for name in "abc"]
+    reader, keys, seen = (
+        Journal("kind", "n", {"a": 1}),
+        [f"{n}{i}" for n in "abc" for i in range(40)],
+        0,
+    )
+    while any(w.poll() is None for w in writers):
+        found = len(reader.get(keys))
+        assert found >= seen
+        seen = found
+    assert [w.wait() for w in writers] == [0, 0, 0]
+    assert reader.get(keys) == {f"{n}{i}": i for n in "abc" for i in range(40)}
+    reader.tidy()
+    assert len(list(reader.folder.glob("*.parquet"))) <= 3
+
+
+def test_a_full_disk_ends_the_work_and_keeps_what_was_written():
+    """A limit of the file size stands for the disk: the write itself fails, after half a line."""
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    with j:
+        for i in range(100):
+            j.put(f"k{i}", "x" * 1000)
+except m.BuildError as error:
+    print(error)
+    j.put("k", 1)
+"""
+    words = child(code).communicate(timeout=60)[0]
+    assert re.search(
+        "cannot be written: .*(No space left|File too large).*with .PERSYN_JOURNAL", words
+    )
+    kept = {f"k{i}": "x" * 1000 for i in range(65)}
+    assert Journal("kind", "n", {"a": 1}).get([*kept, "k65", "k"]) == kept | {"k": 1}
+
+
+def test_reading_while_another_writes(monkeypatch):
+    """Logs grow, and become parts, between any two reads."""
+    monkeypatch.setattr(module, "ROWS_PER_PART", 50)
+    journal, done = Journal("kind", "n", {}), threading.Event()
+
+    def write():
+        for i in range(3000):
+            journal.put(f"k{i}", i)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reader, seen = Journal("kind", "n", {}), 0
+    while not done.is_set():
+        found = reader.get(f"k{i}" for i in range(3000))
+        assert seen <= len(found)
+        seen = len(found)
+    writer.join()
+    assert len(reader.get(f"k{i}" for i in range(3000))) == 3000
+
+
+def test_digest_is_of_the_content():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": (2,), "a": 1})
+    assert len({digest(v) for v in ({"a": 1}, {"a": 2}, {"a": "1"}, [["a", 1]], "ä", "a")}) == 6
+
+
+def test_folder_hash_follows_the_weights(tmp_path):
+    assert folder_hash("org/model") is None
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(2**24) + bytes(100))
+    first = folder_hash(str(tmp_path))
+    assert folder_hash(str(tmp_path)) == first
+    weights.write_bytes(bytes(2**24) + b"1" * 100)
+    assert folder_hash(str(tmp_path)) != first  # in a later sample
+    weights.write_bytes(bytes(2**24) + bytes(100))
+    assert folder_hash(str(tmp_path)) == first
+    (tmp_path / "chat_template.jinja").write_text("x")
+    assert folder_hash(str(tmp_path)) != first
