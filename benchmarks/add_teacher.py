@@ -7,7 +7,8 @@ it.
 RANKED holds rows of `Rank`, e.g. the calibration of a build. In each split a router with a frozen
 backbone learns from two thirds of the prompts. `--joins` teachers, in turn, are left out of it, and
 then added by their answers to the first `--anchors` of these prompts. All are judged on the last
-third, among all teachers."""
+third, among all teachers.
+"""
 
 import argparse
 import json

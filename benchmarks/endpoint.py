@@ -10,7 +10,8 @@ runs in a process of its own too, in turn with the others. The rate is the serve
 second from the first request to the last answer, so that no start-up counts. Peers are run as their
 users run them, each by the Python that has it installed: distilabel (`pip install
 "distilabel[openai]" requests`), curator (`pip install bespokelabs-curator`), datatrove and
-datatrove_remote (`pip install datatrove aiofiles aiosqlite httpx openai orjson`)."""
+datatrove_remote (`pip install datatrove aiofiles aiosqlite httpx openai orjson`).
+"""
 
 import argparse
 import asyncio

@@ -5,7 +5,8 @@ python benchmarks/million.py [--prompts 10000]
 
 A tiny router (random backbone, head fitted to made-up rewards), two teachers with recorded answers
 to all prompts, the dearer of which may get a quarter of them. All runs in this process; its memory
-is measured as in routing.py."""
+is measured as in routing.py.
+"""
 
 import argparse
 import json

@@ -6,7 +6,8 @@ lists.
 Rows as `map` hands them over: prompts of 300 characters, each with 19 responses of 1,000. The loops
 get their lists for
 nothing: what making them from Arrow and back costs is not counted. Both ways must give the same, or
-this exits with 1."""
+    this exits with 1.
+"""
 
 import argparse
 import json

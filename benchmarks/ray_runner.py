@@ -6,7 +6,8 @@ python benchmarks/ray_runner.py [--prompts 3000] [--concurrency 64] [--latency 0
 The cluster is two nodes on this machine; the server is that of endpoint.py, in a process of its
 own, and the rate is the server's: prompts per second from the first request to the last answer, so
 that no start-up counts. A node that has work is killed when a tenth of the prompts were asked. The
-results must be equal."""
+results must be equal.
+"""
 
 import argparse
 import json

@@ -6,7 +6,8 @@
 Each prints its tables and last a line of JSON, whose "rows" are lines of the first table of
 RESULTS.md: measure, ours, beside it, ratio and limit. If one fails, which a difference between the
 results of the two ways is, too, nothing is written. What was predicted, tried and found is in
-NOTES.md, which is appended."""
+NOTES.md, which is appended.
+"""
 
 import os
 import subprocess

@@ -5,7 +5,8 @@ longest.
 
 Both score the same conversations (lengths log-normal) with SmolLM2's shape, random weights and one
 output. Scores must not hang on who shares a batch: beside each speed is the largest difference to
-the row alone, in standard deviations of the scores."""
+the row alone, in standard deviations of the scores.
+"""
 
 import argparse
 import json

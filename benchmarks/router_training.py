@@ -5,12 +5,15 @@ RewardTrainer.
 
 One pass per pair: a transformers Trainer whose rows are the pairs, each with its prompt, and whose
 loss is −log σ(Zᵀπ(x)). RewardTrainer: a model with one output reads the prompt and a teacher's
-name; rows are pairs, too. 1. Time per prompt (64 tokens, 19 teachers, 171 pairs) with MiniLM's
-shape and random weights; ours is all of
-   `train_router`, with loading and saving, the others' only `train()`. The gradients are compared.
-2. The same training by all three, small enough for the slow ones: Hit@k on held-out prompts. 3. A
-fit with a frozen backbone, part by part. 4. The memory that full fine-tuning of Qwen2.5-1.5B takes,
-worked out on tensors that have a shape only."""
+name; rows are pairs, too.
+1. Time per prompt (64 tokens, 19 teachers, 171 pairs) with MiniLM's shape and random weights; ours
+   is all of `train_router`, with loading and saving, the others' only `train()`. The gradients are
+   compared.
+2. The same training by all three, small enough for the slow ones: Hit@k on held-out prompts.
+3. A fit with a frozen backbone, part by part.
+4. The memory that full fine-tuning of Qwen2.5-1.5B takes, worked out on tensors that have a shape
+only.
+"""
 
 import argparse
 import json
@@ -320,7 +323,8 @@ def memory(rows: int = 16, tokens: int = 1024) -> Rows:
 
     Weights, gradients (kept while passes accumulate), the optimizer's state, what the forward pass
     keeps for the backward one, and the larger of: one layer's activations, made again; the bfloat16
-    copies of the weights."""
+    copies of the weights.
+    """
     config = shapes.qwen(num_labels=N, use_cache=False)
     lines, totals = [], {}
     for optimizer, checkpoints in (

@@ -11,7 +11,8 @@ routellm` (`pip install routellm`) is its BERT router.
 Memory is the largest of a process of its own that routes N prompts of 2 to 8 words with a small
 encoder, once by `map(Route(router))` and once by `persyn route --streaming`: anonymous memory. The
 pages of mapped files (Arrow tables) are left out, since the system takes them back when it needs
-them."""
+them.
+"""
 
 import argparse
 import json

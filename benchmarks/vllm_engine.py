@@ -7,7 +7,8 @@ Each answers the prompts `--rounds` times with a loaded model, in a process of i
 the other, and all of it twice, since a machine has its moods. Starting and loading, and one prompt
 to warm up, are not in the times. The engine's times have all in them that a build has: chat
 template, tokenising, the way to the child and back. The model is SmolLM2-135M-Instruct in float32;
-see persyn_datasets/quickstart.py."""
+see persyn_datasets/quickstart.py.
+"""
 
 import argparse
 import json

@@ -216,7 +216,8 @@ def _publishing(command: argparse.ArgumentParser, repo: str) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     """Build the dataset and the router of a recipe. Run it again to go on after an interruption:
-    responses and scores are kept as they arrive and never bought twice."""
+    responses and scores are kept as they arrive and never bought twice.
+    """
     from transformers.utils import logging
 
     from persyn_datasets import plan
@@ -317,7 +318,8 @@ def _route(options: argparse.Namespace) -> None:
 
 def _synthesize(options: argparse.Namespace) -> None:
     """Assign each prompt to a teacher by a router, and let only that teacher answer it. The
-    teachers are those in the router's config."""
+    teachers are those in the router's config.
+    """
     from persyn_datasets import reuse
     from persyn_datasets.config.recipe import Prompts
     from persyn_datasets.publish import hub
@@ -346,14 +348,16 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 def _push(options: argparse.Namespace) -> None:
     """Publish a build, or the answers of synthesize, on the Hub: one commit and one tag, v1.0.0 and
-    so on. What is published stays as it is; publishing the same again does nothing."""
+    so on. What is published stays as it is; publishing the same again does nothing.
+    """
     _publish(options, options.repo, options.output)
 
 
 def _compare(options: argparse.Namespace) -> None:
     """Build the dataset of each strategy, train students on it (TRL), evaluate them
     (lm-evaluation-harness, and your held-out prompts), and say what can be told apart. Run it again
-    to go on after an interruption."""
+    to go on after an interruption.
+    """
     from persyn_datasets.compare import report as comparison
     from persyn_datasets.compare.compare import compare
     from persyn_datasets.compare.students import publish_students
@@ -373,7 +377,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     """Print the tables of a build, and write its figures and one page for the browser, without any
-    link, to DIR/report."""
+    link, to DIR/report.
+    """
     from persyn_datasets.report import measure as report
     from persyn_datasets.report import page
 

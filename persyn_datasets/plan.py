@@ -113,7 +113,8 @@ def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
     1).
 
     Second opinions come on top; those on calibration prompts are there already, so that these are
-    at most so many."""
+    at most so many.
+    """
     n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
     k = recipe.calibration.samples
     twice = int(recipe.second_opinion * n) if recipe.strategy in strategies.ROUTED else 0
@@ -136,15 +137,18 @@ def estimate(
     No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost`
     is one.
 
-    Args: account: of an earlier build: what it measured counts instead of the teachers'
-        `tokens_per_second`.
+    Args:
+        account: of an earlier build: what it measured counts instead of the teachers'
+            `tokens_per_second`.
 
-    Returns: `answer`: by teacher the `prompt_tokens`, `completion_tokens`, `usd` and `seconds` of
-        one answer (None: the teacher's speed is not known); by stage (`Generate`, `Synthesize`) the
+    Returns:
+        `answer`: by teacher the `prompt_tokens`, `completion_tokens`, `usd` and `seconds` of one
+        answer (None: the teacher's speed is not known); by stage (`Generate`, `Synthesize`) the
         sums of these, where a synthesis spreads its prompts evenly over the teachers, with the
         seconds by `wall`; and the USD of `generate_then_select`, and of the `dearest` teacher for
-        all prompts. `break_even`: from how many prompts on calibration and routing cost less than
-        that teacher; None: never.
+        all prompts.
+        `break_even`: from how many prompts on calibration and routing cost less than that teacher;
+            None: never.
     """
     p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
     characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)

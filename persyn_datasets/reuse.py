@@ -47,8 +47,8 @@ def check_output(output: Path) -> None:
 
 
 def warnings(router: Router, prompts: Rows) -> list[str]:
-    """See `Router.unlike`; looks at some of the prompts: of a stream the first, else
-    evenly spread.
+    """See `Router.unlike`; looks at some of the prompts: of a stream the first, else evenly
+    spread.
     """
     if isinstance(prompts, Dataset):
         prompts = prompts.select(range(0, len(prompts), ceil(len(prompts) / LOOKED_AT)))
@@ -112,8 +112,10 @@ def synthesize(
         budget: see `Budget`.
         runner: see `run`.
 
-    Raises: InputError: before anything is spent: a teacher cannot be asked, or the router does not
-        say how. BuildError: every response failed, or `max_cost` is reached.
+    Raises:
+        InputError: before anything is spent: a teacher cannot be asked, or the router does not say
+            how.
+        BuildError: every response failed, or `max_cost` is reached.
     """
     teachers = router.teachers_with(overrides, names)
     if not teachers:
@@ -194,8 +196,9 @@ def _by_shard(
     A finished shard is found again, by its prompts and by `address`, when an interrupted run is
     started anew. In `output` nothing is there until all is.
 
-    Args: work: takes a shard and the USD that were spent on those before it; gives its rows, and
-        lines of its account.
+    Args:
+        work: takes a shard and the USD that were spent on those before it; gives its rows, and
+            lines of its account.
 
     Returns:
         Of each shard: `files` by split, `counts` of rows by teacher, `errors`, and `account`.

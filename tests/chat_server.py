@@ -35,8 +35,11 @@ class ChatServer:
     """Answers POST /v1/chat/completions with `reply(request, n)`, n counting from 1, and GET
     /v1/models.
 
-    Args: reply: gives (status, headers, body); a str or bytes body is sent as it is, anything else
-        as JSON. models: the names that GET /v1/models lists. models_reply: what it answers instead.
+    Args:
+        reply: gives (status, headers, body); a str or bytes body is sent as it is, anything else as
+            JSON.
+        models: the names that GET /v1/models lists.
+        models_reply: what it answers instead.
     """
 
     def __init__(

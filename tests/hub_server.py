@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on loopback, for the real clients: `server = HubServer(); server.url`.
 
 Repositories live in memory as commits of {path: bytes}. Reads need no token, except of private
-repositories; writes need one whose name does not start with `hf_read`."""
+repositories; writes need one whose name does not start with `hf_read`.
+"""
 
 import base64
 import fnmatch
@@ -64,7 +65,8 @@ class HubServer:
 
     `fault(n, method, path)` is asked before the n-th request since `reset` or `count_again`: a
     status to answer, `drop` to close the connection unanswered, `lose` to do what is asked and then
-    close it unanswered, None to serve."""
+    close it unanswered, None to serve.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

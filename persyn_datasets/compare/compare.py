@@ -43,10 +43,12 @@ def compare(
 ) -> dict[str, Any]:
     """Build, train, evaluate and compare; what is there already is taken as it is.
 
-    Args: names: strategies. The first is compared with every other. seeds: students per strategy.
+    Args:
+        names: strategies. The first is compared with every other.
+        seeds: students per strategy.
         per_teacher: train students on each teacher's answers alone, too, and correlate what they
-        gain with what its
-            calibration responses are worth. Needs a strategy that calibrates, e.g. persyn.
+            gain with what its calibration responses are worth. Needs a strategy that calibrates,
+            e.g. persyn.
 
     Returns:
         What `results.json` holds: see `analyse`; with `per_teacher` also `prediction`.
@@ -183,9 +185,10 @@ def analyse(measured: Measured, reference: str) -> dict[str, Any]:
     Seeds are averaged for each prompt first. The p-values are corrected together, over all
     comparisons and measures.
 
-    Returns: `strategies`: name → `measures`: measure → `mean`, `low`, `high`, `prompts`, and
-        `seeds`, the mean of each; `reference`; `comparisons`: `measure`, `other`, `mean` (reference
-        − other), `low`, `high`, `p`, `p_holm`.
+    Returns:
+        `strategies`: name → `measures`: measure → `mean`, `low`, `high`, `prompts`, and `seeds`,
+        the mean of each; `reference`; `comparisons`: `measure`, `other`, `mean` (reference −
+        other), `low`, `high`, `p`, `p_holm`.
     """
     measures = {m: list(values) for m, values in next(iter(measured.values()))[0].items()}
     table = {
@@ -237,7 +240,8 @@ def predict(
     """Does what a teacher's responses are worth predict what a student gains from that teacher
     alone?
 
-    Returns: `teachers`: name → its mean `quality`, `learnability`, `reward` and `rsr`, and `gain`:
+    Returns:
+        `teachers`: name → its mean `quality`, `learnability`, `reward` and `rsr`, and `gain`:
         measure → the trained student's mean minus the untrained one's; `spearman`: measure →
         predictor → `rho`, `low`, `high` over teachers (of RSR less is better, so a good one is
         negative).

@@ -28,10 +28,12 @@ EXACT_MATCH, LOG_LIKELIHOOD = "exact match", "log-likelihood"
 def evaluate(student: Student, evaluation: Evaluation, folder: Path) -> Measures:
     """Every measure of a student, prompt by prompt; what is there already is not measured again.
 
-    Args: folder: for the student's answers: `<task>.jsonl` with the harness's samples,
-        `held-out.jsonl`.
+    Args:
+        folder: for the student's answers: `<task>.jsonl` with the harness's samples,
+            `held-out.jsonl`.
 
-    Returns: A value per prompt of each measure: `<task>/<metric>` (`,<filter>` where the task has
+    Returns:
+        A value per prompt of each measure: `<task>/<metric>` (`,<filter>` where the task has
         several; a group's tasks are pooled), `exact match` and `log-likelihood`. Of a metric whose
         smaller values are better, the negative.
     """

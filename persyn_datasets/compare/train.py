@@ -33,12 +33,15 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
     """Fine-tune a student on the columns `prompt` and `completion`, or go on, or find the finished
     one again.
 
-    Args: data: conversational, as a build's dataset is. seed: of the order of the examples (and of
-        the adapters' first weights). folder: of all students; each has one of its own there, named
-        by the content of everything it depends on.
+    Args:
+        data: conversational, as a build's dataset is.
+        seed: of the order of the examples (and of the adapters' first weights).
+        folder: of all students; each has one of its own there, named by the content of everything
+            it depends on.
 
-    Returns: Its folder: `model/` (safetensors, and the tokenizer) and `student.json` (examples,
-        steps, tokens, loss).
+    Returns:
+        Its folder: `model/` (safetensors, and the tokenizer) and `student.json` (examples, steps,
+        tokens, loss).
     """
     facts = {k: v for k, v in asdict(student).items() if k != "family"} | {
         "weights": folder_hash(student.model)

@@ -19,7 +19,8 @@ class HeldOut:
     `answer_column`: exact match of the student's greedy answers (at most `max_tokens`) by
         math-verify.
     `response_column`: mean log-probability per token of these reference responses, in nats: it
-    tells students apart that are too small for right answers."""
+    tells students apart that are too small for right answers.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -74,7 +75,8 @@ class Evaluation:
 
     `tasks`: names of tasks or groups of lm-evaluation-harness; `include_path`: a folder with YAML
     files of your own ones, which may run code; a group there may only name tasks from there.
-    `limit`: prompts per task, at most. The other keys are those of `lm_eval.simple_evaluate`."""
+    `limit`: prompts per task, at most. The other keys are those of `lm_eval.simple_evaluate`.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 

@@ -33,7 +33,8 @@ class Prompts:
 
     `decontaminate` compares them with benchmarks: see `contamination`. `license` and `language`
     (Hub ids, e.g. apache-2.0 and en) are for the card. Default: what the prompts' own card on the
-    Hub says."""
+    Hub says.
+    """
 
     __pydantic_config__ = _FORBID
     path: str
@@ -63,7 +64,8 @@ class Calibration:
     each does.
 
     With 2 `samples` and more a build also says how much of the oracle's lead is luck (see
-    `ceiling`)."""
+    `ceiling`).
+    """
 
     __pydantic_config__ = _FORBID
     size: int = 2500
@@ -91,7 +93,8 @@ class RouterTraining:
     router.
 
     Routers with the backbones of `compare_backbones` are trained alike, for the report: Hit@k
-    against router size."""
+    against router size.
+    """
 
     __pydantic_config__ = _FORBID
     backbone: str = "Qwen/Qwen2.5-1.5B"
@@ -120,7 +123,8 @@ class Recipe:
     `quality-only` and `learnability-only` set `reward.alpha`. Under a `budget`, in USD or as in
     `Budget`, a router's prompts go to the teachers that it allows. `second_opinion` is the share of
     the prompts, those of which the router is least sure, that two teachers answer: see
-    `second_opinion`."""
+    `second_opinion`.
+    """
 
     __pydantic_config__ = _FORBID
     name: str
@@ -252,9 +256,9 @@ def find(recipe: str) -> tuple[Path, bool]:
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str], foreign: str = "") -> None:
     """Set `key=value` in nested values. If they come from the Hub, `foreign` says which they are.
 
-    Raises: InputError: no such key; or foreign values would run code, name a server or read a file
-        or variable of this
-            machine, and no override says so too.
+    Raises:
+        InputError: no such key; or foreign values would run code, name a server or read a file or
+            variable of this machine, and no override says so too.
     """
     overrides = list(overrides)
     named = {override.partition("=")[0] for override in overrides}

@@ -33,7 +33,8 @@ class Sampling:
     """How a teacher samples its response. `temperature=0` is greedy decoding.
 
     Each prompt draws from its own random stream (`seed` and the prompt), so a response does not
-    depend on which other prompts shared its batch."""
+    depend on which other prompts shared its batch.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
@@ -75,9 +76,10 @@ class Price:
 class Teacher:
     """A model and how it is asked; two teachers may share one model.
 
-    Args: model: Hub id or local folder; for `endpoint` the model name that the server knows; for
-        `recorded` a
-            Hub dataset id, folder or file with the columns `prompt`, `teacher` and `response`.
+    Args:
+        model: Hub id or local folder; for `endpoint` the model name that the server knows; for
+            `recorded` a Hub dataset id, folder or file with the columns `prompt`, `teacher` and
+            `response`.
         name: the name in the data, unique among the teachers. Default: `model`.
         engine: `transformers` (in this process), `vllm` (in a process of its own), `endpoint` (any
             OpenAI-compatible server) or `recorded`.
@@ -181,8 +183,8 @@ class Teacher:
         return (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
 
     def conversation(self, messages: list[Message]) -> list[Message]:
-        """The messages as this teacher sees them: its system prompt and examples, then
-        the prompt.
+        """The messages as this teacher sees them: its system prompt and examples, then the
+        prompt.
         """
         system = [self.system_prompt] if self.system_prompt else []
         if messages[0]["role"] == "system":

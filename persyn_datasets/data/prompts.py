@@ -88,8 +88,9 @@ def load_table(
 
     Returns a `Dataset`, or an `IterableDataset` if it is `streaming`.
 
-    Raises: InputError: nothing is there, the format is unknown, or a file cannot be read as what
-        its name says.
+    Raises:
+        InputError: nothing is there, the format is unknown, or a file cannot be read as what its
+            name says.
     """
     suffix = Path(path).suffix.lower()
     if suffix in _FILES:

@@ -22,7 +22,8 @@ class Tally:
     journal.
 
     `seconds` from the first request to the last answer, and the `new_tokens` of the completions
-    that came meanwhile; both 0 of records, which nobody is asked for."""
+    that came meanwhile; both 0 of records, which nobody is asked for.
+    """
 
     stage: str
     teacher: str
@@ -50,9 +51,9 @@ class Account:
     spend `max_cost` again. An answer whose tokens neither the server nor a tokenizer counts costs
     its highest price.
 
-    Args: max_cost: USD. A request is sent only if everything asked so far and it, at its highest
-        price (`max_tokens`
-            in full), stay within. Teachers without a `price` cost nothing.
+    Args:
+        max_cost: USD. A request is sent only if everything asked so far and it, at its highest
+            price (`max_tokens` in full), stay within. Teachers without a `price` cost nothing.
         before: USD of it that is spent already, as other accounts say.
     """
 

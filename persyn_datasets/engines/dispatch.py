@@ -49,9 +49,9 @@ def respond(
     tried once more at the end, and then is a response with an `error`. `ask` (default: `ask_here`)
     has them answered.
 
-    Raises: BuildError: every request to a teacher fails, more than the share `max_failed` of all
-        failed, or
-            `account.max_cost` is reached. What was answered is in the journal by then.
+    Raises:
+        BuildError: every request to a teacher fails, more than the share `max_failed` of all
+            failed, or `account.max_cost` is reached. What was answered is in the journal by then.
     """
     asked = {_key(r): r for r in requests}
     account.open(stage)
@@ -163,7 +163,8 @@ def side_by_side(
     """Do the work `aside` in a thread for each, and that `here` in this one, one after another.
 
     What one of them raises, or Ctrl-C while waiting, closes the account, so that the others stop,
-    and is raised."""
+    and is raised.
+    """
 
     def guard(work: Callable[[], None]) -> None:
         try:

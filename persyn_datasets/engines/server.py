@@ -49,7 +49,8 @@ class Server:
     `GROW_AFTER` answers.
 
     After `DEAD_AFTER` faults in a row it is put aside; then it gets one request at a time until it
-    answers."""
+    answers.
+    """
 
     def __init__(self, url: str, most: int, stack: AsyncExitStack) -> None:
         self.url, self.most, self.limit = url, most, most

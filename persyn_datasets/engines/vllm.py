@@ -4,7 +4,8 @@ along when it ends.
 This side never imports vllm: it sends token ids and sampling parameters, a bounded number of rows
 ahead, and yields what comes back. The child is a program, not a `multiprocessing` process: that
 would run a user's script again if it has no `__main__` guard, and cannot be started under
-`Dataset.map(num_proc=…)`."""
+`Dataset.map(num_proc=…)`.
+"""
 
 import ast
 import gc
@@ -164,8 +165,8 @@ def _sampling(request: Request) -> dict[str, Any]:
 
 
 class _Child:
-    """The process that holds the model. Leaving the `with` block ends it and all that
-    vLLM started.
+    """The process that holds the model. Leaving the `with` block ends it and all that vLLM
+    started.
     """
 
     def __init__(self, arguments: dict[str, Any]):

@@ -3,7 +3,8 @@ socket.
 
 Receives the arguments of `vllm.LLM`, then rows: (index, token ids, arguments of `SamplingParams`).
 Sends lists of (index, answer): a `Response` but for the teacher's name, or the reason why there is
-none."""
+none.
+"""
 
 import os
 import signal

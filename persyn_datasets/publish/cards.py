@@ -268,7 +268,8 @@ def configs(data: dict[str, str]) -> list[dict[str, Any]]:
     """The `configs:` of data files, given as path → SHA-256.
 
     `load_dataset` (5.2) caches a local folder by its last name and these entries alone: without the
-    content among them it would give the rows of any other build that it has loaded before."""
+    content among them it would give the rows of any other build that it has loaded before.
+    """
     entries = []
     for name, (prefix, splits) in CONFIGS.items():
         patterns = {split: f"{prefix}{split}*.parquet" for split in splits}

@@ -2,7 +2,8 @@
 
 A version is made by its tag on the dataset, which comes last: before it stand both commits, whole,
 and the router's tag. So whatever goes wrong on the way, every version there is is whole, and the
-same command goes on."""
+same command goes on.
+"""
 
 import hashlib
 import json
@@ -150,8 +151,9 @@ def check(
     """Can we publish there: a dataset and its router, or the `students` of these strategies? Writes
     nothing.
 
-    Raises: InputError: no token, no permission, a name or version that cannot be, a public
-        repository for `private`.
+    Raises:
+        InputError: no token, no permission, a name or version that cannot be, a public repository
+            for `private`.
     """
     _check_words(repo_id, version)
     if not get_token():
@@ -220,17 +222,21 @@ def publish(
     """Publish what `persyn build` or `persyn synthesize` wrote, as a new version of its Hub dataset
     (and router).
 
-    Args: output: the folder. repo_id: of the dataset, ORG/NAME; the router's is ORG/NAME-router.
-        version: three numbers, e.g. 1.1.0. Default: the next minor one. private: for repositories
-        that do not exist yet. append: add the rows of `persyn synthesize` to those that are
-        published, instead of replacing them.
+    Args:
+        output: the folder.
+        repo_id: of the dataset, ORG/NAME; the router's is ORG/NAME-router.
+        version: three numbers, e.g. 1.1.0. Default: the next minor one.
+        private: for repositories that do not exist yet.
+        append: add the rows of `persyn synthesize` to those that are published, instead of
+            replacing them.
 
     Returns:
         The version's tag. If this very content is the latest version already, nothing is written.
 
-    Raises: InputError: nothing to publish there, or see `check`. BuildError: the Hub failed, or
-        somebody else published at the same time. Every version there is is whole;
-            the same call goes on.
+    Raises:
+        InputError: nothing to publish there, or see `check`.
+        BuildError: the Hub failed, or somebody else published at the same time. Every version there
+            is is whole; the same call goes on.
     """
     build, api = Build.load(Path(output)), HfApi()
     _check_words(repo_id, version)

@@ -169,8 +169,9 @@ def worked_out(
 ) -> dict[str, Any]:
     """The strictest terms among the sources.
 
-    Returns: `strictest`: licences; `unknown`: names without a licence that we know; `duties`:
-        sentences; `metadata`: the entries `license`, and where needed `license_name`, of a card.
+    Returns:
+        `strictest`: licences; `unknown`: names without a licence that we know; `duties`: sentences;
+        `metadata`: the entries `license`, and where needed `license_name`, of a card.
     """
     lines = [line for line in lines if line["of"] in of]
     known = {line["license"] for line in lines if line["license"] in TERMS}

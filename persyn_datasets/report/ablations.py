@@ -4,7 +4,8 @@ another α.
 The refits are of the head alone, on what the router's backbone makes of the prompts: of a
 fine-tuned backbone, too, which has seen all training prompts. They show how the curve runs; what a
 router of another α were, only a build can tell. Routers of other sizes are trained whole:
-`router.compare_backbones`."""
+`router.compare_backbones`.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ def analyse(
         calibration: rows of `Rank`: `train`, which the router learned from, and `test`.
         routed: rows of `Route`, the calibration prompts among them.
 
-    Returns: `difficulty` and `length`: `thirds` of the calibration prompts by the mean quality of
-        all teachers' answers (the hardest come first) and by their median length in characters;
+    Returns:
+        `difficulty` and `length`: `thirds` of the calibration prompts by the mean quality of all
+        teachers' answers (the hardest come first) and by their median length in characters;
         `confusion`: how often the router sends a held-out prompt to the i-th of `names` and the
         j-th was its best; `by_size` and `by_alpha`: Hit@1, Hit@3 and the mean quality and
         learnability of what is chosen on held-out prompts, with a head that is fitted to so many

@@ -48,7 +48,8 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
 
     `characters` and `routed_characters` are the 10th, 50th and 90th percentile of the length of its
     answers, in calibration and in the dataset: tokenizers differ from teacher to teacher,
-    characters do not."""
+    characters do not.
+    """
     responses: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for row in ranked["responses"] if ranked else ():
         for r in row:
@@ -91,8 +92,9 @@ def _percentiles(texts: Iterable[str]) -> list[float] | None:
 def measure_routing(held_out: Dataset, routed: Dataset, names: Sequence[str]) -> dict[str, Any]:
     """How sure the router is, and whether it may be.
 
-    Returns: `confidence`: how many of all prompts have their highest `router_scores` in each tenth
-        of [0, 1]; `mean_confidence`; `reliability` and `calibration_error` on the held-out prompts,
+    Returns:
+        `confidence`: how many of all prompts have their highest `router_scores` in each tenth of
+        [0, 1]; `mean_confidence`; `reliability` and `calibration_error` on the held-out prompts,
         see metrics.py.
     """
     scores = dict(
@@ -122,7 +124,8 @@ def cost(account: list[dict[str, Any]], prompts: int) -> dict[str, float] | None
 
 def estimate_table(recipe: Recipe, stats: dict[str, Any]) -> str:
     """The plan (every answer of `max_tokens`, synthesis spread evenly) beside the account, which
-    counts an answer of the calibration there only."""
+    counts an answer of the calibration there only.
+    """
     keys = ("prompt_tokens", "completion_tokens", "usd")
     forms = dict(zip((*keys, "seconds"), ("{:,.0f}", "{:,.0f}", "{:,.4f}", "{:,.0f}"), strict=True))
     rows = []
@@ -231,8 +234,8 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
 
 
 def router_table(metrics: dict[str, Any]) -> str:
-    """The router on held-out prompts, beside the best single teacher, a random one and
-    the oracle.
+    """The router on held-out prompts, beside the best single teacher, a random one and the
+    oracle.
     """
     measures = ("hit@1", "hit@3", "reward", "regret")
     return table(

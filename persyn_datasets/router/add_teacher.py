@@ -51,9 +51,9 @@ def calibrate(
 
     The head's weights are divided, so that plain pipelines are calibrated, too; no choice changes.
 
-    Returns: The router; and its `temperature` and the `metrics.calibration_error` `before` and
-        `after`: the latter is cross-fitted, each fold of the prompts at the temperature of the
-        others.
+    Returns:
+        The router; and its `temperature` and the `metrics.calibration_error` `before` and `after`:
+        the latter is cross-fitted, each fold of the prompts at the temperature of the others.
     """
     o, rewards = router.scores(held_out["messages"]), rewards_of(held_out, router.names)
     fold = np.random.default_rng(0).permutation(len(o)) % min(FOLDS, len(o))
@@ -78,11 +78,14 @@ def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: s
     last layer sees); the others' outputs stay as they are. The metrics of the old router are not
     those of the new one, and go.
 
-    Args: ranked: rows of `Rank`: the anchor prompts, answered by the new teacher and by those that
-        it is compared with. output_dir: where the new router is kept.
+    Args:
+        ranked: rows of `Rank`: the anchor prompts, answered by the new teacher and by those that it
+            is compared with.
+        output_dir: where the new router is kept.
 
-    Raises: InputError: the router knows a teacher of this name, or no anchor prompt compares it
-        with another one.
+    Raises:
+        InputError: the router knows a teacher of this name, or no anchor prompt compares it with
+            another one.
     """
     if teacher.name in router.names:
         raise InputError(

@@ -19,8 +19,10 @@ FOLDS = 5
 def bradley_terry_loss(o: torch.Tensor, prefer: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of P(C = 1) = σ(Zᵀ π(x)), summed over all pairs of all prompts.
 
-    Args: o: π(x), (prompts, teachers). prefer: (prompts, teachers, teachers), 1 at [x, i, j] where
-        i was preferred to j on prompt x, else 0.
+    Args:
+        o: π(x), (prompts, teachers).
+        prefer: (prompts, teachers, teachers), 1 at [x, i, j] where i was preferred to j on prompt
+            x, else 0.
     """
     return _loss(o, *_comparisons(prefer.to(o)))
 
@@ -65,9 +67,11 @@ def fit_head(
     Features are standardised inside; b is not penalised, so that much ridge gives the teachers'
     overall order.
 
-    Args: x: features, (prompts, features). prefer: see `bradley_terry_loss`. with_bias: False for a
-        head without b; then the direction of the features that comes nearest to a
-            constant stands in for it.
+    Args:
+        x: features, (prompts, features).
+        prefer: see `bradley_terry_loss`.
+        with_bias: False for a head without b; then the direction of the features that comes nearest
+            to a constant stands in for it.
         fixed: outputs of the first teachers, (prompts, their number), that stay; only the other
             ones are fitted.
 

@@ -3,7 +3,8 @@ prompt at all?
 
 The oracle picks each prompt's best teacher by the very responses that it is judged on, so it also
 picks lucky ones. With several responses of each teacher to a prompt, it can choose by one half of
-them and be judged on the other."""
+them and be judged on the other.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,11 +41,13 @@ def ceiling(scores: np.ndarray, rewards: np.ndarray, single: int, seed: int = 0)
         rewards: of `sampled_rewards`, (prompts, teachers, samples), two samples or more.
         single: column of the best single teacher, chosen on other prompts.
 
-    Returns: JSON values. `apparent`: of the oracle that chooses and is judged by the same half of
-        the samples; `predictable`: of one that chooses by one half and is judged on the other, both
-        ways (it still chooses by a noisy estimate: who knew every expected reward would lead by
-        this or more, and by less than the apparent lead); `router`: of the router; `left`:
-        predictable minus router.
+    Returns:
+        JSON values. `apparent`: of the oracle that chooses and is judged by the same half of the
+        samples;
+        `predictable`: of one that chooses by one half and is judged on the other, both ways (it
+        still chooses by a noisy estimate: who knew every expected reward would lead by this or
+        more, and by less than the apparent lead);
+        `router`: of the router; `left`: predictable minus router.
     """
     known = ~np.isnan(rewards).any(axis=(1, 2))
     scores, rewards = scores[known], rewards[known]

@@ -27,9 +27,10 @@ def profile(
         o: π(x), (prompts, teachers).
         features: what the router's last layer sees, (prompts, width).
 
-    Returns: Of each of `MEASURES` its mean and standard deviation (the length's are of its
-        logarithm); `centroid`, the mean direction of the features, as base64 of float16; and the
-        number of prompts.
+    Returns:
+        Of each of `MEASURES` its mean and standard deviation (the length's are of its logarithm);
+        `centroid`, the mean direction of the features, as base64 of float16; and the number of
+        prompts.
     """
     centroid = _unit(_unit(features).mean(0)).astype("<f2")
     measured = _measure(o, features, prompts, centroid)

@@ -23,14 +23,18 @@ def router_metrics(
     the router scores highest. Regret: the oracle's mean reward minus the strategy's. A failed
     response counts as the prompt's lowest reward.
 
-    Args: scores: o = π(x), (prompts, teachers). rewards: r(y, θ), (prompts, teachers), NaN where
-        the response failed. rewards_before: the same on the prompts that the router was trained on:
-        they name the best single teacher. teachers: names, in the order of the columns. seed: for
-        the bootstrap over prompts.
+    Args:
+        scores: o = π(x), (prompts, teachers).
+        rewards: r(y, θ), (prompts, teachers), NaN where the response failed.
+        rewards_before: the same on the prompts that the router was trained on: they name the best
+            single teacher.
+        teachers: names, in the order of the columns.
+        seed: for the bootstrap over prompts.
 
-    Returns: JSON values; `advantage` is the mean reward of the router minus the best single
-        teacher's, and `advantage_over_random` minus a random one's, with their 95% bootstrap
-        intervals over the prompts.
+    Returns:
+        JSON values; `advantage` is the mean reward of the router minus the best single teacher's,
+        and `advantage_over_random` minus a random one's, with their 95% bootstrap intervals over
+        the prompts.
     """
     scores = scores[~np.isnan(rewards).all(-1)]
     rewards = _fill_failed(rewards)
@@ -101,7 +105,8 @@ def reliability(o: np.ndarray, rewards: np.ndarray) -> list[dict[str, Any]]:
         o: π(x), (prompts, teachers); −∞ for teachers that are not to be had.
         rewards: (prompts, teachers), NaN where there is none; ties are no comparison.
 
-    Returns: The comparisons in fifths of [0.5, 1] by the probability that the router gives its
+    Returns:
+        The comparisons in fifths of [0.5, 1] by the probability that the router gives its
         favourite: the mean of that probability (`predicted`), how often the favourite was better
         (`observed`), and their number.
     """

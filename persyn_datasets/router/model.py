@@ -2,7 +2,8 @@
 
 Trained on pairs of teachers by Bradley–Terry: for teachers A and B on prompt x, with Z −1 at A and
 +1 at B, P(B preferred) = σ(Zᵀ π(x)) (paper §3). All pairs of a prompt share one encoding of the
-prompt."""
+prompt.
+"""
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -67,8 +68,11 @@ class Router:
 
     Any `AutoModelForSequenceClassification` or `pipeline("text-classification")` opens it too.
 
-    Attributes: path: Hub id or local folder. revision: commit on the Hub. content: hash of its
-        files or commit, so that caches notice another router at the same place.
+    Attributes:
+        path: Hub id or local folder.
+        revision: commit on the Hub.
+        content: hash of its files or commit, so that caches notice another router at the same
+            place.
     """
 
     path: str
@@ -169,7 +173,8 @@ class Router:
         `likeness`.
 
         None from a router that was not told what is typical: a build does
-        `record(typical=profile(held_out))`."""
+        `record(typical=profile(held_out))`.
+        """
         typical = self.config.persyn.get("typical")
         return unlike(typical, *self.read(prompts), prompts) if typical else []
 
@@ -180,7 +185,8 @@ class Router:
 
         With several responses of each teacher to a prompt there is a `ceiling`, too: see
         `ceiling.ceiling`. The router may pick these `teachers` only (default: all); the others
-        still count for the oracle."""
+        still count for the oracle.
+        """
         rewards, before = (rewards_of(ranked, self.names) for ranked in (held_out, trained_on))
         available = [teachers is None or name in teachers for name in self.names]
         scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
@@ -262,10 +268,11 @@ def train_router(
 ) -> Router:
     """Train a router on the pairs of `Pairify`, with one forward pass per prompt.
 
-    Args: pairs: rows of `prompt_id`, `messages`, `teacher_a`, `teacher_b`, `label`. backbone: Hub
-        id or folder of a model that `AutoModelForSequenceClassification` opens. teachers: their
-        specifications, kept in the router's config; they fix the order of its outputs. A teacher
-            that no pair compares (all its responses failed) gets no output.
+    Args:
+        pairs: rows of `prompt_id`, `messages`, `teacher_a`, `teacher_b`, `label`.
+        backbone: Hub id or folder of a model that `AutoModelForSequenceClassification` opens.
+        teachers: their specifications, kept in the router's config; they fix the order of its
+            outputs. A teacher that no pair compares (all its responses failed) gets no output.
         freeze_backbone: fit only the head, to the optimum and in seconds (the next four are not
             used): for small calibration sets and for CPUs. Its ridge penalty is chosen by
             cross-validation over the prompts.

@@ -37,9 +37,11 @@ def run(
 ) -> Dataset:
     """`rows.map(stage)`; on a machine with several GPUs, local models work on all of them.
 
-    Args: adds: the columns that the stage adds, see schema.py. runner: one of `RUNNERS`. On Ray,
-        stages without a model run here; see `ray_runner`. options: of `map`. Its cache is off by
-        default: the journal remembers better, and no failed rows.
+    Args:
+        adds: the columns that the stage adds, see schema.py.
+        runner: one of `RUNNERS`. On Ray, stages without a model run here; see `ray_runner`.
+        options: of `map`. Its cache is off by default: the journal remembers better, and no failed
+            rows.
     """
     features = Features({**rows.features, **adds})
     options = {

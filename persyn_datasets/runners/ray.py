@@ -3,7 +3,8 @@
 Requests to teachers are spread over actors, which write the answers into the journal. That is best
 on a file system that all nodes share (`$PERSYN_JOURNAL`): then a lost node costs no more than what
 it had in flight. Where it is not shared, the answers of each finished block are put into the
-journal of the process that builds."""
+journal of the process that builds.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,8 @@ def ask(requests: list[Request], account: Account, keep: Callable[..., None]) ->
 
     Under a `max_cost`, endpoints with a price are asked from here, where the account is; to local
     teachers with a price requests are sent as far as their highest prices fit, and when these are
-    answered, more are."""
+    answered, more are.
+    """
     connect()
     groups: dict[str, list[Request]] = {}
     here = []

@@ -3,7 +3,8 @@ y_<t, x).
 
 From the same forward pass, the Rank-Surprisal Ratio RSR = Σ_t min(rank_t, 100) / Σ_t −log p_θ(y_t |
 y_<t, x), where rank_t counts the tokens that the student finds likelier, plus 1 (arXiv 2601.14249,
-Eq. 7): lower is better."""
+Eq. 7): lower is better.
+"""
 
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -93,7 +94,8 @@ def response_log_probs(
 
     A prompt is encoded once for all its responses; these are batched by length, whatever their
     prompts. Only their positions go through the language-model head, a slice of the vocabulary at a
-    time, so that no tensor of batch × length × vocabulary is ever made."""
+    time, so that no tensor of batch × length × vocabulary is ever made.
+    """
     of_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, (x, _) in enumerate(rows):
         # Without its last token, which goes with the response: it predicts the first.
@@ -119,8 +121,8 @@ def response_log_probs(
 
 
 def _select(encoded: DynamicCache, rows: torch.Tensor) -> DynamicCache:
-    """A cache of its own for these rows: layers replace their tensors, and never write
-    into them.
+    """A cache of its own for these rows: layers replace their tensors, and never write into
+    them.
     """
     cache = copy(encoded)
     cache.layers = [copy(layer) for layer in encoded.layers]

@@ -55,7 +55,8 @@ def call(
     list of floats`.
 
     `prompts` and `completions` are conversational; every other column of the rows comes by its
-    name."""
+    name.
+    """
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     given = {"prompts": prompts, "completions": completions, **columns}

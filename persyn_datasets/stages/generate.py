@@ -25,11 +25,14 @@ class Generate:
     (`map` keeps its own cache of file-backed
     datasets: pass `load_from_cache_file=False` to retry failures).
 
-    Args: teachers: each with a `name` of its own. max_failed: the share of failed responses in one
-        call above which it raises `BuildError`; 1 keeps them all. account: counts what is spent,
-        and keeps to its `max_cost`; give one to several stages. samples: responses of each teacher
-        to a prompt; `sample` counts them from 0, and j is asked for with seed + j. ask: has the
-        requests answered. Default: in this process; `ray_runner.ask` on a Ray cluster.
+    Args:
+        teachers: each with a `name` of its own.
+        max_failed: the share of failed responses in one call above which it raises `BuildError`; 1
+            keeps them all.
+        account: counts what is spent, and keeps to its `max_cost`; give one to several stages.
+        samples: responses of each teacher to a prompt; `sample` counts them from 0, and j is asked
+            for with seed + j.
+        ask: has the requests answered. Default: in this process; `ray_runner.ask` on a Ray cluster.
     """
 
     teachers: Sequence[Teacher]

@@ -1,5 +1,5 @@
-"""Rank: the combined reward r(y, θ) = (1 − α)·r_q(y) + α·r_l(y, θ), and each prompt's
-best teacher.
+"""Rank: the combined reward r(y, θ) = (1 − α)·r_q(y) + α·r_l(y, θ), and each prompt's best
+teacher.
 """
 
 import hashlib
@@ -30,12 +30,11 @@ class Rank:
     - `rank` is the teacher's on that prompt and counts from 1; teachers with equal rewards share
     the better rank.
     - `best_teacher` has the highest reward. Ties go to the more learnable one, and where that ties
-    too, to
-      the seed: never to the order of the teachers. It is None for a prompt of which every response
-      failed.
+      too, to the seed: never to the order of the teachers. It is None for a prompt of which every
+      response failed.
     - With 0/1 quality and `normalize="prompt"`, every α in (0, 0.5) ranks alike: right before
-    wrong, then by
-      learnability. α only decides where quality is graded or the normalisation is another.
+      wrong, then by learnability. α only decides where quality is graded or the normalisation is
+      another.
 
     Args:
         alpha: weight of learnability, 0 to 1 (the paper's best: 0.4).

@@ -31,12 +31,13 @@ class Score:
     has none. `rsr` is the Rank-Surprisal Ratio (arXiv 2601.14249), which `Rank` can take for
     learnability.
 
-    Args: student: Hub id or local folder of the model that is to learn, or a `Student`. quality:
-        `"math-verify"` (compares the final answer with the column `answer`: 1 right, 0 wrong; a
-        response that
-            was cut off by `max_tokens` has no final answer: 0), `{"reward_model": id}` (also
-            `revision`, `trust_remote_code`), a dotted path to a reward function with TRL's
-            signature `f(prompts, completions, **columns) -> list[float]`, or such a function.
+    Args:
+        student: Hub id or local folder of the model that is to learn, or a `Student`.
+        quality: `"math-verify"` (compares the final answer with the column `answer`: 1 right, 0
+            wrong; a response that was cut off by `max_tokens` has no final answer: 0),
+            `{"reward_model": id}` (also `revision`, `trust_remote_code`), a dotted path to a reward
+            function with TRL's signature `f(prompts, completions, **columns) -> list[float]`, or
+            such a function.
     """
 
     student: str | Student

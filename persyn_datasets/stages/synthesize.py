@@ -21,7 +21,8 @@ class Synthesize:
     Each row is answered by the teacher that its column `teacher` names; answers that the journal
     has, those of the calibration among them, are not generated again. A row that fails stays, with
     an empty `completion` and its `error`: filter on `error == ""` before training. The arguments
-    are those of `Generate`."""
+    are those of `Generate`.
+    """
 
     teachers: Sequence[Teacher]
     max_failed: float = 1.0

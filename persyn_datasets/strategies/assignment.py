@@ -37,8 +37,9 @@ def assign(
         reward: E[r(x, M)], (prompts, teachers), −∞ where a teacher is not to be had.
         cost: of the answer, (prompts, teachers), 0 or more.
 
-    Returns: Each prompt's teacher; λ; and the gap: no assignment within these limits has a reward
-        larger by more.
+    Returns:
+        Each prompt's teacher; λ; and the gap: no assignment within these limits has a reward larger
+        by more.
 
     Raises:
         InputError: nothing is within these limits.

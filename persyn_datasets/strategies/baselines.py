@@ -1,7 +1,8 @@
 """Strategies: every one is an assignment prompt → teacher (paper §4); they differ in nothing else.
 
 All share prompts, journal and synthesis, so that a comparison of the datasets compares the
-assignments."""
+assignments.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -39,11 +40,14 @@ LONG = 2.0  # times the median length over the teachers
 class Baselines:
     """What the strategies besides the router hang on.
 
-    Args: strong: name of the strongest teacher. Default: the largest `size`, of equals the one
-        listed first. weak: name of the weakest, for `mix`. Default: the smallest `size`.
+    Args:
+        strong: name of the strongest teacher. Default: the largest `size`, of equals the one listed
+            first.
+        weak: name of the weakest, for `mix`. Default: the smallest `size`.
         strong_share: of the prompts that `mix` gives to the strongest, in expectation (1:4 in arXiv
-        2502.12143). beta: β of `car` (3 in arXiv 2411.07133). seed: of the draws of `mix` and
-        `random`; each prompt draws for itself.
+            2502.12143).
+        beta: β of `car` (3 in arXiv 2411.07133).
+        seed: of the draws of `mix` and `random`; each prompt draws for itself.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -125,7 +129,8 @@ def compatibility_adjusted_rewards(ranked: Dataset, beta: float = 3.0) -> dict[s
     2411.07133).
 
     Quality is counted from the lowest one if that is negative, as with some reward models: of a
-    negative numerator a larger loss would make more."""
+    negative numerator a larger loss would make more.
+    """
     scored = [
         r
         for row in ranked["responses"]

@@ -87,8 +87,10 @@ def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[s
     """What a teacher's answer will be worth and how long it will be, as facts for
     `Router.record(expected=…)`.
 
-    Args: held_out: rows of `Rank` that the router was not trained on: they give the line of
-        `expected_reward`. ranked: all rows of `Rank`, for `lengths`.
+    Args:
+        held_out: rows of `Rank` that the router was not trained on: they give the line of
+            `expected_reward`.
+        ranked: all rows of `Rank`, for `lengths`.
     """
     worth = mean_win(softmax(router.scores(held_out["messages"])))
     rewards = rewards_of(held_out, router.names)
@@ -162,7 +164,8 @@ def expected_reward(p: np.ndarray, line: Mapping[str, float]) -> np.ndarray:
     Bradley–Terry scores order teachers; they are not rewards. `mean_win` is what they say of a
     teacher's normalised rank on the prompt, and a line of least squares, fitted on held-out
     calibration prompts, takes it to rewards. A given budget is spent alike whatever the line: it
-    only puts the result, and λ, in units of reward."""
+    only puts the result, and λ, in units of reward.
+    """
     return line["intercept"] + line["slope"] * mean_win(p)
 
 
@@ -199,11 +202,14 @@ def within_budget(
 
         routed, expected = within_budget(routed, router, Budget(usd=200), router.teachers)
 
-    Args: router: the one that routed them; it knows what its teachers' answers are worth and cost
-        (`expectations`). teachers: with their prices. answered: ids of prompts that every teacher
-        has answered: these answers cost nothing.
+    Args:
+        router: the one that routed them; it knows what its teachers' answers are worth and cost
+            (`expectations`).
+        teachers: with their prices.
+        answered: ids of prompts that every teacher has answered: these answers cost nothing.
 
-    Returns: The rows with another `teacher`; and `spend` in `unit`, `reward` (mean), `multiplier` λ
+    Returns:
+        The rows with another `teacher`; and `spend` in `unit`, `reward` (mean), `multiplier` λ
         (reward that one more USD or token buys) and `gap` (mean reward that is at most missing to
         the best assignment).
 
@@ -278,7 +284,8 @@ def tradeoff(
         held_out: those of `Rank` that the router was not trained on. They are among `routed`.
         unit: usd or tokens.
 
-    Returns: `curve`: at `POINTS` budgets the multiplier λ, the `spend` on all prompts, the expected
+    Returns:
+        `curve`: at `POINTS` budgets the multiplier λ, the `spend` on all prompts, the expected
         `reward`, and the reward `measured` on the held-out prompts if they are assigned by the same
         λ; `teachers`: spend and measured reward if each gets every prompt. Rewards are means over
         prompts; a failed response counts as the lowest.

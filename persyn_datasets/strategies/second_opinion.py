@@ -54,9 +54,10 @@ def keep_better(
         rows, teachers: of `least_sure`.
         judge: adds what `Score` and `Rank` do.
 
-    Returns: The answered rows, with the better answer; for each of these prompts both answers, as
-        the calibration has them: rows of `Rank`; and how often the second one was better.
-        Otherwise, also where both failed, the first one stays.
+    Returns:
+        The answered rows, with the better answer; for each of these prompts both answers, as the
+        calibration has them: rows of `Rank`; and how often the second one was better. Otherwise,
+        also where both failed, the first one stays.
     """
     asked = routed.select(rows)
     asked = asked.remove_columns("teacher").add_column(

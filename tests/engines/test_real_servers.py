@@ -2,7 +2,8 @@
 engine.
 
 The servers are started here, on loopback; about two minutes in all. `make test-vllm` brings what
-they need."""
+they need.
+"""
 
 import os
 import signal

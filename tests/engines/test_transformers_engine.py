@@ -71,8 +71,8 @@ def test_the_sample_hangs_on_seed_and_prompt_id(chat_model):
 
 @pytest.mark.parametrize("fixture", ["chat_model", "base_model"])
 def test_greedy_is_the_models_own_greedy(fixture, request, tmp_path):
-    """Also for a model that ships sampling defaults, and with several end tokens (as
-    Llama 3 has).
+    """Also for a model that ships sampling defaults, and with several end tokens (as Llama
+    3 has).
     """
     plain = request.getfixturevalue(fixture)
     tokenizer, model = load_tokenizer(plain), load_causal_lm(plain)
