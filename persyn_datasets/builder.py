@@ -59,11 +59,13 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         builder.download_and_prepare()
         dataset = builder.as_dataset(split="train")
 
-    Args: recipe: a `Recipe`, or what `Recipe.load` takes. output: the folder described above.
-        Default: one in the Hugging Face cache, named by the recipe. strategy: who answers: one of
-        `strategies.STRATEGIES`. Default: the recipe's, which is `persyn` unless it says
-            otherwise. Only `persyn` and its ablations make a router, and only what the strategy
-            needs is generated.
+    Args:
+        recipe: a `Recipe`, or what `Recipe.load` takes.
+        output: the folder described above. Default: one in the Hugging Face cache, named by the
+            recipe.
+        strategy: who answers: one of `strategies.STRATEGIES`. Default: the recipe's, which is
+            `persyn` unless it says otherwise. Only `persyn` and its ablations make a router, and
+            only what the strategy needs is generated.
         runner: where the stages run: `local`, or `ray` for a cluster; see `ray_runner`. The results
             are the same.
 
@@ -114,8 +116,10 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         `download_mode="force_redownload"` builds again, from the journal, and asks again what had
         failed.
 
-        Raises: InputError: before anything is spent. BuildError: the calibration gave nothing to
-            learn from, or `max_failed` or `max_cost` is passed.
+        Raises:
+            InputError: before anything is spent.
+            BuildError: the calibration gave nothing to learn from, or `max_failed` or `max_cost`
+                is passed.
         """
         prompts = self.recipe.prompts.load()
         content = [

@@ -26,9 +26,9 @@ class Route:
     With `teachers`, the others get 0 and the rest is normalised again. With `from_scores` the rows
     have the `router_scores` of this router already, and it is not run.
 
-    Raises: InputError: no router there, or it does not know one of the `teachers`; the rows have no
-        `router_scores`, or
-            those of another router or of other teachers.
+    Raises:
+        InputError: no router there, or it does not know one of the `teachers`; the rows have no
+            `router_scores`, or those of another router or of other teachers.
     """
 
     router: Router | str
