@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from persyn_datasets.config.errors import BuildError as BuildError
     from persyn_datasets.config.errors import InputError as InputError
     from persyn_datasets.config.recipe import Recipe as Recipe
+    from persyn_datasets.config.strategy import Budget as Budget
     from persyn_datasets.config.student import Student as Student
     from persyn_datasets.config.teacher import Price as Price
     from persyn_datasets.config.teacher import Sampling as Sampling
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from persyn_datasets.stages.route import Route as Route
     from persyn_datasets.stages.score import Score as Score
     from persyn_datasets.stages.synthesize import Synthesize as Synthesize
-    from persyn_datasets.strategies.budget import Budget as Budget
     from persyn_datasets.strategies.budget import within_budget as within_budget
 
 _HOMES = {
@@ -34,6 +34,7 @@ _HOMES = {
     "config.recipe": ("Recipe",),
     "config.student": ("Student",),
     "config.teacher": ("Price", "Sampling", "Teacher"),
+    "config.strategy": ("Budget",),
     "data.prompts": ("load_prompts",),
     "publish.hub": ("publish",),
     "router.add_teacher": ("add_teacher",),
@@ -44,7 +45,7 @@ _HOMES = {
     "stages.route": ("Route",),
     "stages.score": ("Score",),
     "stages.synthesize": ("Synthesize",),
-    "strategies.budget": ("Budget", "within_budget"),
+    "strategies.budget": ("within_budget",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

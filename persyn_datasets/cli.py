@@ -218,16 +218,19 @@ def _build(options: argparse.Namespace) -> None:
     """Build the dataset and the router of a recipe. Run it again to go on after an interruption:
     responses and scores are kept as they arrive and never bought twice.
     """
+    from persyn_datasets.config.recipe import Recipe
+
+    strategy = [f"strategy={options.strategy}"] if options.strategy else []
+    recipe = Recipe.load(options.recipe, [*options.set, *strategy])
+
+    # Only now what takes seconds to import: a typo in the recipe is answered at once.
     from transformers.utils import logging
 
     from persyn_datasets import plan
     from persyn_datasets.builder import PersynBuilder
-    from persyn_datasets.config.recipe import Recipe
     from persyn_datasets.publish import hub
     from persyn_datasets.report import measure as report
 
-    strategy = [f"strategy={options.strategy}"] if options.strategy else []
-    recipe = Recipe.load(options.recipe, [*options.set, *strategy])
     builder = PersynBuilder(
         recipe, options.output or Path("outputs") / recipe.title, runner=options.runner
     )
@@ -358,13 +361,15 @@ def _compare(options: argparse.Namespace) -> None:
     (lm-evaluation-harness, and your held-out prompts), and say what can be told apart. Run it again
     to go on after an interruption.
     """
+    from persyn_datasets.config.recipe import Recipe
+
+    recipe = Recipe.load(options.recipe, options.set)
+
     from persyn_datasets.compare import report as comparison
     from persyn_datasets.compare.compare import compare
     from persyn_datasets.compare.students import publish_students
-    from persyn_datasets.config.recipe import Recipe
     from persyn_datasets.publish import hub
 
-    recipe = Recipe.load(options.recipe, options.set)
     output = Path(options.output or Path("outputs") / f"{recipe.name}-compared")
     if options.push_to_hub:
         hub.check(options.push_to_hub, None, options.private, options.strategies)

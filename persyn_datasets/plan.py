@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import engine_of
@@ -236,7 +237,7 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
         f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student "
         f"{recipe.student.model}\n",
         f"{table(head, rows)}\n",
-        f"then {rest:,} responses, each from {strategies.STRATEGIES[recipe.strategy]}"
+        f"then {rest:,} responses, each from {STRATEGIES[recipe.strategy]}"
         + (f" (at most ${most:,.2f})" if most else ""),
         f"{p['generations']:,} generations in all; generate-then-select needs "
         f"{p['generate_then_select']:,} "

@@ -22,10 +22,10 @@ from datasets import Dataset, IterableDataset
 
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Prompts
-from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
 from persyn_datasets.engines import engine_of
-from persyn_datasets.engines.account import Account, check_prices, merge
+from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.publish import cards, licenses
 from persyn_datasets.report import measure as report
 from persyn_datasets.router.model import Router

@@ -448,11 +448,17 @@ def test_help(command, capsys):
     [
         "import persyn_datasets; dir(persyn_datasets)",
         "from persyn_datasets.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from persyn_datasets.cli import main\nassert main(['build', 'no.yaml']) == 1",
+        "from persyn_datasets.cli import main\n"
+        "assert main(['build', 'paper-math', '--set', 'reward.alhpa=1']) == 1",
+        "from persyn_datasets.cli import main\n"
+        "assert main(['compare', 'paper-math', '--strategies', 'persyn', '--set', 'x=1']) == 1",
+        "from persyn_datasets import Recipe; Recipe.load('paper-math')",
     ],
 )
 def test_nothing_heavy_is_imported_too_early(code):
     check = (
-        f"import sys\n{code}\nprint('heavy:', sorted({{'torch', 'datasets', 'transformers'}} "
+        f"import sys\n{code}\nprint('heavy:', sorted({{'torch', 'datasets', 'transformers', 'numpy', 'pyarrow'}} "
         f"& set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

@@ -4,12 +4,12 @@ See `evaluate`.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.data.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class HeldOut:
     response_column: str | None = None
     max_tokens: int = 1024
 
-    def load(self) -> Dataset:
+    def load(self) -> "Dataset":
         """Raises `InputError` if there is nothing to measure, or a row lacks what it is measured
         by.
         """
+        from persyn_datasets.data.prompts import load_prompts
+
         source = {
             k: getattr(self, k)
             for k in ("path", "name", "split", "revision", "column", "answer_column")
@@ -88,7 +90,7 @@ class Evaluation:
     batch_size: int | str = 8
     held_out: HeldOut | None = None
 
-    def check(self, prompts: Dataset) -> None:
+    def check(self, prompts: "Dataset") -> None:
         """Raises `InputError`: nothing to do, an unknown task, or a held-out prompt that is among
         the prompts.
         """

@@ -7,55 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.evaluation import Evaluation, HeldOut
+from persyn_datasets.config.prompts import Decontaminate, Prompts
+from persyn_datasets.config.reward import Reward
+from persyn_datasets.config.strategy import ALPHA, STRATEGIES, Baselines, Budget
 from persyn_datasets.config.student import Lora, Student, Training
-from persyn_datasets.config.teacher import WHERE_AND_HOW_FAST, Price, Sampling, Teacher
-from persyn_datasets.data.contamination import Decontaminate
-from persyn_datasets.data.prompts import load_prompts
-from persyn_datasets.engines.account import check_prices
-from persyn_datasets.engines.dispatch import check_names
-from persyn_datasets.stages.rank import Learnability, Normalize, Rank
-from persyn_datasets.strategies.baselines import ALPHA, STRATEGIES, Baselines
-from persyn_datasets.strategies.budget import Budget
+from persyn_datasets.config.teacher import (
+    WHERE_AND_HOW_FAST,
+    Price,
+    Sampling,
+    Teacher,
+    check_names,
+    check_prices,
+)
 
 _FORBID = {"extra": "forbid"}
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Where the prompts come from; see `load_prompts`.
-
-    `decontaminate` compares them with benchmarks: see `contamination`. `license` and `language`
-    (Hub ids, e.g. apache-2.0 and en) are for the card. Default: what the prompts' own card on the
-    Hub says.
-    """
-
-    __pydantic_config__ = _FORBID
-    path: str
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    column: str | None = None
-    answer_column: str | None = None
-    license: str | None = None
-    language: str | tuple[str, ...] | None = None
-    decontaminate: Decontaminate | None = None
-
-    def load(self) -> Dataset:
-        return load_prompts(
-            self.path,
-            name=self.name,
-            split=self.split,
-            revision=self.revision,
-            column=self.column,
-            answer_column=self.answer_column,
-        )
 
 
 @dataclass(frozen=True)
@@ -71,20 +40,6 @@ class Calibration:
     size: int = 2500
     seed: int = 0
     samples: int = 1
-
-
-@dataclass(frozen=True)
-class Reward:
-    """See `Rank`."""
-
-    __pydantic_config__ = _FORBID
-    alpha: float = 0.4
-    normalize: Normalize = "prompt"
-    learnability: Learnability = "log-probability"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        Rank(**asdict(self))  # its checks are ours
 
 
 @dataclass(frozen=True)
@@ -242,6 +197,13 @@ def find(recipe: str) -> tuple[Path, bool]:
     if recipe in names:
         return folder / f"{recipe}.yaml", False
     if recipe.count("/") == 1 and not Path(recipe).exists():
+        from huggingface_hub import hf_hub_download  # not needed for a recipe that is a file
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+
         try:
             return Path(hf_hub_download(recipe, "recipe.yaml", repo_type="dataset")), True
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

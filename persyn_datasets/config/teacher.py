@@ -1,11 +1,11 @@
 """Teachers: a model *and* how it is asked. A specification only; engines load the model."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.store.journal import folder_hash
 
 Message = dict[str, str]
 # vLLM's arguments that do not change what a model answers.
@@ -202,6 +202,8 @@ class Teacher:
             identity["base_url"] = self.base_urls[0]
         if arguments := {k: v for k, v in self.engine_args.items() if k not in WHERE_AND_HOW_FAST}:
             identity["engine_args"] = arguments
+        from persyn_datasets.store.journal import folder_hash
+
         return identity | {"weights": folder_hash(self.model)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,3 +221,27 @@ class Teacher:
         return cls(
             **{k: nested[k](**v) if k in nested and v is not None else v for k, v in values.items()}
         )
+
+
+def check_names(teachers: Sequence[Teacher]) -> None:
+    names = [t.name for t in teachers]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise InputError(
+            f"teachers: the name {twice[0]!r} is used twice; give each teacher a `name` of its own."
+        )
+
+
+def check_prices(teachers: Iterable[Teacher], max_cost: float | None) -> None:
+    """Raises `InputError` if the limit cannot be kept: an endpoint without a price."""
+    if max_cost is None:
+        return
+    if max_cost <= 0:
+        raise InputError(f"max_cost is {max_cost}; expected more than 0 USD.")
+    for teacher in teachers:
+        if teacher.engine == "endpoint" and not teacher.price:
+            raise InputError(
+                f"max_cost is {max_cost}, but the teacher {teacher.name!r} has no price; add "
+                f"price: {{input: …, "
+                "output: …}, in USD per million tokens (0 if it is free)."
+            )

@@ -4,38 +4,16 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from persyn_datasets.config.prompts import Benchmark, Decontaminate
 from persyn_datasets.data.prompts import load_table
 
 WORDS = 13
 EXAMPLES = 3  # that are shown
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A benchmark on the Hub, or in a folder or file (where `split` does not count)."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-    path: str
-    name: str | None = None
-    split: str = "test"
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Decontaminate:
-    """What the prompts are compared `against`, as paths or `Benchmark`s; and whether to `drop`
-    those that overlap.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-    against: tuple[str | Benchmark, ...]
-    drop: bool = False
 
 
 def runs(text: str) -> set[str]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.engines import Request, Response
 from persyn_datasets.report.tables import table
@@ -166,21 +165,6 @@ class Account:
 
     def _tally(self, teacher: Teacher) -> Tally:
         return self._tallies.setdefault((self.stage, teacher.name), Tally(self.stage, teacher.name))
-
-
-def check_prices(teachers: Iterable[Teacher], max_cost: float | None) -> None:
-    """Raises `InputError` if the limit cannot be kept: an endpoint without a price."""
-    if max_cost is None:
-        return
-    if max_cost <= 0:
-        raise InputError(f"max_cost is {max_cost}; expected more than 0 USD.")
-    for teacher in teachers:
-        if teacher.engine == "endpoint" and not teacher.price:
-            raise InputError(
-                f"max_cost is {max_cost}, but the teacher {teacher.name!r} has no price; add "
-                f"price: {{input: …, "
-                "output: …}, in USD per million tokens (0 if it is free)."
-            )
 
 
 def highest_price(request: Request) -> float:

@@ -14,8 +14,7 @@ from threading import Lock
 
 from huggingface_hub.utils import tqdm
 
-from persyn_datasets.config.errors import BuildError, InputError
-from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.config.errors import BuildError
 from persyn_datasets.engines import Request, Response, engine_of
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.journal import Journal
@@ -25,15 +24,6 @@ FIRST_FAILURES = 36  # of a teacher that has not answered once: it never will
 # in the journal.
 Ask = Callable[[list[Request], Account, Callable[..., None]], None]
 TRIED_AGAIN = ("endpoint", "vllm")  # other engines fail by a row's own fault only
-
-
-def check_names(teachers: Sequence[Teacher]) -> None:
-    names = [t.name for t in teachers]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise InputError(
-            f"teachers: the name {twice[0]!r} is used twice; give each teacher a `name` of its own."
-        )
 
 
 def respond(

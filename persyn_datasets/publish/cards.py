@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.engines.account import account_table
 from persyn_datasets.publish.licenses import worked_out
 from persyn_datasets.publish.versions import rows
@@ -22,7 +23,6 @@ from persyn_datasets.report import measure as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import table
 from persyn_datasets.store.journal import digest
-from persyn_datasets.strategies.baselines import STRATEGIES
 
 BEGIN = (
     "<!-- persyn writes from here to its end mark anew. What you write above or below stays. -->"

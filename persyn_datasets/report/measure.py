@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.engines.account import account_table
@@ -17,7 +18,6 @@ from persyn_datasets.report.tables import table
 from persyn_datasets.router.ceiling import in_words
 from persyn_datasets.router.metrics import calibration_error, reliability
 from persyn_datasets.strategies import second_opinion
-from persyn_datasets.strategies.baselines import STRATEGIES
 
 PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
 R_L = {

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.config.teacher import Sampling, Teacher
+from persyn_datasets.config.teacher import Sampling, Teacher, check_names
 from persyn_datasets.data.prompts import messages_of, prompt_id
 from persyn_datasets.engines import Request
 from persyn_datasets.engines.account import Account
-from persyn_datasets.engines.dispatch import Ask, check_names, respond
+from persyn_datasets.engines.dispatch import Ask, respond
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,14 @@ teacher.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.reward import Learnability, Normalize, Reward
 from persyn_datasets.data.responses import Responses, table_of, with_columns
-
-Learnability = Literal["log-probability", "rsr"]
-Normalize = Literal["prompt", "corpus", "zscore", "rank", "none"]
 
 
 @dataclass(frozen=True)
@@ -57,19 +54,7 @@ class Rank:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise InputError(
-                f"reward.alpha is {self.alpha}; expected a value in [0, 1] (the paper's best is "
-                "0.4)."
-            )
-        for key, kinds in (
-            ("normalize", get_args(Normalize)),
-            ("learnability", get_args(Learnability)),
-        ):
-            if getattr(self, key) not in kinds:
-                raise InputError(
-                    f"reward.{key} is {getattr(self, key)!r}; expected one of {', '.join(kinds)}."
-                )
+        Reward(**asdict(self))  # its checks are ours
 
     def __call__(
         self, batch: pa.Table | Mapping[str, Sequence[Any]]

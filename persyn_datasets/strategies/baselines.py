@@ -6,65 +6,19 @@ assignments.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
 from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.strategy import ROUTED
 from persyn_datasets.config.teacher import Teacher
 
 if TYPE_CHECKING:
     from persyn_datasets.config.recipe import Recipe
 
-# Who answers a prompt.
-STRATEGIES = {
-    "persyn": "the teacher that the router picks",
-    "quality-only": "the teacher that the router picks, trained on quality alone (α = 0)",
-    "learnability-only": "the teacher that the router picks, trained on learnability alone (α = 1)",
-    "no-long-answers": "the teacher that the router picks among those whose answers are not long",
-    "strong": "the strongest teacher",
-    "mix": "the strongest or the weakest teacher, drawn at a fixed ratio",
-    "family-strong": "the strongest teacher of the student's own family",
-    "car": "the teacher of the largest Compatibility-Adjusted Reward",
-    "random": "a teacher drawn at random",
-    "oracle": "the teacher whose answer to this very prompt was the best",
-}
-ROUTED = {"persyn", "quality-only", "learnability-only", "no-long-answers"}
-ALPHA = {"quality-only": 0.0, "learnability-only": 1.0}
 LONG = 2.0  # times the median length over the teachers
-
-
-@dataclass(frozen=True)
-class Baselines:
-    """What the strategies besides the router hang on.
-
-    Args:
-        strong: name of the strongest teacher. Default: the largest `size`, of equals the one listed
-            first.
-        weak: name of the weakest, for `mix`. Default: the smallest `size`.
-        strong_share: of the prompts that `mix` gives to the strongest, in expectation (1:4 in arXiv
-            2502.12143).
-        beta: β of `car` (3 in arXiv 2411.07133).
-        seed: of the draws of `mix` and `random`; each prompt draws for itself.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-
-    strong: str | None = None
-    weak: str | None = None
-    strong_share: float = 0.2
-    beta: float = 3.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strong_share <= 1:
-            raise InputError(
-                f"baselines.strong_share is {self.strong_share}; expected a share from 0 to 1."
-            )
-        if self.beta < 0:
-            raise InputError(f"baselines.beta is {self.beta}; expected 0 or more.")
 
 
 def calibration_size(recipe: "Recipe", prompts: int) -> int:

@@ -4,7 +4,6 @@ All of it works on the stored `router_scores`: another budget needs no second pa
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Price, Teacher
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
@@ -21,66 +21,6 @@ if TYPE_CHECKING:
 
 CHARACTERS_PER_TOKEN = 4  # where nothing counted the tokens
 POINTS, SAMPLE = 21, 20_000  # of the trade-off curve; prompts that it looks at
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the answers of a synthesis may cost, at the prices and lengths that calibration
-    measured.
-
-    Args:
-        usd: in all, by the teachers' `price`; a teacher without one is free.
-        tokens: in all, of prompts and answers; instead of `usd`.
-        max_share: teacher → the largest share of the prompts that it may get.
-
-    Raises:
-        InputError: a limit that is none, or two for the same.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-    usd: float | None = None
-    tokens: float | None = None
-    max_share: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.usd is not None and self.tokens is not None:
-            raise InputError("budget: found usd and tokens; give one of them.")
-        if self.usd is None and self.tokens is None and not self.max_share:
-            raise InputError("budget: expected usd, tokens or max_share, e.g. budget: 200 (USD).")
-        for key, value in (("usd", self.usd), ("tokens", self.tokens), *self.max_share.items()):
-            if value is not None and value < 0:
-                raise InputError(f"budget.{key} is {value}; expected 0 or more.")
-
-    def check(self, teachers: Sequence[Teacher]) -> None:
-        """Raises `InputError` if it names a teacher that is not among these, or one has no price
-        that needs one.
-        """
-        names = [t.name for t in teachers]
-        for name in self.max_share:
-            if name not in names:
-                raise InputError(
-                    f"budget.max_share: {name!r} is no teacher; they are {', '.join(names)}."
-                )
-        free = [
-            t.name
-            for t in teachers
-            if not t.price and (t.engine == "endpoint" or not any(t.price for t in teachers))
-        ]
-        if self.usd is not None and free:
-            raise InputError(
-                f"budget is {self.usd} USD, but the teacher {free[0]!r} has no price; add price: "
-                f"{{input: …, "
-                "output: …}, in USD per million tokens (0 if it is free)."
-            )
-
-    @property
-    def unit(self) -> str:
-        return "usd" if self.tokens is None else "tokens"
-
-    @property
-    def limit(self) -> float:
-        limit = self.usd if self.tokens is None else self.tokens
-        return np.inf if limit is None else limit
 
 
 def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pool import problems
 
 from persyn_datasets import InputError, Recipe, plan
 from persyn_datasets.cli import _parser, main
-from persyn_datasets.strategies.baselines import STRATEGIES, teachers_of
+from persyn_datasets.config.strategy import STRATEGIES
+from persyn_datasets.strategies.baselines import teachers_of
 
 BUILDERS = Path(__file__).parents[2] / "builders"
 STUDENTS = {

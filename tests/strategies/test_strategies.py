@@ -7,13 +7,13 @@ from pool import TEACHERS, CountingEngine, answer, make_recipe, problems, save
 
 from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe
 from persyn_datasets.cli import main
+from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data.prompts import prompt_id
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.publish import hub
 from persyn_datasets.report import measure as report
 from persyn_datasets.report import page
 from persyn_datasets.strategies.baselines import (
-    STRATEGIES,
     assign,
     compatibility_adjusted_rewards,
     teachers_of,
