@@ -457,10 +457,8 @@ def test_help(command, capsys):
     ],
 )
 def test_nothing_heavy_is_imported_too_early(code):
-    check = (
-        f"import sys\n{code}\nprint('heavy:', sorted({{'torch', 'datasets', 'transformers', 'numpy', 'pyarrow'}} "
-        f"& set(sys.modules)))"
-    )
+    heavy = ["torch", "datasets", "transformers", "numpy", "pyarrow"]
+    check = f"import sys\n{code}\nprint('heavy:', sorted(set({heavy}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "heavy: []"
 
