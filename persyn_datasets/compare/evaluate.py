@@ -18,7 +18,8 @@ from persyn_datasets.signals import quality
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.score import Score
 from persyn_datasets.store import models
-from persyn_datasets.store.journal import digest, folder_hash, replace_file
+from persyn_datasets.store.identity import content_hash, weights_of
+from persyn_datasets.store.journal import digest, replace_file
 
 Measures = dict[str, dict[str, float]]  # measure → prompt → value; more is better
 
@@ -94,9 +95,18 @@ def _exact_match(
 def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> Measures:
     """One task of lm-evaluation-harness, by its Python API."""
     options = {k: getattr(evaluation, k) for k in ("limit", "num_fewshot", "apply_chat_template")}
-    own = folder_hash(evaluation.include_path) if evaluation.include_path else None
+    own = content_hash(evaluation.include_path) if evaluation.include_path else None
     weights = student.model, student.revision, student.trust_remote_code
-    content = digest([*weights, folder_hash(student.model), task, own, options, version("lm_eval")])
+    content = digest(
+        [
+            *weights,
+            weights_of(student.model, student.revision),
+            task,
+            own,
+            options,
+            version("lm_eval"),
+        ]
+    )
     kept = folder / f"{task.replace('/', '-')}.json"
     if kept.exists() and (told := json.loads(kept.read_text()))["content"] == content:
         return told["measures"]

@@ -12,7 +12,8 @@ from datasets import Dataset
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student, Training
 from persyn_datasets.store import models
-from persyn_datasets.store.journal import digest, folder_hash, replace_file
+from persyn_datasets.store.identity import weights_of
+from persyn_datasets.store.journal import digest, replace_file
 
 
 def check(student: Student, training: Training, prompts: Dataset) -> None:
@@ -44,7 +45,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
         tokens, loss).
     """
     facts = {k: v for k, v in asdict(student).items() if k != "family"} | {
-        "weights": folder_hash(student.model)
+        "weights": weights_of(student.model, student.revision)
     }
     content = [facts, asdict(training), seed, data["prompt"][:], data["completion"][:]]
     place = folder / digest(content)[:16]

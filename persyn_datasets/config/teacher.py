@@ -202,9 +202,9 @@ class Teacher:
             identity["base_url"] = self.base_urls[0]
         if arguments := {k: v for k, v in self.engine_args.items() if k not in WHERE_AND_HOW_FAST}:
             identity["engine_args"] = arguments
-        from persyn_datasets.store.journal import folder_hash
+        from persyn_datasets.store.identity import response_weights
 
-        return identity | {"weights": folder_hash(self.model)}
+        return identity | {"weights": response_weights(self.model)}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values. Holds no secret: keys are named by their variable only."""

@@ -43,7 +43,8 @@ from persyn_datasets.router.bradley_terry import (
 from persyn_datasets.router.ceiling import ceiling, sampled_rewards
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.metrics import router_metrics
-from persyn_datasets.store.journal import digest, folder_hash
+from persyn_datasets.store.identity import content_hash
+from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import batches, device, dtype
 
 TOKENS_PER_BATCH = {
@@ -86,7 +87,7 @@ class Router:
         Raises:
             InputError: nothing is there, or it is not a router of ours.
         """
-        content = folder_hash(str(path))
+        content = content_hash(str(path))
         _read_config(str(path), revision)
         if (
             content is None
@@ -303,9 +304,7 @@ def train_router(
         training |= {"gradient_accumulation_steps": gradient_accumulation_steps}
     training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
-    # Kept in the config too: `folder_hash` reads samples of the weights, and may miss that only the
-    # head differs.
-    address = digest([pairs._fingerprint, folder_hash(backbone), training, specifications])
+    address = digest([pairs._fingerprint, content_hash(backbone), training, specifications])
     folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
     if not output_dir and (Path(folder) / "tokenizer_config.json").exists():
         return Router.from_pretrained(folder)

@@ -15,7 +15,8 @@ from persyn_datasets.config.teacher import Message
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.signals import quality as q
 from persyn_datasets.signals.learnability import Signals, signals
-from persyn_datasets.store.journal import Journal, digest, folder_hash
+from persyn_datasets.store.identity import weights_of
+from persyn_datasets.store.journal import Journal, digest
 from persyn_datasets.store.models import dtype, use_device
 
 Quality = str | Mapping[str, Any] | Callable[..., Any]
@@ -81,7 +82,10 @@ class Score:
         """What the student says of each row, from the journal or by the student."""
         assert isinstance(self.student, Student)
         identity = {k: v for k, v in asdict(self.student).items() if k != "family"}
-        identity |= {"weights": folder_hash(self.student.model), "dtype": str(dtype())}
+        identity |= {
+            "weights": weights_of(self.student.model, self.student.revision),
+            "dtype": str(dtype()),
+        }
         keys = [digest(row) for row in rows]
         with Journal("learnability", self.student.model, identity) as journal:
             known = journal.get(keys)
@@ -120,7 +124,10 @@ class Score:
         if isinstance(self.quality, Mapping):
             model = {"model" if k == "reward_model" else k: v for k, v in self.quality.items()}
             whole = [m + c for (m, _), c in zip(rows, completions, strict=True)]
-            identity = model | {"weights": folder_hash(model["model"]), "dtype": str(dtype())}
+            identity = model | {
+                "weights": weights_of(model["model"], model.get("revision")),
+                "dtype": str(dtype()),
+            }
             return self._journalled(
                 model["model"], identity, whole, lambda todo: q.reward_model_scores(todo, **model)
             )

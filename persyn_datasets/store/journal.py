@@ -52,23 +52,6 @@ def digest(value: Any) -> str:
     ).hexdigest()[:32]
 
 
-def folder_hash(path: str) -> str | None:
-    """A content hash of a local model folder (each file's name, size and 64 KiB of every 16 MiB);
-    None for a Hub id.
-    """
-    folder, sha = Path(path), hashlib.sha256()
-    if not folder.is_dir():
-        return None
-    for file in sorted(f for f in folder.iterdir() if f.is_file()):
-        size = file.stat().st_size
-        sha.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as data:
-            for offset in range(0, size, 2**24):
-                data.seek(offset)
-                sha.update(data.read(2**16))
-    return sha.hexdigest()[:32]
-
-
 class Journal:
     """Records of one identity; a context manager, which tidies when it ends.
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from persyn_datasets.store import journal as module
-from persyn_datasets.store.journal import Journal, default_root, digest, folder_hash
+from persyn_datasets.store.journal import Journal, default_root, digest
 
 
 def entries(journal):
@@ -18,7 +18,7 @@ def entries(journal):
 def child(code, *args):
     """A real process that has a journal `j` with the identity {"a": 1}."""
     setup = (
-        "import sys, time; from persyn_datasets import journal as m; j = m.Journal('kind', "
+        "import sys, time; from persyn_datasets.store import journal as m; j = m.Journal('kind', "
         "'n', {'a': 1})\n"
     )
     return subprocess.Popen(
@@ -212,17 +212,3 @@ def test_reading_while_another_writes(monkeypatch):
 def test_digest_is_of_the_content():
     assert digest({"a": 1, "b": [2]}) == digest({"b": (2,), "a": 1})
     assert len({digest(v) for v in ({"a": 1}, {"a": 2}, {"a": "1"}, [["a", 1]], "ä", "a")}) == 6
-
-
-def test_folder_hash_follows_the_weights(tmp_path):
-    assert folder_hash("org/model") is None
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(bytes(2**24) + bytes(100))
-    first = folder_hash(str(tmp_path))
-    assert folder_hash(str(tmp_path)) == first
-    weights.write_bytes(bytes(2**24) + b"1" * 100)
-    assert folder_hash(str(tmp_path)) != first  # in a later sample
-    weights.write_bytes(bytes(2**24) + bytes(100))
-    assert folder_hash(str(tmp_path)) == first
-    (tmp_path / "chat_template.jinja").write_text("x")
-    assert folder_hash(str(tmp_path)) != first

@@ -1,0 +1,127 @@
+"""What a name stands for, by content: of models, files and folders.
+
+A path or a branch may hold other weights tomorrow. Everything that is kept for later (scores,
+builds, routers, models in memory) is therefore named by what was read: a folder by the bytes of its
+files, a model on the Hub by its commit.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.store.journal import default_root, digest, replace_file
+
+# A smaller file is read each time; the hash of a larger one is kept for other processes.
+LARGE_BYTES = 2**26
+# A file that changed so shortly ago may change again within one tick of the file system's clock.
+SETTLED_SECONDS = 2.0
+
+
+def content_hash(path: str | Path) -> str | None:
+    """The hash of a file's bytes, or of all files in a folder with their names; None: neither.
+
+    Every byte counts. The hash of a large file is kept beside the journal and taken again while
+    device, inode, size, and both times of the file are what they were. The time of the last change
+    of the inode cannot be set back, so that another file of the same size and date is seen.
+
+    Hidden files, and a trainer's `checkpoint-*` folders, are no part of a folder's content.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _file_hash(path)
+    if not path.is_dir():
+        return None
+    return digest([(str(file.relative_to(path)), _file_hash(file)) for file in _files(path)])
+
+
+def weights_of(model: str, revision: str | None = None) -> str:
+    """What a model's name stands for now: a local folder's `content_hash`, or the commit on the Hub
+    that `revision` (default: the main branch) points to.
+
+    Without a connection it is the commit that the cache has.
+
+    Raises:
+        InputError: neither a folder nor a model on the Hub that can be reached.
+    """
+    return content_hash(model) or commit_of(model, revision)
+
+
+def commit_of(model: str, revision: str | None = None) -> str:
+    """The commit of a model on the Hub; see `weights_of`."""
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Model {model!r} is not a folder, and was not found on the Hub: "
+            f"{str(error).splitlines()[0]} Give a folder, or the id of a model that you may read."
+        ) from error
+
+
+def response_weights(path: str) -> str | None:
+    """A local teacher's weights as journals of responses name them; None for a Hub id.
+
+    Journals of version 0.1.0 name them by samples of their bytes, and stay valid. Where two folders
+    differ outside the samples, the one that came first owns the old name, and the other adds its
+    `content_hash`.
+    """
+    if (content := content_hash(path)) is None or not (sampled := _sampled_hash(path)):
+        return None
+    claim = default_root() / "weights" / sampled
+    if not claim.exists():
+        with suppress(OSError):  # a journal that cannot be written is refused where it is opened
+            claim.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(claim, content.encode())
+    owner = claim.read_text() if claim.exists() else content
+    return sampled if owner == content else f"{sampled}-{content}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place in sorted(folder.iterdir()):
+        if place.name.startswith("."):
+            continue
+        if place.is_file():
+            yield place
+        elif place.is_dir() and not (place.is_symlink() or place.name.startswith("checkpoint-")):
+            yield from _files(place)
+
+
+def _file_hash(file: Path) -> str:
+    status = file.stat()
+    if status.st_size < LARGE_BYTES:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    facts = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    kept = default_root() / "hashes" / digest([os.path.realpath(file), *facts])
+    if kept.exists():
+        return kept.read_text()
+    begun = time.time()
+    with file.open("rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest()
+    if max(status.st_mtime, status.st_ctime) + SETTLED_SECONDS < begun:
+        with suppress(OSError):  # read-only: it is read again next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(kept, found.encode())
+    return found
+
+
+def _sampled_hash(path: str) -> str | None:
+    """Version 0.1.0's: each file's name, size and 64 KiB of every 16 MiB."""
+    folder, sha = Path(path), hashlib.sha256()
+    if not folder.is_dir():
+        return None
+    for file in sorted(f for f in folder.iterdir() if f.is_file()):
+        size = file.stat().st_size
+        sha.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as data:
+            for offset in range(0, size, 2**24):
+                data.seek(offset)
+                sha.update(data.read(2**16))
+    return sha.hexdigest()[:32]
