@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from persyn_datasets.config.teacher import Sampling as Sampling
     from persyn_datasets.config.teacher import Teacher as Teacher
     from persyn_datasets.data.prompts import load_prompts as load_prompts
-    from persyn_datasets.publish.hub import publish as publish
+    from persyn_datasets.hub.publish import publish as publish
     from persyn_datasets.router.add_teacher import add_teacher as add_teacher
     from persyn_datasets.router.model import Router as Router
     from persyn_datasets.router.model import train_router as train_router
@@ -36,7 +36,7 @@ _HOMES = {
     "config.teacher": ("Price", "Sampling", "Teacher"),
     "config.strategy": ("Budget",),
     "data.prompts": ("load_prompts",),
-    "publish.hub": ("publish",),
+    "hub.publish": ("publish",),
     "router.add_teacher": ("add_teacher",),
     "router.model": ("Router", "train_router"),
     "stages.generate": ("Generate",),

@@ -27,7 +27,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import load_table
 from persyn_datasets.engines.account import Account
-from persyn_datasets.publish import cards, licenses
+from persyn_datasets.hub import cards, licenses
 from persyn_datasets.report import figures
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, by_backbone

@@ -228,7 +228,7 @@ def _build(options: argparse.Namespace) -> None:
 
     from persyn_datasets import plan
     from persyn_datasets.builder import PersynBuilder
-    from persyn_datasets.publish import hub
+    from persyn_datasets.hub import publish as hub
     from persyn_datasets.report import measure as report
 
     builder = PersynBuilder(
@@ -261,7 +261,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace, repo: str, output: str) -> None:
-    from persyn_datasets.publish import hub
+    from persyn_datasets.hub import publish as hub
 
     append = getattr(options, "append", False)
     tag = hub.publish(output, repo, version=options.version, private=options.private, append=append)
@@ -325,7 +325,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     """
     from persyn_datasets import reuse
     from persyn_datasets.config.recipe import Prompts
-    from persyn_datasets.publish import hub
+    from persyn_datasets.hub import publish as hub
 
     if options.push_to_hub:
         hub.check(options.push_to_hub, options.version, options.private)
@@ -368,7 +368,7 @@ def _compare(options: argparse.Namespace) -> None:
     from persyn_datasets.compare import report as comparison
     from persyn_datasets.compare.compare import compare
     from persyn_datasets.compare.students import publish_students
-    from persyn_datasets.publish import hub
+    from persyn_datasets.hub import publish as hub
 
     output = Path(options.output or Path("outputs") / f"{recipe.name}-compared")
     if options.push_to_hub:

@@ -26,7 +26,7 @@ from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
-from persyn_datasets.publish import cards, licenses
+from persyn_datasets.hub import cards, licenses
 from persyn_datasets.report import measure as report
 from persyn_datasets.router.model import Router
 from persyn_datasets.runners.local import run

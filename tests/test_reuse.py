@@ -17,7 +17,7 @@ from pool import TEACHERS, answer, make_recipe, problems
 from persyn_datasets import InputError, PersynBuilder, Recipe, Route, Router, reuse
 from persyn_datasets.cli import main
 from persyn_datasets.engines import recorded
-from persyn_datasets.publish.hub import publish
+from persyn_datasets.hub.publish import publish
 
 COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
 ORG, ROUTER = "org/tiny", "org/tiny-router"

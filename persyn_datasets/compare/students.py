@@ -11,8 +11,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from persyn_datasets.compare import report as comparison
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import STRATEGIES
-from persyn_datasets.publish import cards, licenses
-from persyn_datasets.publish.hub import Repo, plainly, same
+from persyn_datasets.hub import cards, licenses
+from persyn_datasets.hub.publish import Repo, plainly, same
 
 
 def publish_students(

@@ -10,7 +10,7 @@ from conftest import save_model
 from datasets import load_dataset
 from pool import built
 
-from persyn_datasets.publish.hub import publish
+from persyn_datasets.hub.publish import publish
 
 pytest.importorskip("trl", reason='needs TRL: pip install "persyn-datasets[train]"')
 ORG = "org/tiny"

@@ -10,7 +10,7 @@ from persyn_datasets.cli import main
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data.prompts import prompt_id
 from persyn_datasets.engines import transformers as engine
-from persyn_datasets.publish import hub
+from persyn_datasets.hub import publish as hub
 from persyn_datasets.report import measure as report
 from persyn_datasets.report import page
 from persyn_datasets.strategies.baselines import (

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 
 from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe, Router, publish
 from persyn_datasets.cli import main
-from persyn_datasets.publish import hub as hub_module
+from persyn_datasets.hub import publish as hub_module
 
 ORG = "org/tiny"
 

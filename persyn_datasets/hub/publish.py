@@ -36,8 +36,8 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
-from persyn_datasets.publish import cards
-from persyn_datasets.publish.versions import align, in_order, numbers, what_changed
+from persyn_datasets.hub import cards
+from persyn_datasets.hub.versions import align, in_order, numbers, what_changed
 from persyn_datasets.store.journal import digest
 
 DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", "stats.json"]

@@ -17,8 +17,8 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.engines.account import account_table
-from persyn_datasets.publish.licenses import worked_out
-from persyn_datasets.publish.versions import rows
+from persyn_datasets.hub.licenses import worked_out
+from persyn_datasets.hub.versions import rows
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import table

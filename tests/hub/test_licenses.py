@@ -2,7 +2,7 @@ import pytest
 
 from persyn_datasets import Teacher
 from persyn_datasets.config.recipe import Prompts
-from persyn_datasets.publish import licenses
+from persyn_datasets.hub import licenses
 
 
 def lines(*found):

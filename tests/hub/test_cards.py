@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from pool import built
 
 from persyn_datasets import InputError, Recipe
-from persyn_datasets.publish import cards
+from persyn_datasets.hub import cards
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.figures import CAPTIONS
 
