@@ -238,7 +238,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             self.runner,
             batch_size=None,
         )
-        rank = Rank(**asdict(recipe.reward))
+        rank = Rank(**asdict(recipe.effective_reward))
         return run(scored.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(
             None
         )
@@ -303,7 +303,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         metrics = router.evaluate(calibration["test"], calibration["train"], available)
         router = router.record(
             student=asdict(recipe.student),
-            reward=asdict(recipe.reward),
+            reward=asdict(recipe.effective_reward),
             quality=recipe.quality,
             metrics=metrics,
             expected=budget.expectations(router, calibration["test"], ranked),
@@ -324,7 +324,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "routing": report.measure_routing(calibration["test"], routed, router.names),
         }
         self._stats["routing"]["temperature"] = temperature
-        self._stats["analysis"] = analyse(router, calibration, routed, recipe.reward)
+        self._stats["analysis"] = analyse(router, calibration, routed, recipe.effective_reward)
         others = [
             train(**options | {"backbone": b, "revision": None})
             for b in recipe.router.compare_backbones

@@ -25,6 +25,10 @@ from persyn_datasets.config.teacher import (
 )
 
 _FORBID = {"extra": "forbid"}
+_SAMPLING_OF_0_1_0 = {"temperature", "top_p", "max_tokens", "seed", "stop"}
+NO_FOLDER_NAME = (
+    '<>:/\\|?*"'  # the characters that `datasets` refuses in a config's name, and quotes
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,14 @@ class Recipe:
     second_opinion: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.name.strip() in ("", ".", "..") or any(
+            c in NO_FOLDER_NAME or not c.isprintable() for c in self.name
+        ):
+            raise InputError(
+                f"name is {self.name!r}; expected a name that a folder can have, without any of "
+                f"{' '.join(NO_FOLDER_NAME)}, e.g. my-math. An organisation belongs to "
+                "--push-to-hub ORG/NAME."
+            )
         if self.strategy not in STRATEGIES:
             raise InputError(
                 f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}."
@@ -118,11 +130,15 @@ class Recipe:
             raise InputError(f"teachers: found {len(self.teachers)}; a choice needs at least two.")
         check_names(self.teachers)
         teachers = tuple(
-            t if t.sampling else replace(t, sampling=self.sampling) for t in self.teachers
+            replace(t, sampling=(t.sampling or self.sampling.with_own()).under(self.sampling))
+            for t in self.teachers
         )
         object.__setattr__(self, "teachers", teachers)
-        if self.strategy in ALPHA:
-            object.__setattr__(self, "reward", replace(self.reward, alpha=ALPHA[self.strategy]))
+
+    @property
+    def effective_reward(self) -> Reward:
+        """The reward that the strategy goes by: `reward`, where the strategy does not set α."""
+        return replace(self.reward, alpha=ALPHA.get(self.strategy, self.reward.alpha))
 
     @property
     def title(self) -> str:
@@ -150,6 +166,7 @@ class Recipe:
             raise InputError(
                 f"{path}: found {type(values).__name__}; expected the keys of a recipe."
             )
+        _share_sampling(values)
         apply_overrides(values, overrides, f"The recipe of {recipe}" if foreign else "")
         return cls.from_dict(values, where=str(path))
 
@@ -157,28 +174,63 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
         if "budget" in values:
             values = values | {"budget": _usd(values["budget"])}
-        shared = values.get("sampling") or {}
-        teachers = values.get("teachers")
-        if (
-            isinstance(shared, dict)
-            and isinstance(teachers, list)
-            and all(isinstance(t, dict) for t in teachers)
-        ):
-            own = [t.get("sampling") or {} for t in teachers]
-            merged = [shared | o if isinstance(o, dict) else o for o in own]
-            values = values | {
-                "teachers": [t | {"sampling": m} for t, m in zip(teachers, merged, strict=True)]
-            }
+        values, own = _merge_sampling(values)
         try:
-            return TypeAdapter(cls).validate_python(values)
+            recipe = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
             raise InputError(
                 "\n".join(f"{where}: {_explain(e)}" for e in error.errors())
             ) from error
+        return replace(recipe, teachers=_remember(recipe, own))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; `Recipe.from_dict` takes them back."""
-        return asdict(self) | {"teachers": [t.to_dict() for t in self.teachers]}
+        """As plain JSON values; `Recipe.from_dict` takes them back.
+
+        Of a teacher's sampling it states what is its own: the rest is in `sampling`.
+        """
+        teachers = [
+            t.to_dict() | {"sampling": t.sampling.beside(self.sampling)}
+            for t in self.teachers
+            if t.sampling
+        ]
+        return asdict(self) | {"teachers": teachers}
+
+
+def _merge_sampling(values: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The values with the shared sampling in each teacher's, and what was each teacher's own."""
+    shared, teachers = values.get("sampling") or {}, values.get("teachers")
+    if not isinstance(shared, dict) or not isinstance(teachers, list):
+        return values, []
+    if not all(isinstance(t, dict) for t in teachers):
+        return values, []
+    own = [t.get("sampling") or {} for t in teachers]
+    merged = [
+        t | {"sampling": shared | o if isinstance(o, dict) else o}
+        for t, o in zip(teachers, own, strict=True)
+    ]
+    return values | {"teachers": merged}, own
+
+
+def _remember(recipe: Recipe, own: list[dict[str, Any]]) -> tuple[Teacher, ...]:
+    """The teachers with the keys of their sampling that are their `own`."""
+    return tuple(
+        replace(t, sampling=recipe.sampling.with_own(**{k: getattr(t.sampling, k) for k in keys}))
+        for t, keys in zip(recipe.teachers, own, strict=True)
+    )
+
+
+def _share_sampling(values: dict[str, Any]) -> None:
+    """Take out of the teachers' sampling what version 0.1.0 wrote there, shared or not.
+
+    It wrote every teacher's whole sampling: what equals the recipe's was not the teacher's own.
+    """
+    shared, teachers = values.get("sampling"), values.get("teachers")
+    if not isinstance(shared, dict) or not isinstance(teachers, list):
+        return
+    for teacher in teachers:
+        own = teacher.get("sampling") if isinstance(teacher, dict) else None
+        if isinstance(own, dict) and set(own) == set(shared) == _SAMPLING_OF_0_1_0:
+            teacher["sampling"] = {k: v for k, v in own.items() if v != shared[k]}
 
 
 def find(recipe: str) -> tuple[Path, bool]:
@@ -297,11 +349,10 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _set(values: Any, path: list[str], value: Any, override: str) -> None:
     *above, last = path
     for key in above:
-        values = (
-            values.setdefault(key, {})
-            if isinstance(values, dict)
-            else values[_position(values, key, override)]
-        )
+        place = _position(values, key, override)
+        if isinstance(values, dict) and values.get(key) is None:  # not there, or written as null
+            values[key] = {}
+        values = values[place]
     values[_position(values, last, override)] = value
 
 

@@ -1,8 +1,8 @@
 """Teachers: a model *and* how it is asked. A specification only; engines load the model."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from persyn_datasets.config.errors import InputError
@@ -34,9 +34,14 @@ class Sampling:
 
     Each prompt draws from its own random stream (`seed` and the prompt), so a response does not
     depend on which other prompts shared its batch.
+
+    Attributes:
+        own: of a teacher in a recipe, the keys that the teacher states itself; the others are the
+            recipe's. It is no part of the value: two samplings that draw alike are equal.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    own: ClassVar[frozenset[str] | None] = None
 
     temperature: float = 0.7
     top_p: float = 1.0
@@ -56,6 +61,25 @@ class Sampling:
         object.__setattr__(
             self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         )
+
+    def under(self, shared: "Sampling") -> "Sampling":
+        """The recipe's `shared` sampling with the keys that are this teacher's own."""
+        if self.own is None:  # made in Python, with a value for every key
+            return self
+        return shared.with_own(**{key: getattr(self, key) for key in self.own})
+
+    def with_own(self, **values: Any) -> "Sampling":
+        """This shared sampling, with other values for some keys of a teacher, which stay its own
+        when the shared ones change."""
+        sampling = replace(self, **values)
+        object.__setattr__(sampling, "own", frozenset(values))
+        return sampling
+
+    def beside(self, shared: "Sampling") -> dict[str, Any]:
+        """What a written recipe states of a teacher's sampling beside the `shared` one."""
+        own = self.own if self.own is not None else frozenset()
+        differs = {f.name for f in fields(self) if getattr(self, f.name) != getattr(shared, f.name)}
+        return {key: value for key, value in asdict(self).items() if key in own | differs}
 
 
 @dataclass(frozen=True)

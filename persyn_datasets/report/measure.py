@@ -342,11 +342,11 @@ def saved(stats: dict[str, Any]) -> str:
 def reward_words(recipe: Recipe) -> str:
     """The combined reward, as an equation and its parts."""
     quality = recipe.quality if isinstance(recipe.quality, str) else recipe.quality["reward_model"]
+    reward = recipe.effective_reward
     return (
-        f"Reward r = (1 − α)·r_q + α·r_l with α = {recipe.reward.alpha}, each signal normalised by "
-        f"`{recipe.reward.normalize}`. r_q: {quality}. r_l: {R_L[recipe.reward.learnability]} of "
-        "the response under "
-        "the student."
+        f"Reward r = (1 − α)·r_q + α·r_l with α = {reward.alpha}, each signal normalised by "
+        f"`{reward.normalize}`. r_q: {quality}. r_l: {R_L[reward.learnability]} of the response "
+        "under the student."
     )
 
 

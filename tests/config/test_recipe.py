@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from pool import make_recipe, save
 
 from persyn_datasets import InputError, Recipe, Sampling, Teacher
 from persyn_datasets.config.recipe import find
+from persyn_datasets.publish.cards import to_yaml
 
 
 @pytest.fixture
@@ -211,3 +213,83 @@ def test_a_recipe_from_the_hub_cannot_have_a_variable_sent(hub):
     )
     with pytest.raises(InputError, match=r"teachers\.1\.api_key_env to 'AWS_SECRET_ACCESS_KEY'"):
         Recipe.load(recipe, ["teachers.1.base_url=http://mine/v1"])
+
+
+def test_a_strategys_alpha_is_derived_and_the_users_is_kept(values):
+    values["reward"] = {"alpha": 0.3, "normalize": "rank"}
+    recipe = Recipe.from_dict(values | {"strategy": "quality-only"})
+    assert (recipe.effective_reward.alpha, recipe.effective_reward.normalize) == (0.0, "rank")
+    again = replace(recipe, strategy="persyn")
+    assert again == Recipe.from_dict(values) and again.effective_reward.alpha == 0.3
+    assert replace(recipe, strategy="learnability-only").effective_reward.alpha == 1.0
+    assert recipe.to_dict()["reward"]["alpha"] == 0.3
+
+
+def test_another_shared_sampling_counts_where_a_teacher_has_no_own(values):
+    values["teachers"][1]["sampling"] = {"max_tokens": 8, "seed": 0}
+    recipe = replace(Recipe.from_dict(values), sampling=Sampling(seed=7, temperature=1.0))
+    assert [t.sampling for t in recipe.teachers] == [
+        Sampling(seed=7, temperature=1.0),
+        Sampling(seed=0, temperature=1.0, max_tokens=8),
+        Sampling(seed=7, temperature=1.0),
+    ]
+    teachers = (Teacher("a"), Teacher("b", sampling=Sampling(seed=4)))
+    made = replace(recipe, teachers=teachers, sampling=Sampling(max_tokens=9))
+    assert [t.sampling for t in made.teachers] == [Sampling(max_tokens=9), Sampling(seed=4)]
+
+
+def written(folder, recipe):
+    """What a build writes down."""
+    path = folder / "written.yaml"
+    path.write_text(to_yaml(recipe.to_dict()))
+    return str(path)
+
+
+def test_a_written_recipe_is_overridden_like_the_one_it_came_from(values, tmp_path):
+    values["teachers"][1]["sampling"] = {"max_tokens": 8}
+    recipe = Recipe.from_dict(values)
+    path = written(tmp_path, recipe)
+    assert Recipe.load(path) == recipe
+    found = Recipe.load(path, ["sampling.seed=7", "sampling.max_tokens=5"])
+    assert [(t.sampling.seed, t.sampling.max_tokens) for t in found.teachers] == [
+        (7, 5),
+        (7, 8),
+        (7, 5),
+    ]
+    found = Recipe.load(path, ["teachers.0.sampling.temperature=0"])
+    assert [t.sampling.temperature for t in found.teachers] == [0, 0.5, 0.5]
+
+
+def test_what_is_empty_in_a_written_recipe_can_be_set(values, tmp_path):
+    path = written(tmp_path, Recipe.from_dict(values))
+    prices = [f"teachers.{i}.price.{key}=1" for i in range(3) for key in ("input", "output")]
+    found = Recipe.load(path, [*prices, "budget.usd=5", "training.lora.r=4"])
+    assert (found.budget.usd, found.training.lora.r) == (5, 4)
+    assert found.teachers[2].price.output == 1
+
+
+def test_a_recipe_that_version_0_1_0_wrote_out_shares_its_sampling(values, tmp_path):
+    """It wrote every teacher's whole sampling; what equals the shared one was not its own."""
+    recipe = Recipe.from_dict(values)
+    sampling = asdict(recipe.sampling) | {"stop": []}
+    old = recipe.to_dict()
+    for i, teacher in enumerate(old["teachers"]):
+        teacher["sampling"] = sampling | ({"temperature": 0.0} if i == 1 else {})
+    (tmp_path / "old.yaml").write_text(to_yaml(old))
+    found = Recipe.load(str(tmp_path / "old.yaml"), ["sampling.seed=7"])
+    assert [(t.sampling.seed, t.sampling.temperature) for t in found.teachers] == [
+        (7, 0.5),
+        (7, 0.0),
+        (7, 0.5),
+    ]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "my-org/math", "math: hard?", "a\\b", "a\nb", " "])
+def test_a_name_that_is_no_folders_name_is_refused(values, name):
+    with pytest.raises(InputError, match="name is"):
+        Recipe.from_dict(values | {"name": name})
+
+
+@pytest.mark.parametrize("name", ["math", "math (v2)", "数学", "größer 1.5B", ".hidden", "a-b_c.d"])
+def test_other_names_are_fine(values, name):
+    assert Recipe.from_dict(values | {"name": name}).title == name
