@@ -1,0 +1,76 @@
+"""Answers that others published, as `recorded` teachers: one Parquet file, and the matrix that a router study needs."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def read_blob(clone: str | Path, path: str) -> bytes:
+    """A file of a clone's newest commit, whether the clone has a work tree or is bare."""
+    command = ["git", "-C", str(clone), "show", f"HEAD:{path}"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{clone} has no {path} at HEAD: {done.stderr.decode().strip()}")
+    return done.stdout
+
+
+def commit(clone: str | Path) -> str:
+    command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+
+
+def write(folder: Path, prompts: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
+    """`prompts.parquet` (prompt, answer, group) and `answers.parquet` (prompt, teacher, response, correct)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(prompts), folder / "prompts.parquet")
+    pq.write_table(pa.Table.from_pylist(answers), folder / "answers.parquet")
+    names = list(dict.fromkeys(answer["teacher"] for answer in answers))
+    (folder / "teachers.json").write_text(json.dumps(names, indent=2))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Measured rewards of several teachers on the same prompts.
+
+    Attributes:
+        prompts: their texts.
+        groups: the category of each.
+        teachers: names, in the order of the columns.
+        rewards: 1 right, 0 wrong, float64 (prompts, teachers).
+    """
+
+    name: str
+    prompts: list[str]
+    groups: np.ndarray
+    teachers: list[str]
+    rewards: np.ndarray
+
+    @classmethod
+    def read(cls, name: str, folder: Path, teachers: Sequence[str] | None = None) -> "Pool":
+        """Of the prompts that all `teachers` (default: every one) answered; each prompt once."""
+        prompts = pq.read_table(folder / "prompts.parquet").to_pylist()
+        answers = pq.read_table(folder / "answers.parquet", columns=["prompt", "teacher", "correct"])
+        names = list(teachers or json.loads((folder / "teachers.json").read_text()))
+        row = {text: i for i, text in enumerate(dict.fromkeys(p["prompt"] for p in prompts))}
+        column = {teacher: j for j, teacher in enumerate(names)}
+        rewards = np.full((len(row), len(names)), np.nan)
+        for prompt, teacher, correct in zip(*(c.to_pylist() for c in answers.columns), strict=True):
+            if teacher in column:
+                rewards[row[prompt], column[teacher]] = correct
+        group = {p["prompt"]: p["group"] for p in prompts}
+        kept = np.flatnonzero(~np.isnan(rewards).any(-1))
+        texts = list(row)
+        return cls(
+            name,
+            [texts[i] for i in kept],
+            np.array([group[texts[i]] for i in kept]),
+            names,
+            rewards[kept],
+        )
