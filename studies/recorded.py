@@ -1,4 +1,4 @@
-"""Answers that others published, as `recorded` teachers: one Parquet file, and the matrix that a router study needs."""
+"""Answers that others published, as `recorded` teachers and as the rewards of a router study."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def commit(clone: str | Path) -> str:
 
 
 def write(folder: Path, prompts: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
-    """`prompts.parquet` (prompt, answer, group) and `answers.parquet` (prompt, teacher, response, correct)."""
+    """The prompts and, by prompt and teacher, the answers, each as a Parquet file."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(prompts), folder / "prompts.parquet")
     pq.write_table(pa.Table.from_pylist(answers), folder / "answers.parquet")
@@ -56,7 +56,9 @@ class Pool:
     def read(cls, name: str, folder: Path, teachers: Sequence[str] | None = None) -> "Pool":
         """Of the prompts that all `teachers` (default: every one) answered; each prompt once."""
         prompts = pq.read_table(folder / "prompts.parquet").to_pylist()
-        answers = pq.read_table(folder / "answers.parquet", columns=["prompt", "teacher", "correct"])
+        answers = pq.read_table(
+            folder / "answers.parquet", columns=["prompt", "teacher", "correct"]
+        )
         names = list(teachers or json.loads((folder / "teachers.json").read_text()))
         row = {text: i for i, text in enumerate(dict.fromkeys(p["prompt"] for p in prompts))}
         column = {teacher: j for j, teacher in enumerate(names)}

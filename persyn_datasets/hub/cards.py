@@ -22,6 +22,7 @@ from persyn_datasets.hub.versions import rows
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import table
+from persyn_datasets.report.verdict import verdict_table
 from persyn_datasets.store.journal import digest
 
 BEGIN = (
@@ -139,7 +140,7 @@ def _fill(
         backbone=names.get(recipe.router.backbone, recipe.router.backbone),
         verdict=report.outcome(recipe, stats),
         who=STRATEGIES[recipe.strategy],
-        against_random=report.against_random(stats["router"]) if stats["router"] else None,
+        against=verdict_table(stats["router"] or {}),
         reward=report.reward_words(recipe),
         teachers_table=report.teachers_table(recipe, stats),
         notes=report.notes(stats),

@@ -15,8 +15,18 @@ from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.engines.account import account_table
 from persyn_datasets.plan import wall
 from persyn_datasets.report.tables import table
+from persyn_datasets.report.verdict import verdict, verdict_table
 from persyn_datasets.router.ceiling import in_words
-from persyn_datasets.router.metrics import calibration_error, reliability
+from persyn_datasets.router.metrics import (
+    GROUP,
+    NEAREST,
+    ORACLE,
+    RANDOM,
+    SHARES,
+    SINGLE,
+    calibration_error,
+    reliability,
+)
 from persyn_datasets.strategies import second_opinion
 
 PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transformers")
@@ -29,7 +39,7 @@ CURVES = (
     "reward; where several "
     "teachers are best, each is):"
 )
-COLUMNS = ("router", "best single", "random", "oracle")
+COLUMNS = ("router", SINGLE, GROUP, NEAREST, SHARES, RANDOM, ORACLE)
 SIZES = (3, 10, 40, 100)  # billions of parameters
 BINS = 10  # of the router's confidence
 
@@ -152,34 +162,6 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def verdict(metrics: dict[str, Any]) -> str:
-    """Does routing beat sending everything to the best single teacher? Plainly, from the held-out
-    prompts.
-    """
-    a, single = metrics["advantage"], metrics["best_single_teacher"]
-    interval = _interval(a)
-    on = f"on {metrics['prompts']} held-out prompts"
-    if a["low"] > 0:
-        return (
-            f"Routing beats sending everything to the best single teacher, {single}: "
-            f"{interval}, {on}."
-        )
-    if a["high"] < 0:
-        return (
-            f"Routing is worse than sending everything to {single}: {interval}, {on}. Use "
-            f"{single} alone."
-        )
-    return (
-        f"No proof that routing beats sending everything to {single}: {interval}, {on}. The "
-        "interval includes 0: "
-        f"calibrate with more prompts, or use {single} alone."
-    )
-
-
-def _interval(a: dict[str, float]) -> str:
-    return f"{a['mean']:+.3f} reward per prompt [95% interval {a['low']:+.3f} to {a['high']:+.3f}]"
-
-
 def outcome(recipe: Recipe, stats: dict[str, Any]) -> str:
     """The verdict on the router; of a strategy without one, what it does."""
     if stats["router"]:
@@ -195,10 +177,6 @@ def ceiling_words(metrics: dict[str, Any]) -> str:
     return (
         in_words(metrics["ceiling"], metrics["best_single_teacher"]) if "ceiling" in metrics else ""
     )
-
-
-def against_random(metrics: dict[str, Any]) -> str:
-    return f"Against a random teacher: {_interval(metrics['advantage_over_random'])}."
 
 
 def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
@@ -234,13 +212,15 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
 
 
 def router_table(metrics: dict[str, Any]) -> str:
-    """The router on held-out prompts, beside the best single teacher, a random one and the
-    oracle.
-    """
+    """The router on held-out prompts, beside all that it must be judged by."""
     measures = ("hit@1", "hit@3", "reward", "regret")
-    return table(
-        ["", *COLUMNS], [[m, *(f"{metrics[m][name]:.3f}" for name in COLUMNS)] for m in measures]
-    )
+    columns = [name for name in COLUMNS if name in metrics["reward"]]
+
+    def cell(measure: str, name: str) -> str:
+        value = metrics[measure].get(name)
+        return "–" if value is None else f"{value:.3f}"
+
+    return table(["", *columns], [[m, *(cell(m, name) for name in columns)] for m in measures])
 
 
 def tradeoff_table(tradeoff: dict[str, Any]) -> str:
@@ -376,6 +356,7 @@ def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
         lines += [
             f"The router on {r['prompts']} held-out calibration prompts {best}:",
             router_table(r),
+            *([leads] if (leads := verdict_table(r)) else []),
         ]
         lines += [words] if (words := ceiling_words(r)) else []
         lines += [CURVES, curve_table(stats["analysis"])] if stats["analysis"]["by_size"] else []

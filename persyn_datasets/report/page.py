@@ -14,6 +14,7 @@ from persyn_datasets.hub.licenses import worked_out
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.figures import CAPTIONS, draw
 from persyn_datasets.report.tables import html_table
+from persyn_datasets.report.verdict import verdict_table
 
 
 def load(output: Path) -> tuple[Recipe, dict[str, Any]]:
@@ -52,7 +53,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> Path:
             else recipe.student.model,
             verdict=report.outcome(recipe, stats),
             who=STRATEGIES[recipe.strategy],
-            against_random=report.against_random(stats["router"]) if stats["router"] else None,
+            against=html_table(lines) if (lines := verdict_table(stats["router"] or {})) else "",
             reward=report.reward_words(recipe).replace("`", ""),
             saved=report.saved(stats),
             teachers_table=html_table(report.teachers_table(recipe, stats)),

@@ -1,13 +1,15 @@
-"""How good is a router? Hit@k and regret on held-out prompts, beside a random router and the best
-single teacher.
-"""
+"""How good is a router? Reward, regret and Hit@k on held-out prompts, beside simpler choices."""
 
+from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 
 import numpy as np
 
-BOOTSTRAP_SAMPLES = 10_000
+from persyn_datasets.store.statistics import interval, paired
+
+SINGLE, GROUP, NEAREST = "best single", "best per group", "nearest neighbours"
+SHARES, RANDOM, ORACLE = "shares at random", "random", "oracle"
 
 
 def router_metrics(
@@ -16,12 +18,9 @@ def router_metrics(
     rewards_before: np.ndarray,
     teachers: list[str],
     seed: int = 0,
+    prompt_ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Compare a router's choices with what was measured on the same prompts.
-
-    Hit@k: how often one of the prompt's best teachers (several, where they tie) is among the k that
-    the router scores highest. Regret: the oracle's mean reward minus the strategy's. A failed
-    response counts as the prompt's lowest reward.
+    """Compare a router's choices with what was measured on the same prompts; see `compare`.
 
     Args:
         scores: o = π(x), (prompts, teachers).
@@ -30,64 +29,121 @@ def router_metrics(
             single teacher.
         teachers: names, in the order of the columns.
         seed: for the bootstrap over prompts.
+        prompt_ids: which rows are the same prompt: it counts once, with the mean of its rewards.
+    """
+    if prompt_ids is not None:
+        scores, rewards = scores[first_rows(prompt_ids)], mean_by_prompt(rewards, prompt_ids)
+    single = np.broadcast_to(_fill_failed(rewards_before).mean(0), rewards.shape)
+    return compare({"router": scores, SINGLE: single}, rewards, teachers, seed)
+
+
+def compare(
+    lines: Mapping[str, np.ndarray], rewards: np.ndarray, teachers: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
+    """The router and what it must be judged by, on prompts that none of them was fitted to.
+
+    Hit@k: how often one of the prompt's best teachers (several, where they tie) is among the k that
+    are scored highest. Regret: the oracle's mean reward minus the line's. A failed response counts
+    as the prompt's lowest reward. *Shares at random* deals the router's own choices at random to
+    the prompts: what is left of its lead over that comes from reading the prompt.
+
+    Args:
+        lines: name → scores (prompts, teachers), the highest is chosen; with `router` and
+            `best single` among them.
+        rewards: r(y, θ), (prompts, teachers), NaN where the response failed.
 
     Returns:
-        JSON values; `advantage` is the mean reward of the router minus the best single teacher's,
-        and `advantage_over_random` minus a random one's, with their 95% bootstrap intervals over
-        the prompts.
+        JSON values. `against`: the mean reward of the router minus each other line's, with its 95%
+        bootstrap interval over the prompts, `p` of the paired sign-flip test, and on how many
+        prompts the choice `differs` (of a random line: all). `advantage` and
+        `advantage_over_random` are those over the best single and a random teacher. `routed`: how
+        many of the prompts the router sends to each teacher.
     """
-    scores = scores[~np.isnan(rewards).all(-1)]
+    known = ~np.isnan(rewards).all(-1)
+    lines = {name: scores[known] for name, scores in lines.items()}
     rewards = _fill_failed(rewards)
     prompts, n = rewards.shape
-    single = np.broadcast_to(_fill_failed(rewards_before).mean(0), rewards.shape)
-    oracle, best = rewards.max(-1), rewards == rewards.max(-1, keepdims=True)
+    best = rewards == rewards.max(-1, keepdims=True)
+    chosen = {name: scores.argmax(-1) for name, scores in lines.items()}
+    routed = np.bincount(chosen["router"], minlength=n)
 
-    def hit(order_by: np.ndarray, k: int) -> float:
-        top = np.argsort(-order_by, axis=-1, kind="stable")[:, :k]
-        return float(np.take_along_axis(best, top, -1).any(-1).mean())
-
-    def chance(k: int) -> float:
-        return float(np.mean([1 - comb(n - int(b), k) / comb(n, k) for b in best.sum(-1)]))
-
-    def reward(order_by: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(rewards, order_by.argmax(-1)[:, None], -1)[:, 0]
-
-    routed, of_single = reward(scores), reward(single)
-    strategies = {
-        "router": routed,
-        "best single": of_single,
-        "random": rewards.mean(-1),
-        "oracle": oracle,
+    reward = {name: rewards[np.arange(prompts), choice] for name, choice in chosen.items()}
+    reward |= {
+        SHARES: rewards @ (routed / prompts),
+        RANDOM: rewards.mean(-1),
+        ORACLE: rewards.max(-1),
     }
+    hit = {f"hit@{k}": {name: _hit(s, best, k) for name, s in lines.items()} for k in (1, 3)}
+    hit["hit@1"][SHARES] = float((best @ (routed / prompts)).mean())
+    for k in (1, 3):
+        hit[f"hit@{k}"] |= {RANDOM: _chance(best, k), ORACLE: 1.0}
+    against = {
+        name: _difference(reward["router"], of_line, seed)
+        | {"differs": int((chosen["router"] != chosen[name]).sum()) if name in chosen else prompts}
+        for name, of_line in reward.items()
+        if name not in ("router", ORACLE)
+    }
+    single = np.bincount(chosen[SINGLE], minlength=n).argmax()
+    bounds = ("mean", "low", "high")
     return {
         "prompts": prompts,
-        "best_single_teacher": teachers[int(single[0].argmax())],
-        "reward": {name: float(r.mean()) for name, r in strategies.items()},
-        "regret": {name: float((oracle - r).mean()) for name, r in strategies.items()},
-        "hit@1": {
-            "router": hit(scores, 1),
-            "best single": hit(single, 1),
-            "random": chance(1),
-            "oracle": 1.0,
-        },
-        "hit@3": {
-            "router": hit(scores, min(3, n)),
-            "best single": hit(single, min(3, n)),
-            "random": chance(min(3, n)),
-            "oracle": 1.0,
-        },
-        "advantage": mean_with_interval(routed - of_single, seed),
-        "advantage_over_random": mean_with_interval(routed - rewards.mean(-1), seed),
+        "best_single_teacher": teachers[int(single)],
+        "reward": {name: float(r.mean()) for name, r in reward.items()},
+        "regret": {name: float((reward[ORACLE] - r).mean()) for name, r in reward.items()},
+        **hit,
+        "routed": {name: int(count) for name, count in zip(teachers, routed, strict=True) if count},
+        "against": against,
+        "advantage": {key: against[SINGLE][key] for key in bounds},
+        "advantage_over_random": {key: against[RANDOM][key] for key in bounds},
     }
+
+
+def _hit(scores: np.ndarray, best: np.ndarray, k: int) -> float:
+    top = np.argsort(-scores, axis=-1, kind="stable")[:, :k]
+    return float(np.take_along_axis(best, top, -1).any(-1).mean())
+
+
+def _chance(best: np.ndarray, k: int) -> float:
+    """Hit@k of a random order."""
+    n = best.shape[1]
+    k = min(k, n)
+    return float(np.mean([1 - comb(n - int(b), k) / comb(n, k) for b in best.sum(-1)]))
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, float]:
+    if len(ours) < 2:  # no interval
+        mean = float((ours - theirs).mean())
+        return {"mean": mean, "low": mean, "high": mean, "p": 1.0}
+    return paired(ours, theirs, seed)
 
 
 def mean_with_interval(of_prompts: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """The mean over prompts, with its 95% bootstrap interval."""
-    draws = np.random.default_rng(seed).integers(
-        0, len(of_prompts), (BOOTSTRAP_SAMPLES, len(of_prompts))
-    )
-    low, high = np.percentile(of_prompts[draws].mean(-1), [2.5, 97.5])
-    return {"mean": float(of_prompts.mean()), "low": float(low), "high": float(high)}
+    """The mean over prompts, with its 95% bootstrap interval; of one prompt the mean alone."""
+    if len(of_prompts) < 2:
+        mean = float(of_prompts.mean())
+        return {"mean": mean, "low": mean, "high": mean}
+    return interval(of_prompts, seed)
+
+
+def first_rows(prompt_ids: Sequence[str]) -> np.ndarray:
+    """The first row of each prompt, in the order in which they first come."""
+    first: dict[str, int] = {}
+    for row, key in enumerate(prompt_ids):
+        first.setdefault(key, row)
+    return np.array(list(first.values()))
+
+
+def mean_by_prompt(rewards: np.ndarray, prompt_ids: Sequence[str]) -> np.ndarray:
+    """Rewards (rows, teachers) as (prompts, teachers), in the order of `first_rows`; the mean of a
+    prompt's rows, without their NaN.
+    """
+    place = {key: i for i, key in enumerate(dict.fromkeys(prompt_ids))}
+    of_prompt = np.array([place[key] for key in prompt_ids])
+    known = ~np.isnan(rewards)
+    total, count = np.zeros((2, len(place), rewards.shape[1]))
+    np.add.at(total, of_prompt, np.where(known, rewards, 0))
+    np.add.at(count, of_prompt, known)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def _fill_failed(rewards: np.ndarray) -> np.ndarray:

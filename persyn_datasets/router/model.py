@@ -186,12 +186,13 @@ class Router:
 
         With several responses of each teacher to a prompt there is a `ceiling`, too: see
         `ceiling.ceiling`. The router may pick these `teachers` only (default: all); the others
-        still count for the oracle.
+        still count for the oracle. A prompt that stands in several rows counts once.
         """
         rewards, before = (rewards_of(ranked, self.names) for ranked in (held_out, trained_on))
         available = [teachers is None or name in teachers for name in self.names]
         scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
-        metrics = router_metrics(scores, rewards, before, self.names)
+        ids = held_out["prompt_id"]
+        metrics = router_metrics(scores, rewards, before, self.names, prompt_ids=ids)
         sampled = sampled_rewards(held_out, self.names)
         if sampled.shape[-1] > 1:
             metrics["ceiling"] = ceiling(

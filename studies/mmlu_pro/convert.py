@@ -1,6 +1,6 @@
 """TIGER-AI-Lab/MMLU-Pro's recorded answers (Apache-2.0) as `recorded` teachers.
 
-    python -m studies.mmlu_pro.convert CLONE FOLDER
+python -m studies.mmlu_pro.convert CLONE FOLDER
 """
 
 import ast
@@ -15,7 +15,7 @@ from typing import Any
 
 from studies import recorded
 
-# The instruct models whose answers the repository keeps in files below 4 MiB; sizes in billions of parameters.
+# Instruct models whose answers are in files below 4 MiB; sizes in billions of parameters.
 MODELS: dict[str, float | None] = {
     "DeepSeek-Coder-V2": 236,
     "Meta-Llama-3_1-70B-Instruct": 70.6,
@@ -42,10 +42,12 @@ POOLS["MMLU-Pro-9"] = [
     for m in POOLS["MMLU-Pro-12"]
     if m not in ("Meta-Llama-3_1-70B-Instruct", "jamba-1.5-large", "Mistral-7B-Instruct-v0.1")
 ]
-def letter(text: str) -> str | None:
-    """The option that an answer chooses: the benchmark's own patterns (compute_accuracy.py), the first that is found.
 
-    Where none is, the benchmark guesses; here it is None.
+
+def letter(text: str) -> str | None:
+    """The option that an answer chooses, by the benchmark's own patterns (compute_accuracy.py).
+
+    The first pattern that is found counts. Where none is, the benchmark guesses; here it is None.
     """
     if said := re.search(r"answer is \(?([A-J])\)?", text):
         return said.group(1)
@@ -62,7 +64,7 @@ def prompt(question: str, options: list[str]) -> str:
 
 
 def read(clone: str | Path, model: str) -> dict[int, dict[str, Any]]:
-    """A model's answers by question; entries that are no answers (one file has some) are left out."""
+    """A model's answers by question, without the entries that are none (one file has some)."""
     blob = recorded.read_blob(clone, f"eval_results/model_outputs_{model}_5shots.zip")
     archive = zipfile.ZipFile(io.BytesIO(blob))
     (name,) = (n for n in archive.namelist() if not n.startswith("__MACOSX"))

@@ -1,6 +1,6 @@
 """WildEval/ZeroEval's recorded answers (Apache-2.0) to three domains as `recorded` teachers.
 
-    python -m studies.three_domains.convert CLONE FOLDER
+python -m studies.three_domains.convert CLONE FOLDER
 """
 
 import json
@@ -44,7 +44,9 @@ def parse(output: str) -> tuple[str, str | None]:
         reasoning = re.search(r'"reasoning"\s*:\s*"(.*?)"\s*,\s*"answer"', output, re.DOTALL)
         answer = re.search(r'"answer"\s*:\s*"(.*?)"\s*[,}\n]', output, re.DOTALL)
         answer = answer or re.search(r'"answer"\s*:\s*([^"\n}]+)', output)
-        answer = answer or re.search(r"\\boxed\{(\w+)\}", output[-40:])  # the benchmark's rule for some
+        answer = answer or re.search(
+            r"\\boxed\{(\w+)\}", output[-40:]
+        )  # the benchmark's rule for some
         text = reasoning.group(1) if reasoning else output
         return text.replace("\\n", "\n"), answer.group(1).strip() if answer else None
 

@@ -10,8 +10,13 @@ from pool import built
 
 from persyn_datasets import InputError, Recipe
 from persyn_datasets.hub import cards
-from persyn_datasets.report import measure as report
 from persyn_datasets.report.figures import CAPTIONS
+from persyn_datasets.report.verdict import (
+    FEWEST_PROMPTS,
+    WORTH_SEEING,
+    prompts_needed,
+    verdict,
+)
 
 ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)*%?")
@@ -87,6 +92,10 @@ def test_every_number_is_one_of_the_stats(kind, done, stats):
     ):
         known |= written(sum(line[key] for line in account))
     known |= {f"{n / stats['rows']:.0%}" for n in routed} | written(stats["rows"] - stats["failed"])
+    # What a verdict takes, and how many prompts would have it.
+    lead = stats["router"]["against"]["best single"]
+    known |= {str(FEWEST_PROMPTS), str(WORTH_SEEING)}
+    known |= written(max(FEWEST_PROMPTS, prompts_needed(lead, stats["router"]["prompts"])))
     known |= {f"{stats['generate_then_select'] / stats['generations']:.1f}"}
     found = set(NUMBER.findall(re.sub(r"\(https?://\S*\)|SHA|v1\.0\.0", "", card)))
     assert len(found) > 30 and found - known == set()
@@ -102,8 +111,8 @@ SHOWN = [
     ("router", "hit@3", "random"),
     ("router", "reward", "oracle"),
     ("router", "regret", "best single"),
-    ("router", "advantage", "low"),
-    ("router", "advantage_over_random", "high"),
+    ("router", "against", "best single", "low"),
+    ("router", "against", "random", "high"),
     ("router", "prompts"),
     ("rows",),
     ("failed",),
@@ -140,7 +149,7 @@ def test_it_says_what_it_has_to(done, stats):
         'load_dataset("org/tiny", split="train", revision="v1.1.0")',
         "trl sft --model_name_or_path",
         "r = (1 − α)·r_q + α·r_l with α = 0.4, each signal normalised by `prompt`",
-        report.verdict(stats["router"]),
+        verdict(stats["router"]),
         "figures/allocation.png",
         "persyn build recipe.yaml",
         "2510.10925",

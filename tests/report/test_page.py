@@ -11,6 +11,7 @@ from persyn_datasets.cli import main
 from persyn_datasets.report import measure as report
 from persyn_datasets.report import page
 from persyn_datasets.report.figures import CAPTIONS, draw
+from persyn_datasets.report.verdict import verdict
 
 POINT = {"hit@1": 0.3, "hit@3": 0.6, "quality": 0.5, "learnability": -1.2}
 
@@ -49,10 +50,7 @@ class Tags(HTMLParser):
 def test_report_writes_one_page_that_needs_no_network(done, capsys):
     assert main(["report", str(done.output)]) == 0
     told = capsys.readouterr().out
-    assert (
-        report.verdict(done.stats["router"]) in told
-        and str(done.output / "report/index.html") in told
-    )
+    assert verdict(done.stats["router"]) in told and str(done.output / "report/index.html") in told
     text = (done.output / "report/index.html").read_text()
     tags, words_of = Tags(text), unescape(text)
     assert tags.open == [] and len(tags.addresses) == len(CAPTIONS)
@@ -60,7 +58,7 @@ def test_report_writes_one_page_that_needs_no_network(done, capsys):
     assert not re.search(r"(?:@import|url\(|<script|<link)", text)
     (opinions,) = report.notes(done.stats)
     told_there = (
-        report.verdict(done.stats["router"]),
+        verdict(done.stats["router"]),
         opinions,
         "56 generations",
         "40 calibration prompts",

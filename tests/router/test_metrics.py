@@ -1,10 +1,10 @@
 import json
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 
-from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.metrics import compare, router_metrics
 
 NAN = float("nan")
 
@@ -45,6 +45,9 @@ def by_hand(scores, rewards, before, teachers):
         "random": mean([mean(row) for row in rewards]),
         "oracle": mean([max(row) for row in rewards]),
     }
+    # Its choices dealt at random: any prompt may get any prompt's choice.
+    dealt = [by_router(i)[0] for i in range(len(rewards))]
+    reward["shares at random"] = mean([mean([row[j] for j in dealt]) for row in rewards])
     hits = {
         f"hit@{k}": {
             "router": hit(by_router, k),
@@ -54,7 +57,11 @@ def by_hand(scores, rewards, before, teachers):
         }
         for k in (1, 3)
     }
+    hits["hit@1"]["shares at random"] = mean(
+        [mean([row[j] == max(row) for j in dealt]) for row in rewards]
+    )
     return hits | {
+        "routed": {teachers[j]: dealt.count(j) for j in range(n) if j in dealt},
         "prompts": len(rewards),
         "best_single_teacher": teachers[single],
         "reward": reward,
@@ -82,6 +89,12 @@ def test_every_measure_by_hand(teachers, seed):
     found = router_metrics(*arguments)
     expected = by_hand(*(a.tolist() if isinstance(a, np.ndarray) else a for a in arguments))
     advantage, over_random = found.pop("advantage"), found.pop("advantage_over_random")
+    against = found.pop("against")
+    assert against.keys() == {"best single", "random", "shares at random"}
+    for line, lead in against.items():
+        assert lead["mean"] == pytest.approx(
+            expected["reward"]["router"] - expected["reward"][line]
+        )
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == (pytest.approx(value) if isinstance(value, dict) else value), key
@@ -102,6 +115,12 @@ def test_a_worked_example():
     before = np.array([[0.0, 0.0, 1.0], [NAN, 0.5, 1.0]])
     m = router_metrics(scores, rewards, before, ["a", "b", "c"])
     assert (m["prompts"], m["best_single_teacher"]) == (3, "c")
+    # The router's choices: c, c, b.
+    assert m["reward"].pop("shares at random") == pytest.approx(
+        ((0.5 + 0 + 0) + (0.6 + 0.2 + 0.2) + (0.9 + 0.3 + 0.3)) / 9
+    )
+    assert m["hit@1"].pop("shares at random") == pytest.approx((0 + 1 / 3 + 1 / 3) / 3)
+    assert m["routed"] == {"b": 1, "c": 2}
     assert m["reward"] == pytest.approx(
         {"router": 1.1 / 3, "best single": 0.5 / 3, "random": 4.6 / 9, "oracle": 2.5 / 3}
     )
@@ -137,7 +156,8 @@ def test_the_interval_holds_the_mean_has_the_right_width_and_is_reproducible():
     )
     other = router_metrics(scores, rewards, before, list("abcd"), seed=2)
     assert other["advantage"] != a
-    assert other | {"advantage": a, "advantage_over_random": m["advantage_over_random"]} == m
+    resampled = ("advantage", "advantage_over_random", "against")
+    assert other | {key: m[key] for key in resampled} == m
     b, difference = (
         m["advantage_over_random"],
         rewards[np.arange(400), scores.argmax(1)] - rewards.mean(1),
@@ -153,3 +173,56 @@ def test_a_router_that_knows_the_rewards_is_the_oracle():
     m = router_metrics(np.nan_to_num(rewards, nan=-1), rewards, before, names)
     assert (m["hit@1"]["router"], m["regret"]["router"]) == (1.0, 0.0)
     assert m["reward"]["router"] == m["reward"]["oracle"] > m["reward"]["best single"]
+
+
+def test_a_prompt_counts_once_however_often_it_stands_there():
+    """Each prompt four times would halve the interval."""
+    scores, rewards, before, names = tables(seed=3)
+    ids = [f"p{i}" for i in range(len(scores))]
+    once = router_metrics(scores, rewards, before, names, prompt_ids=ids)
+    assert once == router_metrics(scores, rewards, before, names)
+    four = [np.repeat(table, 4, axis=0) for table in (scores, rewards)]
+    again = router_metrics(*four, before, names, prompt_ids=np.repeat(ids, 4).tolist())
+    assert again == once
+    counted_as_rows = router_metrics(*four, before, names)["advantage"]
+    width = once["advantage"]["high"] - once["advantage"]["low"]
+    assert counted_as_rows["high"] - counted_as_rows["low"] < 0.6 * width
+
+
+def test_rows_of_one_prompt_that_differ_count_with_their_mean():
+    rewards = np.array([[1.0, NAN], [0.0, 0.6], [0.2, 0.1]])
+    scores = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    m = router_metrics(scores, rewards, rewards, ["a", "b"], prompt_ids=["x", "x", "y"])
+    assert m["prompts"] == 2
+    assert m["reward"]["router"] == pytest.approx((0.5 + 0.1) / 2)
+    assert m["reward"]["oracle"] == pytest.approx((0.6 + 0.2) / 2)
+
+
+def test_the_paired_test_by_all_sign_flips():
+    """Brute force over 2^10 flips, with a prompt of no difference that says nothing."""
+    rng = np.random.default_rng(5)
+    difference = np.r_[rng.normal(0.3, 1, 10), 0.0]
+    rewards = np.stack([np.zeros(11), difference], 1)
+    lines = {
+        "router": np.broadcast_to([0.0, 1.0], (11, 2)),
+        "best single": np.broadcast_to([1.0, 0.0], (11, 2)),
+    }
+    found = compare(lines, rewards, ["a", "b"])["against"]["best single"]
+    flips = np.array(list(product([1, -1], repeat=11)))
+    as_far = np.abs(flips @ difference) >= abs(difference.sum()) - 1e-12
+    assert found["p"] == pytest.approx(as_far.mean())
+    assert found["differs"] == 11
+
+
+def test_more_lines_are_judged_alike():
+    scores, rewards, before, names = tables(seed=6)
+    lines = {
+        "router": scores,
+        "best single": np.broadcast_to(np.nanmean(before, 0), rewards.shape),
+        "best per group": -scores,
+    }
+    m = compare(lines, rewards, names)
+    known = ~np.isnan(rewards).all(1)
+    assert set(m["against"]) == {"best single", "best per group", "random", "shares at random"}
+    assert m["against"]["best per group"]["differs"] == known.sum()
+    assert m["reward"]["best per group"] < m["reward"]["oracle"]
