@@ -129,6 +129,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         made_of = {
             k: v for k, v in self.recipe.to_dict().items() if k not in ("training", "evaluation")
         }
+        if self.recipe.target:
+            content.append(self.recipe.target.load()._fingerprint)
         build = digest([made_of, prompts._fingerprint, content, __version__])
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
         if (
@@ -231,17 +233,17 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
     def _judge(self, generated: Dataset) -> Dataset:
         recipe = self.recipe
+        of = schema.with_target if recipe.target else dict
         scored = run(
             generated,
-            Score(recipe.student, recipe.quality),
-            schema.SCORED,
+            Score(recipe.student, recipe.quality, recipe.target),
+            of(schema.SCORED),
             self.runner,
             batch_size=None,
         )
         rank = Rank(**asdict(recipe.effective_reward))
-        return run(scored.with_format("arrow"), rank, schema.RANKED, batch_size=None).with_format(
-            None
-        )
+        ranked = run(scored.with_format("arrow"), rank, of(schema.RANKED), batch_size=None)
+        return ranked.with_format(None)
 
     def _ask_twice(self, routed: Dataset, answered: Dataset, synthesize: Synthesize) -> Dataset:
         """The answers, with the better one of two where the router is least sure."""

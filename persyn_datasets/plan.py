@@ -61,6 +61,8 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         recipe, prompts if routed and recipe.second_opinion else calibration(recipe, prompts)
     )
     _check_model("student.model", recipe.student.model, recipe.student.revision)
+    if recipe.target:
+        recipe.target.check(prompts)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
         for backbone in recipe.router.compare_backbones:

@@ -15,6 +15,7 @@ from persyn_datasets.config.prompts import Decontaminate, Prompts
 from persyn_datasets.config.reward import Reward
 from persyn_datasets.config.strategy import ALPHA, STRATEGIES, Baselines, Budget
 from persyn_datasets.config.student import Lora, Student, Training
+from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import (
     WHERE_AND_HOW_FAST,
     Price,
@@ -94,6 +95,7 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     quality: str | dict[str, Any] = "math-verify"
     reward: Reward = field(default_factory=Reward)
+    target: Target | None = None
     router: RouterTraining = field(default_factory=RouterTraining)
     strategy: str = "persyn"
     baselines: Baselines = field(default_factory=Baselines)
@@ -122,6 +124,11 @@ class Recipe:
         if not 0 <= self.second_opinion <= 1:
             raise InputError(
                 f"second_opinion is {self.second_opinion}; expected a share from 0 to 1."
+            )
+        if self.reward.learnability == "target" and not self.target:
+            raise InputError(
+                "reward.learnability is 'target', and there is no target; add reference answers of "
+                "the kind the student shall become good at: target: {path: …, response_column: …}."
             )
         check_prices(self.teachers, self.max_cost)
         if self.budget:
@@ -381,6 +388,7 @@ def _explain(error: Any) -> str:
             "calibration": Calibration,
             "reward": Reward,
             "router": RouterTraining,
+            "target": Target,
             "baselines": Baselines,
             "budget": Budget,
             "decontaminate": Decontaminate,

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from persyn_datasets.config.errors import InputError
 
-Learnability = Literal["log-probability", "rsr"]
+Learnability = Literal["log-probability", "rsr", "target"]
 Normalize = Literal["prompt", "corpus", "zscore", "rank", "none"]
 
 

@@ -35,6 +35,10 @@ class Responses:
         coded = self.field("teacher").combine_chunks().cast(pa.string()).dictionary_encode()
         self.names, self.teacher = coded.dictionary, coded.indices.to_numpy().astype(int)
 
+    def fields(self) -> list[str]:
+        """The names of what is known of each response."""
+        return [f.name for f in self._flat.type]
+
     def field(self, name: str) -> pa.ChunkedArray:
         """A field of each response."""
         return pc.struct_field(self._flat, name)

@@ -6,6 +6,8 @@ A stage returns only the columns that it adds or replaces; every other column pa
 rows.
 """
 
+from typing import Any
+
 from datasets import List, Value
 
 PROMPT_ID = {"prompt_id": Value("string")}
@@ -22,6 +24,7 @@ RESPONSE = {
     "error": Value("string"),
 }
 SCORED_RESPONSE = RESPONSE | {key: Value("float64") for key in ("quality", "learnability", "rsr")}
+TARGET = {"target": Value("float64")}  # of each response, where there is a target
 RANKED_RESPONSE = SCORED_RESPONSE | {"reward": Value("float64"), "rank": Value("int64")}
 
 GENERATED = PROMPT | {"responses": List(RESPONSE)}
@@ -42,3 +45,8 @@ SYNTHESIZED = PROMPT_ID | {
     **_COUNTS,
     "error": Value("string"),
 }
+
+
+def with_target(stage: dict[str, Any]) -> dict[str, Any]:
+    """`SCORED` or `RANKED` of a `Score` that has a target."""
+    return stage | {"responses": List(stage["responses"].feature | TARGET)}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ PACKAGES = ("persyn-datasets", "datasets", "huggingface_hub", "torch", "transfor
 R_L = {
     "log-probability": "mean token log-probability",
     "rsr": "minus the Rank-Surprisal Ratio (arXiv 2601.14249)",
+    "target": "the target signal, the mean per token of log p_θ⁺ − log p_θ (θ⁺: the student after "
+    "a few steps on the target),",
 }
 CURVES = (
     "Its head alone, fitted to fewer calibration prompts or to another α (Hit@k by that α's own "
@@ -70,7 +73,7 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
         answers[name] += [message["content"] for message in completion]
 
     def mean(rows: list[dict[str, Any]], key: str) -> float | None:
-        values = [r[key] for r in rows if r[key] is not None]
+        values = [r[key] for r in rows if r.get(key) is not None]
         return float(np.mean(values)) if values else None
 
     return {
@@ -81,7 +84,7 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
             name: {
                 **{
                     key: mean(rows, key)
-                    for key in ("quality", "learnability", "reward", "completion_tokens")
+                    for key in ("quality", "learnability", "target", "reward", "completion_tokens")
                 },
                 "characters": _percentiles(r["text"] for r in rows if not r["error"]),
                 "routed_characters": _percentiles(answers[name]),
@@ -188,6 +191,7 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
             name,
             three(t["quality"]),
             three(t["learnability"]),
+            *([three(t["target"])] if recipe.target else []),
             three(t["reward"]),
             "–" if t["characters"] is None else f"{t['characters'][1]:,.0f}",
             "–" if sizes.get(name) is None else f"{sizes[name]:g}",
@@ -201,6 +205,7 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
         "teacher",
         "quality",
         "learnability",
+        *(["target"] if recipe.target else []),
         "reward",
         "characters (median)",
         "size (B)",
@@ -326,8 +331,13 @@ def reward_words(recipe: Recipe) -> str:
     return (
         f"Reward r = (1 − α)·r_q + α·r_l with α = {reward.alpha}, each signal normalised by "
         f"`{reward.normalize}`. r_q: {quality}. r_l: {R_L[reward.learnability]} of the response "
-        "under the student."
+        "under the student." + (f" Target: {_named(recipe.target.path)}." if recipe.target else "")
     )
+
+
+def _named(path: str) -> str:
+    """A Hub id as it is, of a file or folder here only the name."""
+    return Path(path).name if Path(path).exists() else path
 
 
 def notes(stats: dict[str, Any]) -> list[str]:

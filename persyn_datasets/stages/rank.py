@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.reward import Learnability, Normalize, Reward
 from persyn_datasets.data.responses import Responses, table_of, with_columns
+
+COLUMNS = {"log-probability": "learnability", "rsr": "rsr", "target": "target"}
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class Rank:
             `zscore`: zero mean and unit variance over the prompt's responses;
             `rank`: from 0 for the prompt's worst to 1 for its best, ties sharing their mean;
             `none`: as it is.
-        learnability: what r_l is: `log-probability`, the paper's mean token log-probability, or
-            `rsr`, minus the Rank-Surprisal Ratio (arXiv 2601.14249; there lower is better, hence
-            the minus).
+        learnability: what r_l is: `log-probability`, the paper's mean token log-probability; `rsr`,
+            minus the Rank-Surprisal Ratio (arXiv 2601.14249; there lower is better, hence the
+            minus); or `target`, the target signal (see `signals.target`), for which `Score` needs a
+            target.
         seed: for the ties that nothing else breaks.
     """
 
@@ -90,11 +94,16 @@ class Rank:
         return with_columns(batch, responses=column, best_teacher=best_teacher)
 
     def _r_l(self, responses: Responses) -> np.ndarray:
-        return (
-            -responses.numbers("rsr")
-            if self.learnability == "rsr"
-            else responses.numbers("learnability")
-        )
+        """Raises `InputError` if the responses are scored, but not by this signal."""
+        column = COLUMNS[self.learnability]
+        found = column in responses.fields()
+        r_l = responses.numbers(column) if found else np.full(len(responses.prompt), np.nan)
+        if np.isnan(r_l).all() and not np.isnan(responses.numbers("learnability")).all():
+            raise InputError(
+                f"reward.learnability is {self.learnability!r}, and no response has a value in "
+                f"{column!r}; score them by it first: Score(student, {column}=…)."
+            )
+        return -r_l if column == "rsr" else r_l
 
     def _best(self, prompt_ids: pa.ChunkedArray, names: pa.Array, first: np.ndarray) -> pa.Array:
         """The name of each prompt's best teacher; `first` (prompts, teachers) are those that only

@@ -1,5 +1,5 @@
-"""Score: the raw signals of every response, learnability r_l (and RSR beside it) and
-quality r_q.
+"""Score: the raw signals of every response, learnability r_l (RSR and the target signal beside it)
+and quality r_q.
 """
 
 import time
@@ -11,10 +11,12 @@ from huggingface_hub.utils import tqdm
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
+from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.signals import quality as q
 from persyn_datasets.signals.learnability import Signals, signals
+from persyn_datasets.signals.target import theta_plus
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import Journal, digest
 from persyn_datasets.store.models import dtype, use_device
@@ -24,13 +26,14 @@ Quality = str | Mapping[str, Any] | Callable[..., Any]
 
 @dataclass(frozen=True)
 class Score:
-    """A `datasets` map that adds `quality`, `learnability` and `rsr` to each response.
+    """A `datasets` map that adds `quality`, `learnability` and `rsr` to each response, and `target`
+    if there is one.
 
         generated.map(Score(student="Qwen/Qwen2.5-1.5B", quality="math-verify"), batched=True)
 
     The signals are kept raw, so that another α or normalisation costs nothing. A failed response
-    has none. `rsr` is the Rank-Surprisal Ratio (arXiv 2601.14249), which `Rank` can take for
-    learnability.
+    has none. `rsr` is the Rank-Surprisal Ratio (arXiv 2601.14249), `target` the target signal (see
+    `signals.target`); `Rank` can take either for learnability.
 
     Args:
         student: Hub id or local folder of the model that is to learn, or a `Student`.
@@ -39,10 +42,12 @@ class Score:
             `{"reward_model": id}` (also `revision`, `trust_remote_code`), a dotted path to a reward
             function with TRL's signature `f(prompts, completions, **columns) -> list[float]`, or
             such a function.
+        target: reference answers of the kind the student shall become good at.
     """
 
     student: str | Student
     quality: Quality = q.MATH_VERIFY
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.student, str):
@@ -76,7 +81,22 @@ class Score:
             unfinished = self.quality == q.MATH_VERIFY and r["finish_reason"] == "length"
             r["quality"] = 0.0 if unfinished else quality
             r["learnability"], r["rsr"] = told["learnability"], told["rsr"]
+        if self.target:
+            for row in responses:
+                for r in row:
+                    r["target"] = None
+            self._add_target([r for _, r in places], rows)
         return {"responses": responses}
+
+    def _add_target(
+        self, responses: list[dict[str, Any]], rows: list[tuple[list[Message], str]]
+    ) -> None:
+        """r_t of each: its learnability under θ⁺ minus that under θ."""
+        assert isinstance(self.student, Student) and self.target
+        plus = Score(theta_plus(self.student, self.target)).of_student(rows)
+        for r, after in zip(responses, plus, strict=True):
+            if after["learnability"] is not None:
+                r["target"] = after["learnability"] - r["learnability"]
 
     def of_student(self, rows: list[tuple[list[Message], str]]) -> list[Signals]:
         """What the student says of each row, from the journal or by the student."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from persyn_datasets.learnability import response_log_probs
+from persyn_datasets.models import prompt_ids, text_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from persyn_datasets import learnability
-from persyn_datasets.learnability import response_log_probs
-from persyn_datasets.models import prompt_ids, text_ids
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of a response
 
@@ -23,8 +23,8 @@ KEYS = ("log_prob", "rank", "collision")
 MAX_TRAINED_TOKENS = 256
 TARGET = range(160)  # of the references: what θ⁺ is trained on
 REFERENCES = range(1000, 1048)  # of the references: judge 1
-ALL_SCORED = range(64)  # questions on which all teachers are scored
-POOL_SCORED = range(64, 304)  # and those of the routers' pool alone
+ALL_SCORED = range(32)  # questions on which all teachers are scored
+POOL_SCORED = range(32, 304)  # and those of the routers' pool alone
 PROBED = range(400, 432)  # questions: what a probe is trained on
 TAUGHT = range(400, 464)  # questions: what a strategy's student is trained on
 
@@ -43,7 +43,8 @@ class Data:
         self.facts = json.loads((folder / "recorded-gsm8k/teachers.json").read_text())
         self.teachers = list(self.facts)
         self.answers = {
-            t: pq.read_table(folder / f"recorded-gsm8k/{t}.parquet").to_pylist() for t in self.teachers
+            t: pq.read_table(folder / f"recorded-gsm8k/{t}.parquet").to_pylist()
+            for t in self.teachers
         }
         self.train = [json.loads(line) for line in (folder / "gsm8k/train.jsonl").open()]
         self.math = [json.loads(line) for line in (folder / "math500/test.jsonl").open()]
@@ -87,7 +88,9 @@ def token_log_probs(model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[st
 
     Each (tokens,), empty for an empty response.
     """
-    found: list[dict[str, np.ndarray]] = [{key: np.zeros(0, np.float32) for key in KEYS} for _ in rows]
+    found: list[dict[str, np.ndarray]] = [
+        {key: np.zeros(0, np.float32) for key in KEYS} for _ in rows
+    ]
     full = [i for i, (_, y) in enumerate(rows) if y]
     order: list[int] = []
     with _collisions() as sums:
@@ -179,4 +182,6 @@ def _loss(model: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
         hidden = model.base_model(ids)[0][:, :-1]
         trained = labels[:, 1:] != -100
         logits = model.get_output_embeddings()(hidden[trained])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][trained], reduction="sum")
+    return torch.nn.functional.cross_entropy(
+        logits.float(), labels[:, 1:][trained], reduction="sum"
+    )

@@ -7,6 +7,7 @@ An interrupted run goes on where it was. `analyse.py` makes the tables of what l
 
 import sys
 from collections.abc import Callable, Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 import common
@@ -37,7 +38,10 @@ def scored(data: Data, output: Path, questions: Iterable[int], teachers: list[st
         base = common.load(data.student, torch.bfloat16)
         plus = common.load(theta_plus(data, output), torch.bfloat16)
         before = common.token_log_probs(base, rows)
-        after = {i: x.numpy() for i, x, _ in common.response_log_probs(plus, [row for row in rows if row[1]])}
+        after = {
+            i: x.numpy()
+            for i, x, _ in common.response_log_probs(plus, [row for row in rows if row[1]])
+        }
         joined = {key: np.concatenate([row[key] for row in before]) for key in common.KEYS}
         return {
             "questions": np.array(chunk),
@@ -91,12 +95,12 @@ def pool(data: Data) -> list[str]:
 
 
 def pieces(data: Data, output: Path) -> list[Piece]:
-    return [
-        untrained(data, output),
-        *scored(data, output, common.ALL_SCORED, data.teachers),
-        *probed(data, output, seed=0),
-        *scored(data, output, common.POOL_SCORED, pool(data)),
-    ]
+    """In turn, so that what is there when time is up is some of everything."""
+    first = [untrained(data, output), *scored(data, output, common.ALL_SCORED, data.teachers)]
+    turns = zip_longest(
+        scored(data, output, common.POOL_SCORED, pool(data)), probed(data, output, seed=0)
+    )
+    return first + [piece for turn in turns for piece in turn if piece]
 
 
 if __name__ == "__main__":
