@@ -67,13 +67,14 @@ def _train(student: Student, texts: Sequence[Any], target: Target, folder: Path)
     weights = student.model, student.revision, student.trust_remote_code
     tokenizer = models.load_tokenizer(*weights)
     models.forget()  # what scored or answered before: the training needs the memory
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         student.model,
         revision=student.revision,
         trust_remote_code=student.trust_remote_code,
         dtype=torch.float32,
         use_safetensors=True,
-    ).to(models.device())
+    )
+    model: Any = loaded.to(models.device())
     rows = _encoded(tokenizer, texts, models.context_length(model), student.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=target.learning_rate, weight_decay=0.0)
     warm_up = max(1, round(WARM_UP * target.steps))
