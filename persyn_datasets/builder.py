@@ -205,7 +205,11 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         }
         backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
         self._stats |= licenses.sources(
-            recipe.prompts, strategies.teachers_of(recipe), recipe.student.model, backbone
+            recipe.prompts,
+            strategies.teachers_of(recipe),
+            recipe.student.model,
+            backbone,
+            recipe.target.path if recipe.target else None,
         )
         routing = [c for c in ("prompt_id", "teacher", "router_scores") if c in routed.column_names]
         _write(self.folder / "routing", DatasetDict(train=routed.select_columns(routing)))

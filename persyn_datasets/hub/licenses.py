@@ -87,6 +87,7 @@ def sources(
     teachers: Sequence[Teacher],
     student: str | None = None,
     backbone: str | None = None,
+    target: str | None = None,
 ) -> dict[str, Any]:
     """What the recipe, else the Hub, says of the prompts, the teachers and the router's backbone,
     as JSON values.
@@ -121,7 +122,7 @@ def sources(
         lines.append({"of": "router", "name": backbone, "family": None, "license": found})
     language = prompts.language or card.get("language") or []
     models = {t.model: t.engine != "recorded" for t in teachers}
-    names = {prompts.path, *models, *(name for name in (student, backbone) if name)}
+    names = {prompts.path, *models, *(name for name in (student, backbone, target) if name)}
     return {
         "licenses": lines,
         "language": [language] if isinstance(language, str) else list(language),
