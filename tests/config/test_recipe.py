@@ -8,7 +8,7 @@ from pool import make_recipe, save
 
 from persyn_datasets import InputError, Recipe, Sampling, Teacher
 from persyn_datasets.config.recipe import find
-from persyn_datasets.publish.cards import to_yaml
+from persyn_datasets.hub.cards import to_yaml
 
 
 @pytest.fixture
