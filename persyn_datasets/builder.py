@@ -41,6 +41,7 @@ from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store.journal import digest, replace_file
+from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
 from persyn_datasets.strategies import budget, second_opinion
 
@@ -152,7 +153,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "second_opinions": None,
         }
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
-        super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
+        with stages(strategies.stages_of(self.recipe)):
+            super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
             lock.unlink()
         self._write_card()

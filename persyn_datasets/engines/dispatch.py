@@ -12,12 +12,11 @@ from functools import partial
 from itertools import groupby
 from threading import Lock
 
-from huggingface_hub.utils import tqdm
-
 from persyn_datasets.config.errors import BuildError
 from persyn_datasets.engines import Request, Response, engine_of
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.journal import Journal
+from persyn_datasets.store.progress import Bar, usd
 
 FIRST_FAILURES = 36  # of a teacher that has not answered once: it never will
 # Has requests answered, by `keep(request, response)`; with True as a third argument the answer is
@@ -60,7 +59,7 @@ def respond(
             account.settle(asked[key], response, reused=True)
         todo = [request for key, request in asked.items() if key not in responses]
         bar = stack.enter_context(
-            tqdm(total=len(asked), initial=len(responses), desc=stage, unit="response")
+            Bar(stage, total=len(asked), initial=len(responses), unit="answers")
         )
         in_a_row: Counter[str] = Counter()
         tokens, start, lock = 0, time.monotonic(), Lock()
@@ -76,11 +75,8 @@ def respond(
                 if not (failed or journalled) and (name, request.sample) in journals:
                     journals[name, request.sample].put(request.prompt_id, response)
                 tokens += response["completion_tokens"] or 0
-                bar.set_description(f"{stage} · {name}", refresh=False)
-                spent = f" · ${account.spent:,.2f}" if account.spent else ""
-                bar.set_postfix_str(
-                    f"{tokens / (time.monotonic() - start):.0f} tokens/s{spent}", refresh=False
-                )
+                speed = f"{tokens / (time.monotonic() - start):.0f} tokens/s"
+                bar.note(usd(account.spent) if account.spent else "", speed, name)
                 bar.update()
                 in_a_row[name] = in_a_row[name] + 1 if failed else 0
                 never = in_a_row[name] == FIRST_FAILURES and not account.answered(request.teacher)

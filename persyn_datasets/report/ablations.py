@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from datasets.table import InMemoryTable
-from huggingface_hub.utils import tqdm
 
 from persyn_datasets.config.recipe import Reward
 from persyn_datasets.data.responses import rewards_of
@@ -25,6 +24,7 @@ from persyn_datasets.router.bradley_terry import fit_head
 from persyn_datasets.router.metrics import router_metrics
 from persyn_datasets.router.model import Router
 from persyn_datasets.stages.rank import Rank
+from persyn_datasets.store.progress import Bar
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FEWEST = 20  # prompts that a head is fitted to
@@ -84,10 +84,12 @@ def analyse(
         if len(sizes) > 1
         else []
     )
-    curves = [
-        point | refit(int(point.get("prompts", n)), point.get("alpha", reward.alpha))
-        for point in tqdm(points, desc="Analysis", unit="head", disable=not points)
-    ]
+    curves = []
+    with Bar("Analysis", len(points), unit="refitted heads") as bar:
+        for point in points:
+            size, alpha = int(point.get("prompts", n)), point.get("alpha", reward.alpha)
+            curves.append(point | refit(size, alpha))
+            bar.update()
     confusion = Counter(zip(chosen[n:], calibration["test"]["best_teacher"], strict=True))
     return {
         "names": names,

@@ -2,13 +2,10 @@
 results are the same.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-import datasets
 import multiprocess
 import torch
 from datasets import Dataset, Features
@@ -18,6 +15,7 @@ from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
+from persyn_datasets.store.progress import bars_of_datasets, title
 
 RUNNERS = ("local", "ray")
 
@@ -46,7 +44,7 @@ def run(
     features = Features({**rows.features, **adds})
     options = {
         "load_from_cache_file": False,
-        "desc": type(stage).__name__,
+        "desc": title(type(stage).__name__),
         "batched": True,
     } | options
     if runner == "ray":
@@ -63,7 +61,8 @@ def run(
             options |= on_each_gpu
         elif isinstance(stage, Generate | Synthesize):
             _fill_journal(rows, stage, options | on_each_gpu)
-    with _no_progress_bars() if options["batch_size"] is None else nullcontext():
+    # A map over one batch has nothing to show, and the stage has a bar of its own.
+    with bars_of_datasets(options["batch_size"] is not None):
         return rows.map(stage, features=features, **options)
 
 
@@ -86,17 +85,3 @@ def _fill_journal(rows: Dataset, stage: Generate | Synthesize, options: dict[str
             "remove_columns": rows.column_names,
         }
         rows.map(replace(stage, teachers=local, max_failed=1.0), **options)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Of `datasets`: a map over one batch has nothing to show, and the stage has a bar of
-    its own.
-    """
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from huggingface_hub.utils import tqdm
-
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
@@ -20,6 +18,7 @@ from persyn_datasets.signals.target import theta_plus
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import Journal, digest
 from persyn_datasets.store.models import dtype, use_device
+from persyn_datasets.store.progress import Bar
 
 Quality = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -112,20 +111,13 @@ class Score:
             todo = list(
                 {key: row for key, row in zip(keys, rows, strict=True) if key not in known}.items()
             )
-            with tqdm(
-                total=len(rows),
-                initial=len(rows) - len(todo),
-                desc="Score · student",
-                unit="response",
-            ) as bar:
+            with Bar("Score", len(rows), initial=len(rows) - len(todo), unit="answers") as bar:
                 scored, start = 0, time.monotonic()
                 for i, of_row in signals(self.student, [row for _, row in todo]) if todo else ():
                     known[todo[i][0]] = of_row
                     journal.put(todo[i][0], of_row)
                     scored += of_row["tokens"]
-                    bar.set_postfix_str(
-                        f"{scored / (time.monotonic() - start):.0f} tokens/s", refresh=False
-                    )
+                    bar.note(f"{scored / (time.monotonic() - start):.0f} tokens/s")
                     bar.update()
         return [known[key] for key in keys]
 

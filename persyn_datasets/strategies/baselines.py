@@ -28,6 +28,14 @@ def calibration_size(recipe: "Recipe", prompts: int) -> int:
     return recipe.calibration.size if recipe.strategy in {*ROUTED, "car"} else 0
 
 
+def stages_of(recipe: "Recipe") -> list[str]:
+    """What a build of this strategy does, in its order: the names of its bars."""
+    if recipe.strategy in ROUTED:
+        return ["Generate", "Score", "Router", "Route", "Analysis", "Synthesize"]
+    calibrates = recipe.strategy in ("car", "oracle")
+    return ["Generate", "Score", "Synthesize"] if calibrates else ["Synthesize"]
+
+
 def teachers_of(recipe: "Recipe") -> tuple[Teacher, ...]:
     """The teachers that the recipe's strategy may ask.
 
