@@ -83,7 +83,7 @@ def _trainer(
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    models.forget()  # what scored or answered before: the student needs the memory
+    models.free()  # what scored or answered before: the student needs the memory
     on_gpu = torch.cuda.is_available()
     config = SFTConfig(
         output_dir=str(checkpoints),

@@ -8,7 +8,6 @@ would run a user's script again if it has no `__main__` guard, and cannot be sta
 """
 
 import ast
-import gc
 import hashlib
 import json
 import logging
@@ -28,15 +27,12 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import Request, Response, failed, transformers
 from persyn_datasets.engines.account import Account
-from persyn_datasets.router import model as router
-from persyn_datasets.signals import quality
 from persyn_datasets.store import models
 
 IN_FLIGHT = (
@@ -170,7 +166,7 @@ class _Child:
     """
 
     def __init__(self, arguments: dict[str, Any]):
-        _make_room()
+        models.free()  # vLLM takes nearly the whole device
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self.connection, theirs = Pipe()
         self.process = subprocess.Popen(
@@ -232,18 +228,6 @@ class _Child:
                     os.killpg(self.process.pid, 0)
                     time.sleep(0.02)
         self.output.close()
-
-
-def _make_room() -> None:
-    """vLLM takes nearly the whole device: what earlier stages keep there for their next batch has
-    to go.
-    """
-    models._causal_lm.clear()
-    quality._load.cache_clear()
-    router._load.cache_clear()
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def check(teacher: Teacher) -> None:

@@ -45,7 +45,14 @@ from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.metrics import router_metrics
 from persyn_datasets.store.identity import content_hash
 from persyn_datasets.store.journal import digest
-from persyn_datasets.store.models import batches, device, dtype
+from persyn_datasets.store.models import (
+    batches,
+    device,
+    dtype,
+    free,
+    load_classifier,
+    load_tokenizer,
+)
 
 TOKENS_PER_BATCH = {
     "cuda": 16_384,
@@ -140,7 +147,7 @@ class Router:
     @property
     def parameters(self) -> int:
         """How many weights it has."""
-        return _load(self.path, self.revision, self.content)[0].num_parameters()
+        return load_classifier(self.path, self.revision).num_parameters()
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -149,14 +156,14 @@ class Router:
 
     def scores(self, prompts: Sequence[list[Message]]) -> np.ndarray:
         """o = π(x) for each prompt: float32 (prompts, teachers)."""
-        model, tokenizer = _load(self.path, self.revision, self.content)
+        model, tokenizer = self._load()
         return _forward(model, tokenizer, [router_text(m) for m in prompts]).numpy()
 
     def read(self, prompts: Sequence[list[Message]]) -> tuple[np.ndarray, np.ndarray]:
         """o = π(x), and what the last layer sees of each prompt: float32 (prompts, teachers) and
         (prompts, width).
         """
-        model, tokenizer = _load(self.path, self.revision, self.content)
+        model, tokenizer = self._load()
         parent, leaf, head = head_of(model)
         setattr(parent, leaf, WithFeatures(head))
         try:
@@ -206,8 +213,12 @@ class Router:
         self.config.save_pretrained(self.path)
         return Router.from_pretrained(self.path)
 
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        where = self.path, self.revision
+        return load_classifier(*where), load_tokenizer(*where)
+
     def save_pretrained(self, folder: str) -> None:
-        model, tokenizer = _load(self.path, self.revision, self.content)
+        model, tokenizer = self._load()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -227,16 +238,6 @@ def _read_config(path: str, revision: str | None) -> Any:
             f"{path!r} is a model, but no PerSyn router: its config has no entry 'persyn'."
         )
     return config
-
-
-@lru_cache(maxsize=1)
-def _load(
-    path: str, revision: str | None, content: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        path, revision=revision, dtype=dtype(), use_safetensors=True, trust_remote_code=False
-    )
-    return model.to(device()).eval(), AutoTokenizer.from_pretrained(path, revision=revision)
 
 
 @torch.inference_mode()
@@ -320,6 +321,7 @@ def train_router(
     tokenizer.model_max_length = min(max_length, tokenizer.model_max_length, positions)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
+    free()  # what answered or scored before: the router needs the memory
     set_seed(seed)
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         backbone, revision=revision, config=config, dtype=torch.float32, use_safetensors=True

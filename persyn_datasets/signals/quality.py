@@ -3,23 +3,17 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
 from importlib import import_module
 from multiprocessing import get_context
 from threading import current_thread, main_thread
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
-from persyn_datasets.store.models import batches, device, dtype
+from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
 
 MATH_VERIFY = "math-verify"
 TOKENS_PER_BATCH = 16_384 if torch.cuda.is_available() else 1024  # a CPU wants its cache
@@ -94,24 +88,20 @@ def math_verify(rows: list[tuple[str, str]]) -> list[float]:
         return pool.submit(_verify, rows).result()
 
 
-@lru_cache(maxsize=1)
-def _load(
+def _reward_model(
     model: str, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    loaded = AutoModelForSequenceClassification.from_pretrained(
-        model, dtype=dtype(), use_safetensors=True, **options
-    )
+    loaded = load_classifier(model, revision, trust_remote_code)
     if loaded.config.num_labels != 1:
         raise InputError(
             f"quality.reward_model: {model!r} has {loaded.config.num_labels} labels; a reward "
             "model has one."
         )
-    tokenizer = AutoTokenizer.from_pretrained(model, **options)
+    tokenizer = load_tokenizer(model, revision, trust_remote_code)
     config = loaded.config.get_text_config()
     if config.pad_token_id is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         config.pad_token_id = tokenizer.pad_token_id
-    return loaded.to(device()).eval(), tokenizer
+    return loaded, tokenizer
 
 
 @torch.inference_mode()
@@ -124,7 +114,7 @@ def reward_model_scores(
     """The raw scalar output (no activation) of a reward model for whole conversations, by its chat
     template.
     """
-    loaded, tokenizer = _load(model, revision, trust_remote_code)
+    loaded, tokenizer = _reward_model(model, revision, trust_remote_code)
     if tokenizer.chat_template is None:
         raise InputError(
             f"quality.reward_model: the tokenizer of {model!r} has no chat template; expected one."

@@ -19,7 +19,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.store.journal import default_root, digest, replace_file
 
 # A smaller file is read each time; the hash of a larger one is kept for other processes.
-LARGE_BYTES = 2**26
+LARGE_BYTES = 2**20
 # A file that changed so shortly ago may change again within one tick of the file system's clock.
 SETTLED_SECONDS = 2.0
 
@@ -84,6 +84,20 @@ def response_weights(path: str) -> str | None:
     return sampled if owner == content else f"{sampled}-{content}"
 
 
+def file_facts(path: str) -> tuple[tuple[str, int, int, int, int, int], ...]:
+    """Of each file in a folder its name, device, inode, size and times, in nanoseconds; nothing of
+    a Hub id. Cheap, and enough within one process: what is written anew, whatever its size and
+    date, differs.
+    """
+    folder = Path(path)
+    return tuple((str(f), *_facts(f)) for f in _files(folder)) if folder.is_dir() else ()
+
+
+def _facts(file: Path) -> tuple[int, int, int, int, int]:
+    of = file.stat()
+    return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
+
+
 def _files(folder: Path) -> Iterator[Path]:
     for place in sorted(folder.iterdir()):
         if place.name.startswith("."):
@@ -95,17 +109,16 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _file_hash(file: Path) -> str:
-    status = file.stat()
-    if status.st_size < LARGE_BYTES:
+    if file.stat().st_size < LARGE_BYTES:
         return hashlib.sha256(file.read_bytes()).hexdigest()
-    facts = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    kept = default_root() / "hashes" / digest([os.path.realpath(file), *facts])
+    *facts, modified, changed = _facts(file)
+    kept = default_root() / "hashes" / digest([os.path.realpath(file), *facts, modified, changed])
     if kept.exists():
         return kept.read_text()
     begun = time.time()
     with file.open("rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()
-    if max(status.st_mtime, status.st_ctime) + SETTLED_SECONDS < begun:
+    if max(modified, changed) / 1e9 + SETTLED_SECONDS < begun:
         with suppress(OSError):  # read-only: it is read again next time
             kept.parent.mkdir(parents=True, exist_ok=True)
             replace_file(kept, found.encode())

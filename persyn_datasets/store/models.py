@@ -4,12 +4,12 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.store.identity import file_facts
 
 # For a base model, which has no chat template of its own. Recorded in cards and configs by its
 # name, "plain".
@@ -53,64 +54,79 @@ def dtype() -> torch.dtype:
     )
 
 
-_tokenizer: dict[Any, PreTrainedTokenizerBase] = {}
-_causal_lm: dict[Any, PreTrainedModel] = {}
-
-
-def _key(model: str, *options: Any) -> Any:
-    """Follows the files of a local folder: a model that was trained in place is another one."""
-    folder = Path(model)
-    files = (
-        sorted((f.name, f.stat().st_mtime_ns) for f in folder.iterdir()) if folder.is_dir() else []
-    )
-    return model, *options, *files
+# By what was loaded (an auto class), one model each, and a few tokenizers; see `free`.
+_models: dict[Any, tuple[Any, PreTrainedModel]] = {}
+_tokenizers: dict[Any, PreTrainedTokenizerBase] = {}
+TOKENIZERS_KEPT = 8
 
 
 def load_tokenizer(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    key = _key(model, revision, trust_remote_code)
-    tokenizer = _tokenizer.get(key)  # kept, since an endpoint's thread may load another
+    key = model, revision, trust_remote_code, file_facts(model)
+    tokenizer = _tokenizers.get(key)  # kept, since an endpoint's thread may load another
     if tokenizer is None:
-        _tokenizer.clear()
         tokenizer = AutoTokenizer.from_pretrained(
             model, revision=revision, trust_remote_code=trust_remote_code
         )
-        _tokenizer[key] = tokenizer
+        for oldest in list(_tokenizers)[: 1 - TOKENIZERS_KEPT]:
+            _tokenizers.pop(oldest, None)
+        _tokenizers[key] = tokenizer
     return tokenizer
 
 
 def load_causal_lm(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """One model at a time is in memory: teachers that share weights share the load."""
-    key = _key(model, revision, trust_remote_code)
-    if key not in _causal_lm:
-        _causal_lm.clear()  # before the next one is loaded: two might not fit
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    """A language model, for answers and their log-probabilities; see `_load`."""
+    loaded: Any = _load(AutoModelForCausalLM, model, revision, trust_remote_code)
+    # Only the special tokens: a length or sampling default that a model ships is not what the
+    # user asked for.
+    shipped = loaded.generation_config
+    loaded.generation_config = GenerationConfig(
+        bos_token_id=shipped.bos_token_id,
+        eos_token_id=shipped.eos_token_id,
+        pad_token_id=shipped.pad_token_id,
+    )
+    return loaded
+
+
+def load_classifier(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A sequence classifier: a reward model, or a router; see `_load`."""
+    return _load(AutoModelForSequenceClassification, model, revision, trust_remote_code)
+
+
+def _load(kind: Any, model: str, revision: str | None, trust_remote_code: bool) -> PreTrainedModel:
+    """One model of each kind at a time is in memory: teachers that share weights share the load,
+    and a student and a reward model may take turns.
+
+    Files that changed since they were read are read again. A Hub id stays the commit that it was;
+    give the commit as `revision` where that matters (`identity.commit_of`).
+    """
+    key = model, revision, trust_remote_code, file_facts(model), dtype(), device()
+    if _models.get(kind, (None,))[0] != key:
+        _models.pop(kind, None)  # before the next one is loaded: two might not fit
+        loaded = kind.from_pretrained(
             model,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype(),
             use_safetensors=True,
         )
-        # Only the special tokens: a length or sampling default that a model ships is not what the
-        # user asked for.
-        shipped = loaded.generation_config
-        loaded.generation_config = GenerationConfig(
-            bos_token_id=shipped.bos_token_id,
-            eos_token_id=shipped.eos_token_id,
-            pad_token_id=shipped.pad_token_id,
-        )
-        _causal_lm[key] = loaded.to(device()).eval()
-    return _causal_lm[key]
+        _models[kind] = key, loaded.to(device()).eval()
+    return _models[kind][1]
 
 
-def forget() -> None:
-    """Free the memory of the model that is loaded."""
-    _causal_lm.clear()
+def free() -> None:
+    """Free the memory of all models: call it before something else needs the device (a training, a
+    process of vLLM).
+    """
+    _models.clear()
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -1,10 +1,23 @@
 import gc
+import os
 import weakref
+from pathlib import Path
 
 import pytest
+import torch
+from conftest import save_model
+from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids, text_ids
+from persyn_datasets.router import model as router
+from persyn_datasets.store.models import (
+    free,
+    load_causal_lm,
+    load_classifier,
+    load_tokenizer,
+    prompt_ids,
+    text_ids,
+)
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "the other"}
 TURNS = [SYSTEM, USER, {"role": "assistant", "content": "er"}, {"role": "user", "content": "So?"}]
@@ -58,3 +71,65 @@ def test_one_model_at_a_time_is_in_memory(chat_model, base_model, monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     load_causal_lm(base_model)
+
+
+def overwrite(folder, other):
+    """The weights of another model at the same place, with the size and date of the old ones."""
+    for name in ("model.safetensors", "config.json"):
+        old = (Path(folder) / name).stat()
+        (Path(folder) / name).write_bytes((Path(other) / name).read_bytes())
+        os.utime(Path(folder) / name, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+
+def test_new_weights_at_the_same_place_are_read(tmp_path):
+    place, other = save_model(tmp_path / "a"), tmp_path / "b"
+    torch.manual_seed(1)
+    changed = AutoModelForCausalLM.from_pretrained(place)
+    with torch.no_grad():
+        changed.get_output_embeddings().weight.normal_()
+    changed.save_pretrained(other)
+    first = load_causal_lm(place)
+    overwrite(place, other)
+    second = load_causal_lm(place)
+    assert second is not first
+    assert torch.equal(
+        second.get_output_embeddings().weight, changed.get_output_embeddings().weight
+    )
+    assert load_causal_lm(place) is second
+
+
+def test_a_student_and_a_reward_model_take_turns_and_are_freed_together(chat_model, reward_model):
+    student, judge = load_causal_lm(chat_model), load_classifier(reward_model)
+    assert load_causal_lm(chat_model) is student
+    assert load_classifier(reward_model) is judge
+    left = [weakref.ref(student), weakref.ref(judge)]
+    del student, judge
+    free()
+    assert [ref() for ref in left] == [None, None]
+
+
+def test_nothing_else_is_in_memory_when_a_router_trains(chat_model, reward_model, monkeypatch):
+    judge = weakref.ref(load_classifier(reward_model))
+    seen = []
+
+    def forward(*_):
+        gc.collect()
+        seen.append(judge())
+        raise InterruptedError
+
+    monkeypatch.setattr(router, "preferences", forward)
+    pairs = Dataset.from_list(
+        [
+            {
+                "prompt_id": "0",
+                "messages": [{"role": "user", "content": "hi"}],
+                "teacher_a": "a",
+                "teacher_b": "b",
+                "preferred": "a",
+                "margin": 1.0,
+            }
+        ]
+    )
+    with pytest.raises(InterruptedError):
+        router.train_router(pairs, chat_model)
+    assert seen == [None]
