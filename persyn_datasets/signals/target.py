@@ -66,7 +66,7 @@ def _train(student: Student, texts: Sequence[Any], target: Target, folder: Path)
     """
     weights = student.model, student.revision, student.trust_remote_code
     tokenizer = models.load_tokenizer(*weights)
-    models.forget()  # what scored or answered before: the training needs the memory
+    models.free()  # what scored or answered before: the training needs the memory
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         student.model,
         revision=student.revision,
