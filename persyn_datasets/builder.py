@@ -228,6 +228,16 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             if len(rows) or name == "train"
         ]
 
+    def calibrate(self) -> Dataset:
+        """The calibration alone; the journal keeps it for a build.
+
+        Raises:
+            InputError: before anything is spent.
+            BuildError: `max_failed` or `max_cost` is passed.
+        """
+        self._prompts = plan.check(self.recipe)
+        return self._calibrate(Account(self.recipe.max_cost))
+
     def _calibrate(self, account: Account) -> Dataset:
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe = self.recipe

@@ -1,4 +1,4 @@
-"""The command line: `persyn build`, `route`, `synthesize`, `push`, `compare` and `report`."""
+"""The command line: `persyn build`, `route`, `synthesize`, `push`, `compare`, `tune`, `report`."""
 
 import argparse
 import errno
@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--per-teacher",
         action="store_true",
-        help="students of each teacher alone, too: does reward predict their gain?",
+        help="hold a tournament, too: which signal predicts what a student of one teacher gains?",
     )
     compare.add_argument(
         "--output",
@@ -189,6 +189,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--private", action="store_true", help="make new repositories private")
     compare.set_defaults(run=_compare)
+
+    tune = commands.add_parser(
+        "tune",
+        help="find the signal that predicts what your student gains",
+        description=_tune.__doc__,
+    )
+    tune.add_argument(
+        "recipe", help="as for build; its sections training and evaluation count here"
+    )
+    tune.add_argument("--seeds", type=int, default=1, help="students per teacher (default: 1)")
+    tune.add_argument(
+        "--output", help="folder of the students and results (default: outputs/NAME-tuned)"
+    )
+    tune.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as for build"
+    )
+    tune.set_defaults(run=_tune)
 
     page = commands.add_parser(
         "report", help="tables and pictures of a build", description=_report.__doc__
@@ -378,6 +395,24 @@ def _compare(options: argparse.Namespace) -> None:
     if options.push_to_hub:
         for name in publish_students(results, output, options.push_to_hub, options.private):
             print(f"Published: pipeline('text-generation', {name!r})")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    """Train one student on each teacher's calibration answers, measure what it gains, and find the
+    signal that predicts it; write the recipe with that signal, or say that none is proven. Only the
+    calibration is bought, which a build of the recipe finds again.
+    """
+    from persyn_datasets.config.recipe import Recipe
+
+    recipe = Recipe.load(options.recipe, options.set)
+
+    from persyn_datasets.compare import report as comparison
+    from persyn_datasets.compare.tune import tune
+
+    output = Path(options.output or Path("outputs") / f"{recipe.name}-tuned")
+    results = tune(recipe, output, options.seeds)
+    print(f"\n{comparison.describe_tournament(results)}\n")
+    print(f"Recipe: {output / 'recipe.yaml'}" if results["winner"] else f"Results: {output}")
 
 
 def _report(options: argparse.Namespace) -> None:

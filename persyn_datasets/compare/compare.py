@@ -7,34 +7,26 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 
 from persyn_datasets import plan
 from persyn_datasets.builder import PersynBuilder
 from persyn_datasets.compare import report as comparison
-from persyn_datasets.compare.evaluate import Measures, evaluate
+from persyn_datasets.compare import tournament
+from persyn_datasets.compare.evaluate import Measures
 from persyn_datasets.compare.train import check as check_training
-from persyn_datasets.compare.train import train
+from persyn_datasets.compare.trial import UNTRAINED, trial, untrained
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
-from persyn_datasets.config.student import Student
 from persyn_datasets.store.journal import replace_file
-from persyn_datasets.store.statistics import holm, interval, paired, spearman
+from persyn_datasets.store.statistics import holm, interval, paired
 from persyn_datasets.strategies import baselines as strategies
 
-UNTRAINED = "untrained"
-PREDICTORS = (
-    "quality",
-    "learnability",
-    "reward",
-    "rsr",
-)  # of a teacher, by its calibration responses
 Measured = dict[str, list[Measures]]  # strategy → one per seed
 
 
@@ -46,50 +38,40 @@ def compare(
     Args:
         names: strategies. The first is compared with every other.
         seeds: students per strategy.
-        per_teacher: train students on each teacher's answers alone, too, and correlate what they
-            gain with what its calibration responses are worth. Needs a strategy that calibrates,
-            e.g. persyn.
+        per_teacher: hold a tournament, too: which signal of a teacher's calibration responses
+            predicts what a student gains from them? Needs a strategy that calibrates, e.g. persyn.
+
+    A recipe with a `target` has two more lines: students of the target alone, and of the first
+    strategy's data set together with the target.
 
     Returns:
-        What `results.json` holds: see `analyse`; with `per_teacher` also `prediction`.
+        What `results.json` holds: see `analyse`; with `per_teacher` also `tournament`.
 
     Raises:
         InputError: before anything is spent.
         BuildError: a build failed, or no prompt was answered in all of them.
     """
     builds = _builders(recipe, names, output)
-    alone = _per_teacher(recipe, output) if per_teacher else {}
-    check(recipe, [*builds.values(), *alone.values()], seeds, per_teacher)
-    for builder in (builds | alone).values():
+    check(recipe, list(builds.values()), seeds, per_teacher)
+    for builder in builds.values():
         builder.download_and_prepare()
-    data = _common({name: b.as_dataset(split="train") for name, b in (builds | alone).items()})
-    measured: Measured = {
-        UNTRAINED: [evaluate(recipe.student, recipe.evaluation, output / "students" / UNTRAINED)]
-    }
+    data = _common({name: b.as_dataset(split="train") for name, b in builds.items()})
+    data |= _of_target(recipe, names[0], data[names[0]])
+    measured: Measured = {UNTRAINED: [untrained(recipe, output)]}
     trained: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(
-        seeds
-    ):  # all strategies with one seed, before any with two: what is there compares
+    # All strategies with one seed, before any with two: what is there compares.
+    for seed in range(seeds):
         for name, rows in data.items():
-            place = train(recipe.student, rows, recipe.training, seed, output / "students")
-            student = Student(
-                str(place / "model"), trust_remote_code=recipe.student.trust_remote_code
-            )
-            measured.setdefault(name, []).append(
-                evaluate(student, recipe.evaluation, place / "evaluation")
-            )
-            trained.setdefault(name, []).append(
-                json.loads((place / "student.json").read_text())
-                | {"folder": f"students/{place.name}"}
-            )
-    compared: Measured = {name: measured[name] for name in (UNTRAINED, *names)}
+            measures, facts = trial(recipe, rows, seed, output)
+            measured.setdefault(name, []).append(measures)
+            trained.setdefault(name, []).append(facts)
     shown = (
         Path(recipe.student.model).name
         if Path(recipe.student.model).is_dir()
         else recipe.student.model
     )
     results: dict[str, Any] = {"recipe": recipe.name, "student": shown, "seeds": seeds}
-    results |= analyse(compared, reference=names[0])
+    results |= analyse(measured, reference=names[0])
     for name, builder in builds.items():
         assert builder.stats
         lines = builder.stats["account"]
@@ -100,9 +82,11 @@ def compare(
         }
     if per_teacher:
         calibrated = next(b for b in builds.values() if (b.folder / "calibration").exists())
-        results["prediction"] = predict(
-            {n: measured[n] for n in alone}, measured[UNTRAINED][0], _worth(calibrated)
+        parts = load_dataset(str(calibrated.folder), "calibration").values()
+        results["tournament"] = tournament.hold(
+            recipe, concatenate_datasets(list(parts)), output, seeds, measured[UNTRAINED][0]
         )
+        comparison.write_tournament(results["tournament"], output)
     replace_file(
         output / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode()
     )
@@ -132,6 +116,8 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}; expected 1 or more.")
     calibrating = {*strategies.ROUTED, "car", "oracle"}
+    if per_teacher:
+        tournament.check(recipe)
     if per_teacher and not calibrating & {b.recipe.strategy for b in builders}:
         raise InputError(
             "--per-teacher goes by calibration responses; add a strategy that has them, e.g. "
@@ -140,6 +126,8 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
     for builder in builders:
         prompts = plan.check(builder.recipe)
     recipe.evaluation.check(prompts)
+    if recipe.target and recipe.evaluation.held_out:
+        recipe.target.check(recipe.evaluation.held_out.load(), "held-out prompts")
     check_training(recipe.student, recipe.training, prompts)
 
 
@@ -151,15 +139,24 @@ def _builders(recipe: Recipe, names: Sequence[str], output: Path) -> dict[str, P
     }
 
 
-def _per_teacher(recipe: Recipe, output: Path) -> dict[str, PersynBuilder]:
-    """All prompts to one teacher: `strong`, with this one named as the strongest."""
-    return {
-        f"teacher {t.name}": PersynBuilder(
-            replace(recipe, baselines=replace(recipe.baselines, strong=t.name)),
-            output / "datasets" / f"teacher-{i}",
-            strategy="strong",
+def _of_target(recipe: Recipe, reference: str, rows: Dataset) -> dict[str, Dataset]:
+    """What a user would try first: the target itself, as many examples as the others have (round
+    and round), and the target together with the reference's data set.
+    """
+    if not recipe.target:
+        return {}
+    data = recipe.target.load()
+    examples = [
+        {"prompt": messages, "completion": [{"role": "assistant", "content": text}]}
+        for messages, text in zip(
+            data["messages"], data[recipe.target.response_column], strict=True
         )
-        for i, t in enumerate(recipe.teachers)
+    ]
+    both = rows.select_columns(["prompt", "completion"]).to_list() + examples
+    alone = [examples[i % len(examples)] for i in range(len(rows))]
+    return {
+        "target": Dataset.from_list(alone),
+        f"{reference} + target": Dataset.from_list(both),
     }
 
 
@@ -218,47 +215,3 @@ def analyse(measured: Measured, reference: str) -> dict[str, Any]:
     for line, p in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
         line["p_holm"] = p
     return {"strategies": told, "reference": reference, "comparisons": comparisons}
-
-
-def _worth(builder: PersynBuilder) -> dict[str, dict[str, float]]:
-    """teacher → mean of each of `PREDICTORS` over its calibration responses."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for rows in load_dataset(str(builder.folder), "calibration").values():
-        for responses in rows["responses"]:
-            for r in responses:
-                for key in PREDICTORS:
-                    if r[key] is not None:
-                        values.setdefault(r["teacher"], {}).setdefault(key, []).append(r[key])
-    return {
-        teacher: {key: float(np.mean(v)) for key, v in of.items()} for teacher, of in values.items()
-    }
-
-
-def predict(
-    alone: Measured, before: Measures, worth: dict[str, dict[str, float]]
-) -> dict[str, Any]:
-    """Does what a teacher's responses are worth predict what a student gains from that teacher
-    alone?
-
-    Returns:
-        `teachers`: name → its mean `quality`, `learnability`, `reward` and `rsr`, and `gain`:
-        measure → the trained student's mean minus the untrained one's; `spearman`: measure →
-        predictor → `rho`, `low`, `high` over teachers (of RSR less is better, so a good one is
-        negative).
-    """
-    mean = {m: float(np.mean(list(values.values()))) for m, values in before.items()}
-    teachers: dict[str, dict[str, Any]] = {}
-    for name, runs in alone.items():
-        gain = {m: float(np.mean([list(run[m].values()) for run in runs])) - mean[m] for m in mean}
-        teachers[name.removeprefix("teacher ")] = worth[name.removeprefix("teacher ")] | {
-            "gain": gain
-        }
-    rows = list(teachers.values())
-    correlations = {
-        m: {
-            key: spearman(np.array([t[key] for t in rows]), np.array([t["gain"][m] for t in rows]))
-            for key in PREDICTORS
-        }
-        for m in mean
-    }
-    return {"teachers": teachers, "spearman": correlations}

@@ -1,5 +1,6 @@
 """A comparison in words, tables and pictures, from its results."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from matplotlib.figure import Figure
 
 from persyn_datasets.report.figures import BLUE, GREY
 from persyn_datasets.report.tables import table
+from persyn_datasets.store.journal import replace_file
 
 LEVEL = 0.05
 
@@ -31,8 +33,8 @@ def describe(results: dict[str, Any]) -> str:
         "test):",
         table(["other", "measure", "difference", "p", "p (Holm)"], against),
     ]
-    if prediction := results.get("prediction"):
-        lines += [_predicted(prediction)]
+    if played := results.get("tournament"):
+        lines += [describe_tournament(played)]
     return "\n\n".join(lines) + "\n"
 
 
@@ -106,23 +108,92 @@ def _cell(of: dict[str, Any]) -> str:
     )
 
 
-def _predicted(prediction: dict[str, Any]) -> str:
-    head = ["gain of a student of one teacher, by", "quality", "learnability", "reward", "RSR"]
+def describe_tournament(played: dict[str, Any]) -> str:
+    """One table and one sentence, in Markdown."""
+    measure, cost = played["measure"], played["cost"]
     rows = [
-        [measure, *(f"{s['rho']:+.2f} [{s['low']:+.2f}, {s['high']:+.2f}]" for s in of.values())]
-        for measure, of in prediction["spearman"].items()
+        [
+            name,
+            _with_interval(of["rho"], of["low"], of["high"]),
+            _with_interval(of["tau"], of["tau_low"], of["tau_high"]),
+            _signed(played["with_length"].get(name)),
+            _share(played["same_family"].get(name)),
+        ]
+        for name, of in sorted(played["signals"][measure].items(), key=lambda item: -item[1]["rho"])
     ]
+    head = ["signal", "Spearman ρ", "Kendall τ-b", "ρ with length", "same-family picks"]
     return (
-        f"Spearman correlation over {len(prediction['teachers'])} teachers, with 95% bootstrap "
-        "intervals over "
-        "teachers, of what a teacher's calibration responses are worth with what a student gains "
-        "that is trained on "
-        f"its answers alone (of RSR less is better):\n\n{table(head, rows)}"
+        f"{verdict(played)}\n\n{table(head, rows)}\n\n"
+        f"Over {len(played['teachers'])} teachers: each signal's mean over {played['prompts']:,} "
+        f"calibration prompts with the gain in {measure} of a student of that teacher alone. 95% "
+        "bootstrap intervals over prompts, measured texts and teachers. RSR has a minus, so that "
+        "more is better throughout. The probes: "
+        f"{cost['probes']:,} students, {cost['examples']:,} examples, {cost['tokens']:,} tokens."
     )
 
 
+def verdict(played: dict[str, Any]) -> str:
+    """The tournament in one sentence."""
+    if not (winner := played["winner"]):
+        return (
+            f"No signal is proven to predict the gain in {played['measure']} over these "
+            f"{len(played['teachers'])} teachers: no corrected interval lies above 0."
+        )
+    reward = f"learnability: {winner['learnability']}, alpha: {winner['alpha']:g}"
+    return (
+        f"`reward: {{{reward}}}` predicts "
+        f"the gain in {played['measure']} best: ρ = "
+        f"{_with_interval(winner['rho'], winner['low'], winner['high'])}, the interval corrected "
+        f"for {len(played['candidates'])} candidates."
+    )
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def write_tournament(played: dict[str, Any], output: Path) -> None:
+    """Write `tournament.json`, `.md` and `.png`."""
+    output.mkdir(parents=True, exist_ok=True)
+    numbers = json.dumps(played, indent=2, ensure_ascii=False)
+    replace_file(output / "tournament.json", numbers.encode())
+    replace_file(output / "tournament.md", f"{describe_tournament(played)}\n".encode())
+    _save(_tournament(played), output / "tournament.png")
+
+
+def _tournament(played: dict[str, Any]) -> Figure:
+    """Gain against each signal, a point per teacher."""
+    measure, teachers = played["measure"], list(played["teachers"].values())
+    found = played["signals"][measure]
+    names = sorted(found, key=lambda name: -found[name]["rho"])
+    figure = Figure(figsize=(10, 0.4 + 2.6 * -(-len(names) // 4)), layout="constrained")
+    panels = figure.subplots(-(-len(names) // 4), 4, squeeze=False, sharey=True)
+    for axes, name in zip(panels.flat, names, strict=False):
+        of = found[name]
+        axes.scatter(
+            [t[name] for t in teachers], [t["gain"][measure] for t in teachers], color=BLUE, s=16
+        )
+        axes.set_title(f"ρ = {_with_interval(of['rho'], of['low'], of['high'])}", fontsize=9)
+        axes.set_xlabel(name)
+        if name == "size":
+            axes.set_xscale("log")
+    for axes in panels.flat[len(names) :]:
+        axes.set_axis_off()
+    for row in panels:
+        row[0].set_ylabel("gain")
+    return figure
+
+
 def draw(results: dict[str, Any], folder: Path) -> None:
-    """Write `scores.png`, and `prediction.png` if there is one to show."""
+    """Write `scores.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     names, measures = list(results["strategies"]), list(_first(results)["measures"])
     figure = Figure(figsize=(3 + 3 * len(measures), 1.2 + 0.32 * len(names)), layout="constrained")
@@ -142,29 +213,6 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         axes.grid(axis="y", color="#e4e7eb")
     figure.axes[0].invert_yaxis()
     _save(figure, folder / "scores.png")
-    if prediction := results.get("prediction"):
-        _save(_prediction(prediction, measures), folder / "prediction.png")
-
-
-def _prediction(prediction: dict[str, Any], measures: list[str]) -> Figure:
-    predictors = list(next(iter(prediction["spearman"].values())))
-    figure = Figure(
-        figsize=(2.6 * len(predictors), 0.6 + 2.4 * len(measures)), layout="constrained"
-    )
-    panels = figure.subplots(
-        len(measures), len(predictors), squeeze=False, sharex="col", sharey="row"
-    )
-    for row, measure in zip(panels, measures, strict=True):
-        for axes, key in zip(row, predictors, strict=True):
-            teachers = prediction["teachers"].values()
-            axes.scatter(
-                [t[key] for t in teachers], [t["gain"][measure] for t in teachers], color=BLUE, s=16
-            )
-            s = prediction["spearman"][measure][key]
-            axes.set_title(f"ρ = {s['rho']:+.2f} [{s['low']:+.2f}, {s['high']:+.2f}]", fontsize=9)
-            axes.set_xlabel(key if measure == measures[-1] else "")
-        row[0].set_ylabel(f"gain, {measure}")
-    return figure
 
 
 def _save(figure: Figure, path: Path) -> None:
