@@ -1,4 +1,4 @@
-"""`persyn tune`, and `compare` with a target, end to end on tiny models. Needs the extra `compare`."""
+"""`persyn tune`, and `compare` with a target, on tiny models. Needs the extra `compare`."""
 
 import json
 
