@@ -25,7 +25,7 @@ from persyn_datasets import __version__, plan
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data import schema
-from persyn_datasets.data.prompts import load_table
+from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.report import figures

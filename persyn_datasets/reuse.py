@@ -125,7 +125,8 @@ def synthesize(
     check_prices(teachers, max_cost)
     routing = Route(router, names)
     used = [t.name for t in teachers]
-    if budget or isinstance(prompts, Dataset):
+    at_once = bool(budget) or isinstance(prompts, Dataset)
+    if at_once:
         prompts = _routed(prompts, routing, budget, teachers, runner)
         used = prompts.unique("teacher")
     for teacher in teachers:
@@ -133,7 +134,7 @@ def synthesize(
             engine_of(teacher).check(teacher)
 
     def answer(rows: Dataset, before: float) -> tuple[Dataset, list[dict[str, Any]]]:
-        if "router_scores" not in rows.column_names:
+        if not at_once:  # a column `router_scores` would be another router's
             rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
         account = Account(max_cost, before)
         rows = run(

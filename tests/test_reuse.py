@@ -101,6 +101,27 @@ def test_streams_give_the_same(published, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+@pytest.mark.parametrize("old", ["of another router", "of the user"])
+def test_columns_of_an_older_routing_do_not_count(published, tmp_path, streaming, old):
+    """Nor do a user's own of these names crash."""
+    router = Router.from_pretrained(str(published / "router"))
+    routed = Dataset.from_dict({"prompt": NEW}).map(Route(router), batched=True).to_list()
+    for row in routed:
+        shifted = row["router_scores"][1:] + row["router_scores"][:1]
+        row |= {"router_scores": shifted if old == "of another router" else "none", "prompt_id": 1}
+        row["teacher"] = router.names[router.names.index(row["teacher"]) - 1]
+    source = tmp_path / "old.jsonl"
+    source.write_text(
+        "".join(json.dumps(row | {"rank": 1, "reward": "?"}) + "\n" for row in routed)
+    )
+    for command in ("route", "synthesize"):
+        output = str(tmp_path / command)
+        assert main([command, ROUTER, str(source), "--output", output, *streaming]) == 0
+        rows = load_dataset(output, split="train")
+        assert rows["teacher"][:] == Route(router)({"prompt": NEW})["teacher"]
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
 def test_an_interrupted_run_goes_on_at_its_first_unfinished_shard(
     hub, published, tmp_path, monkeypatch, streaming
 ):

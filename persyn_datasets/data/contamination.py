@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from persyn_datasets.config.prompts import Benchmark, Decontaminate
-from persyn_datasets.data.prompts import load_table
+from persyn_datasets.data.tables import load_table
 
 WORDS = 13
 EXAMPLES = 3  # that are shown

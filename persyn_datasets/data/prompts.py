@@ -2,19 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, Features, IterableDataset
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data import schema
+from persyn_datasets.data.tables import load_table, plain_errors
 
 FIRST_ROWS = 100
-_FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+ROWS_AT_ONCE = 1000
+_EXPECTED = (
+    "expected a non-empty string, or a list of {'role': …, 'content': …} that ends with the "
+    "user's message"
+)
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
@@ -26,36 +29,48 @@ def prompt_id(messages: Sequence[Message]) -> str:
 
 
 def to_messages(cell: Any, where: str) -> list[Message]:
-    """A prompt cell as messages: a string is one user message, a list is checked. `where` names it
-    in errors.
+    """A prompt cell as messages: a string is one user message, unless it is the JSON of messages; a
+    list is checked. `where` names it in errors.
     """
     if isinstance(cell, str):
-        cell = [{"role": "user", "content": cell}]
-    mend = (
-        "expected a non-empty string, or a list of {'role': …, 'content': …} that ends with "
-        "the user's message"
-    )
-    if not isinstance(cell, Sequence) or not cell:
-        raise InputError(f"{where}: found {_short(cell)}; {mend}.")
+        cell = _from_json(cell, where) or [{"role": "user", "content": cell}]
+    if not isinstance(cell, Sequence) or isinstance(cell, bytes) or not cell:
+        raise InputError(f"{where}: found {_shown(cell)}; {_EXPECTED}.")
     for i, message in enumerate(cell):
         if not isinstance(message, Mapping) or not all(
             isinstance(message.get(k), str) for k in ("role", "content")
         ):
-            raise InputError(f"{where}: message {i} is {_short(message)}; {mend}.")
+            raise InputError(f"{where}: message {i} is {_shown(message)}; {_EXPECTED}.")
         if message["role"] not in ("system", "user", "assistant"):
             raise InputError(
                 f"{where}: message {i} has role {message['role']!r}; expected system, user or "
                 "assistant."
             )
     if cell[-1]["role"] != "user":
-        raise InputError(f"{where}: the last message is the {cell[-1]['role']}'s; {mend}.")
+        raise InputError(f"{where}: the last message is the {cell[-1]['role']}'s; {_EXPECTED}.")
     if not cell[-1]["content"].strip():
-        raise InputError(f"{where}: the prompt is empty; {mend}. Remove the row or fill it.")
+        raise InputError(f"{where}: the prompt is empty; {_EXPECTED}. Remove the row or fill it.")
     return [{"role": m["role"], "content": m["content"]} for m in cell]
 
 
-def _short(value: Any) -> str:
-    return f"{type(value).__name__} {repr(value)[:80]}"
+def _from_json(text: str, where: str) -> Any:
+    """The messages whose JSON the text is, as a CSV has them; None: it is an ordinary text."""
+    if not text.lstrip().startswith("["):
+        return None
+    start = "".join(text[:200].split())
+    if not start.startswith(('[{"role":', '[{"content":', "[{'role':", "[{'content':")):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{where}: the text {text[:60]!r} looks like a list of messages and is no JSON "
+            f'({error}); write it with json.dumps, which has " around keys and texts.'
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    return "no value" if value is None else f"the {type(value).__name__} {repr(value)[:80]}"
 
 
 def messages_of(batch: Mapping[str, Sequence[Any]]) -> list[list[Message]]:
@@ -76,86 +91,6 @@ def messages_of(batch: Mapping[str, Sequence[Any]]) -> list[list[Message]]:
     ]
 
 
-def load_table(
-    path: str,
-    *,
-    name: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    streaming: bool = False,
-) -> Any:
-    """Load a Hub dataset, a folder, or a .jsonl, .json, .csv, .tsv or .parquet file (globs too).
-
-    Returns a `Dataset`, or an `IterableDataset` if it is `streaming`.
-
-    Raises:
-        InputError: nothing is there, the format is unknown, or a file cannot be read as what its
-            name says.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix in _FILES:
-        files = sorted(Path(path).parent.glob(Path(path).name))
-        if not files:
-            raise InputError(f"{path}: no such file.")
-        if suffix != ".parquet":
-            for file in files:
-                _check_utf8(file)
-        options = {"sep": "\t"} if suffix == ".tsv" else {}
-        data_files = [str(f) for f in files]
-        return _load_dataset(
-            path,
-            _FILES[suffix],
-            data_files=data_files,
-            split="train",
-            streaming=streaming,
-            **options,
-        )
-    if Path(path).is_file():
-        raise InputError(
-            f"{path}: unknown format {suffix or 'without extension'!r}; expected "
-            f"{', '.join(_FILES)}."
-        )
-    return _load_dataset(path, path, name, split=split, revision=revision, streaming=streaming)
-
-
-def _load_dataset(shown: str, *args: Any, **options: Any) -> Any:
-    try:
-        return load_dataset(*args, **options)
-    except (
-        FileNotFoundError
-    ) as error:  # DatasetNotFoundError and EmptyDatasetError are of this kind
-        raise InputError(
-            f"{shown}: no such dataset on the Hub, and no such file or folder with data ({error})."
-        ) from error
-    except ConnectionError as error:
-        raise InputError(
-            f"{shown}: no such file or folder here, and the Hub cannot be reached ({error})."
-        ) from error
-    except DatasetGenerationError as error:
-        raise InputError(
-            f"{shown}: cannot be read ({error.__cause__ or error}); check its format."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{shown}: {error}") from error
-
-
-def _check_utf8(file: Path) -> None:
-    line = 0
-    with file.open("rb") as lines:
-        for line, raw in enumerate(lines, start=1):
-            if b"\0" in raw:
-                raise InputError(f"{file}: line {line} holds binary data; expected text in UTF-8.")
-            try:
-                raw.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{file}: line {line} is not UTF-8 (byte 0x{raw[error.start]:02x}); "
-                    f"convert it, e.g. `iconv -f latin1 -t utf-8 {file}`."
-                ) from error
-    if line == 0:
-        raise InputError(f"{file}: the file is empty; expected prompts.")
-
-
 def load_prompts(
     path: str,
     *,
@@ -167,52 +102,92 @@ def load_prompts(
     streaming: bool = False,
 ) -> Any:
     """Load prompts as rows of `prompt_id`, `messages` and, if named, `answer`; other columns pass
-    through.
+    through. See `load_table` for what can be read.
 
     Args:
         column: the column with the prompts. Default: `messages`, else `prompt`.
-        answer_column: the column with the reference answers.
+        answer_column: the column with the reference answers, which are read as text.
         streaming: give an `IterableDataset`: rows are read, and checked, as they are needed.
 
     Raises:
         InputError: with the row and column of the first cell that is not a prompt.
     """
-    table = load_table(path, name=name, split=split, revision=revision, streaming=streaming)
-    columns = (
-        table.features or Dataset.from_list(list(table.take(FIRST_ROWS))).features
-    )  # a stream may not know them
-    names = list(columns)
-    column = column or next((c for c in ("messages", "prompt") if c in names), "messages")
+    options: dict[str, Any] = {"name": name, "split": split, "revision": revision}
+    options |= {"streaming": streaming, "texts": [answer_column] if answer_column else []}
+    table = load_table(path, **options)
+    columns = _columns(table, path)
+    column = column or next((c for c in ("messages", "prompt") if c in columns), "messages")
     for wanted, key in ((column, "column"), (answer_column, "answer_column")):
-        if wanted and wanted not in names:
+        if wanted and wanted not in columns:
             raise InputError(
-                f"prompts.{key}: {path} has no column {wanted!r}; it has {', '.join(names)}."
+                f"prompts.{key}: {path} has no column {wanted!r}; it has {', '.join(columns)}."
             )
     if not streaming and len(table) == 0:
         raise InputError(f"{path}: there are no rows; expected prompts.")
 
-    def identify(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+    def identify(batch: dict[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         messages = [
             to_messages(cell, f"{path}, row {i}, column {column!r}")
             for i, cell in zip(indices, batch[column], strict=True)
         ]
-        columns: dict[str, list[Any]] = {
+        added: dict[str, list[Any]] = {
             "prompt_id": [prompt_id(m) for m in messages],
             "messages": messages,
         }
         if answer_column:
-            columns["answer"] = [None if a is None else str(a) for a in batch[answer_column]]
-        return columns
+            added["answer"] = [text_of(answer) for answer in batch[answer_column]]
+        return added
 
+    gone = [c for c in (column, answer_column) if c and c not in ("messages", "answer")]
     answer = {"answer": schema.Value("string")} if answer_column else {}
     kept = {k: v for k, v in columns.items() if k not in (column, answer_column)}
-    return table.map(
-        identify,
-        batched=True,
-        with_indices=True,
-        remove_columns=[
-            c for c in (column, answer_column) if c and c not in ("messages", "answer")
-        ],
-        features=Features({**kept, **schema.PROMPT, **answer}),
-        **({} if streaming else {"desc": "Prompts"}),
-    )
+    features = Features({**kept, **schema.PROMPT, **answer})
+    if isinstance(table, Dataset):
+        return table.map(
+            identify,
+            batched=True,
+            with_indices=True,
+            remove_columns=gone,
+            features=features,
+            desc="Prompts",
+        )
+
+    def stream(shards: list[int]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            part = table.shard(table.num_shards, shard) if len(shards) > 1 else table
+            yield from _identified(part, identify, path, list(features))
+
+    shards = {"shards": list(range(table.num_shards))}
+    return IterableDataset.from_generator(stream, features=features, gen_kwargs=shards)
+
+
+def text_of(value: Any) -> str | None:
+    """A cell as text; None where it is empty."""
+    return None if value is None else str(value)
+
+
+def _columns(table: Dataset | IterableDataset, path: str) -> Features:
+    """A stream may not know them before it is read."""
+    if table.features:
+        return table.features
+    with plain_errors(path):
+        return Dataset.from_list(list(table.take(FIRST_ROWS))).features
+
+
+def _identified(
+    table: IterableDataset, identify: Any, path: str, names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of a stream with what `identify` adds; what cannot be read is an `InputError`."""
+    start = 0
+    batches = iter(table.iter(batch_size=ROWS_AT_ONCE))
+    while True:
+        with plain_errors(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        count = len(next(iter(batch.values())))
+        made = batch | identify(batch, range(start, start + count))
+        start += count
+        yield from (
+            dict(zip(names, row, strict=True)) for row in zip(*map(made.get, names), strict=True)
+        )

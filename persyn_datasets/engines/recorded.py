@@ -1,7 +1,6 @@
 """Recorded teachers: answers that already exist as a dataset, matched on the prompt."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -9,22 +8,33 @@ from datasets import Dataset
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.data.prompts import load_table, prompt_id, to_messages
+from persyn_datasets.data.prompts import prompt_id, text_of, to_messages
+from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.engines.account import Account
 
 COLUMNS = ("prompt", "teacher", "response")
 READ_AT_ONCE = 1000
+TABLES_IN_MEMORY = 4
 
 
-@lru_cache(maxsize=4)
-def _recorded(
-    path: str, revision: str | None
-) -> tuple[Dataset, dict[str, tuple[np.ndarray, np.ndarray]]]:
+RowsOf = dict[str, tuple[np.ndarray, np.ndarray]]
+_indexed: dict[str, RowsOf] = {}  # by the fingerprint of a table
+
+
+def _recorded(path: str, revision: str | None) -> tuple[Dataset, RowsOf]:
     """The responses, which stay on disk; and by teacher the numbers of its prompts, sorted, and
     their rows.
     """
-    table = load_table(path, revision=revision)
+    table = load_table(path, revision=revision, texts=("teacher", "response"))
+    if table._fingerprint not in _indexed:
+        _indexed[table._fingerprint] = _index(table, path)
+        if len(_indexed) > TABLES_IN_MEMORY:
+            del _indexed[next(iter(_indexed))]
+    return table.select_columns("response"), _indexed[table._fingerprint]
+
+
+def _index(table: Dataset, path: str) -> RowsOf:
     missing = [c for c in COLUMNS if c not in table.column_names]
     if missing:
         raise InputError(
@@ -41,13 +51,13 @@ def _recorded(
         numbers[row] = _number(
             prompt_id(to_messages(prompt, f"{path}, row {row}, column 'prompt'"))
         )
-        names[row] = place.setdefault(name, len(place))
+        names[row] = place.setdefault(text_of(name) or "", len(place))
     rows_of = {}
     for name, i in place.items():
         rows = np.flatnonzero(names == i)
         rows = rows[np.argsort(numbers[rows], kind="stable")]
         rows_of[name] = numbers[rows], rows
-    return table.select_columns("response"), rows_of
+    return rows_of
 
 
 def _number(key: str) -> np.uint64:
@@ -76,7 +86,7 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
         for start in range(0, len(places), READ_AT_ONCE):
             part = places[start : start + READ_AT_ONCE]
             rows = [_row(rows_of, requests[i]) for i in part]
-            texts = iter(responses[[row for row in rows if row is not None]]["response"])
+            texts = map(text_of, responses[[row for row in rows if row is not None]]["response"])
             for i, row in zip(part, rows, strict=True):
                 teacher, sample = requests[i].teacher, requests[i].sample
                 if not (text := "" if row is None else next(texts)):

@@ -5,7 +5,8 @@ import pytest
 from datasets import Dataset
 
 from persyn_datasets import InputError, load_prompts
-from persyn_datasets.data.prompts import load_table, messages_of, prompt_id, to_messages
+from persyn_datasets.data.prompts import messages_of, prompt_id, to_messages
+from persyn_datasets.data.tables import load_table
 
 USER = [{"role": "user", "content": "Why?"}]
 ROWS = [
@@ -36,14 +37,14 @@ SYSTEM, ASSISTANT = {"role": "system", "content": "s"}, {"role": "assistant", "c
 @pytest.mark.parametrize(
     ("cell", "found"),
     [
-        (None, "found NoneType None"),
-        (5, "found int 5"),
-        ([], "found list []"),
+        (None, "found no value"),
+        (5, "found the int 5"),
+        ([], "found the list []"),
         ("  \n", "the prompt is empty"),
         ("", "the prompt is empty"),
         ([SYSTEM, ASSISTANT], "the last message is the assistant's"),
-        (["Why?"], "message 0 is str 'Why?'"),
-        ([{"role": "user", "content": None}], "message 0 is dict"),
+        (["Why?"], "message 0 is the str 'Why?'"),
+        ([{"role": "user", "content": None}], "message 0 is the dict"),
         ([SYSTEM, {"role": "tool", "content": "x"}], "message 1 has role 'tool'"),
     ],
 )
@@ -87,7 +88,7 @@ def test_every_format_gives_the_same_prompts(tmp_path, suffix, by):
     assert list(prompts["level"]) == ["easy", "hard"]
     assert "prompt" not in prompts.column_names
     assert prompts[1]["answer"] is None
-    assert float(prompts[0]["answer"]) == 1  # CSV makes 1.0 of it, for the missing one
+    assert prompts[0]["answer"] == "1"
 
 
 def test_a_column_of_messages_and_one_by_name(tmp_path):
@@ -115,7 +116,7 @@ def test_mistakes_in_a_table_name_row_column_and_mend(tmp_path):
         load_prompts(str(file), answer_column="gold")
     with pytest.raises(InputError, match=r"no column 'messages'; it has x"):
         load_prompts(write_bytes(tmp_path / "x.csv", b"x\n1\n"))
-    with pytest.raises(InputError, match=r"header\.csv: .* no data"):
+    with pytest.raises(InputError, match=r"header\.csv: there are no rows"):
         load_prompts(write_bytes(tmp_path / "header.csv", b"prompt,answer\n"))
 
 
@@ -141,7 +142,7 @@ def write_bytes(file, data):
         ("cut.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "cannot be read"),
         ("ragged.csv", b"prompt\na,1\nb,2,3,4\n", "cannot be read"),
         ("not.parquet", b"\0\1 no parquet", "Parquet"),
-        ("sheet.xlsx", b"PK", "unknown format '.xlsx'; expected .jsonl, .json, .csv"),
+        ("sheet.xlsx", b"PK", "unknown format '.xlsx'; expected .jsonl, .ndjson, .json, .csv"),
         ("plain", b"x", "unknown format 'without extension'; expected"),
     ],
 )
@@ -171,8 +172,46 @@ def test_an_unreachable_hub_is_said_plainly(monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'org/prompts' on the Hub")
 
-    monkeypatch.setattr("persyn_datasets.data.prompts.load_dataset", unreachable)
+    monkeypatch.setattr("persyn_datasets.data.tables.load_dataset_builder", unreachable)
     with pytest.raises(
         InputError, match="org/prompts: no such file or folder here, and the Hub cannot be reached"
     ):
         load_prompts("org/prompts")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("column", ["messages", "prompt"])
+def test_messages_as_json_text_are_messages(tmp_path, suffix, column):
+    turns = [SYSTEM, {"role": "user", "content": 'Say "hi", [1]'}]
+    table = Dataset.from_dict({column: [json.dumps(turns), json.dumps(USER, indent=1), "[1, 2]?"]})
+    file = tmp_path / f"t{suffix}"
+    getattr(table, {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}[suffix])(file)
+    loaded = load_prompts(str(file))
+    assert loaded["messages"][:] == [turns, USER, [{"role": "user", "content": "[1, 2]?"}]]
+    assert messages_of({column: [json.dumps(turns)]}) == [turns]
+    assert [row["prompt_id"] for row in loaded][:2] == [prompt_id(turns), prompt_id(USER)]
+
+
+@pytest.mark.parametrize("text", ["[{'role': 'user', 'content': 'Hi'}]", '[{"role": "user", "con'])
+def test_messages_as_another_text_are_refused(text):
+    with pytest.raises(InputError, match="row 3: the text .* looks like a list of messages"):
+        to_messages(text, "row 3")
+
+
+def test_rows_with_texts_and_rows_with_messages(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"prompt": cell}) + "\n" for cell in ("Why?", USER)))
+    for streaming in (False, True):
+        rows = load_prompts(str(file), streaming=streaming)
+        assert [row["messages"] for row in rows] == [USER, USER]
+
+
+def test_columns_of_others_that_are_named_like_ours(tmp_path):
+    """They pass through, but for those that identify a prompt."""
+    row = {"prompt": "Why?", "prompt_id": 7, "teacher": "x", "router_scores": "none", "rank": "top"}
+    Dataset.from_list([row]).to_parquet(tmp_path / "t.parquet")
+    [got] = load_prompts(str(tmp_path / "t.parquet")).to_list()
+    assert got == {k: v for k, v in row.items() if k != "prompt"} | {
+        "prompt_id": prompt_id(USER),
+        "messages": USER,
+    }

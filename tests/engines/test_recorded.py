@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from persyn_datasets import InputError, Teacher
 from persyn_datasets.data.prompts import prompt_id
@@ -77,3 +78,32 @@ def test_check(answers, tmp_path):
         recorded.check(Teacher(str(tmp_path / "bad.jsonl"), name="a", engine="recorded"))
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         recorded.check(Teacher(str(tmp_path / "none.jsonl"), name="a", engine="recorded"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "told", [["0", "1"], ["007", "1.50"], ["1969-07-16", "nan"], ["True", "null"]]
+)
+def test_answers_are_texts_as_written(tmp_path, suffix, told):
+    """Whatever they look like; "0" is an answer. So are the names of teachers."""
+    rows = [{"prompt": f"{i}?", "teacher": "7", "response": text} for i, text in enumerate(told)]
+    file = tmp_path / f"answers{suffix}"
+    table = Dataset.from_list(rows)
+    getattr(table, {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}[suffix])(file)
+    for i, text in enumerate(told):
+        response = ask(str(file), "7", [{"role": "user", "content": f"{i}?"}])
+        assert (response["text"], response["error"]) == (text, "")
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (2.5, "2.5"), (True, "true")])
+def test_answers_that_are_no_texts_are_their_json(tmp_path, value, text):
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"prompt": "One?", "teacher": "a", "response": value}) + "\n")
+    assert ask(str(file), "a", [{"role": "user", "content": "One?"}])["text"] == text
+
+
+def test_answers_that_are_written_anew_are_read_anew(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    for text in ("one", "two"):
+        file.write_text(json.dumps({"prompt": "One?", "teacher": "a", "response": text}) + "\n")
+        assert ask(str(file), "a", [{"role": "user", "content": "One?"}])["text"] == text
