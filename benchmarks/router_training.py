@@ -44,9 +44,10 @@ from transformers.utils import logging
 from persyn_datasets import train_router
 from persyn_datasets.data import schema
 from persyn_datasets.report.tables import table
-from persyn_datasets.router.bradley_terry import bradley_terry_loss, fit_head, head_of, preferences
+from persyn_datasets.router.bradley_terry import bradley_terry_loss, fit_head, preferences
+from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.metrics import router_metrics
-from persyn_datasets.router.model import _forward
+from persyn_datasets.router.model import forward
 
 N = len(shapes.TEACHERS)
 PAIRS = list(combinations(range(N), 2))
@@ -115,7 +116,7 @@ def by_pairs(
 
     def train() -> Callable[[list[str]], np.ndarray]:
         trainer.train()
-        return lambda prompts: _forward(model.eval(), tokenizer, prompts).numpy()
+        return lambda prompts: forward(model.eval(), tokenizer, prompts).numpy()
 
     return train
 
@@ -147,7 +148,7 @@ def by_reward_trainer(
         trainer.train()
         every = lambda prompts: [told(text, t) for text in prompts for t in range(N)]  # noqa: E731
         return lambda prompts: (
-            _forward(model.eval(), tokenizer, every(prompts)).numpy().reshape(len(prompts), N)
+            forward(model.eval(), tokenizer, every(prompts)).numpy().reshape(len(prompts), N)
         )
 
     return train
@@ -292,7 +293,7 @@ def frozen(work: Path, prompts: int) -> Rows:
     parent, leaf, _ = head_of(model)
     setattr(parent, leaf, torch.nn.Identity())
     reading, (_, prefer) = seconds_of(lambda: preferences(pairs, shapes.TEACHERS))
-    encoding, features = seconds_of(lambda: _forward(model, tokenizer, texts))
+    encoding, features = seconds_of(lambda: forward(model, tokenizer, texts))
     fitting, _ = seconds_of(lambda: fit_head(features, prefer))
     tokens = sum(map(len, tokenizer(texts)["input_ids"]))
     lines = [

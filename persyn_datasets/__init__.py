@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from persyn_datasets.hub.publish import publish as publish
     from persyn_datasets.router.add_teacher import add_teacher as add_teacher
     from persyn_datasets.router.model import Router as Router
-    from persyn_datasets.router.model import train_router as train_router
+    from persyn_datasets.router.training import train_router as train_router
     from persyn_datasets.stages.generate import Generate as Generate
     from persyn_datasets.stages.pairify import Pairify as Pairify
     from persyn_datasets.stages.rank import Rank as Rank
@@ -38,7 +38,8 @@ _HOMES = {
     "data.prompts": ("load_prompts",),
     "hub.publish": ("publish",),
     "router.add_teacher": ("add_teacher",),
-    "router.model": ("Router", "train_router"),
+    "router.model": ("Router",),
+    "router.training": ("train_router",),
     "stages.generate": ("Generate",),
     "stages.pairify": ("Pairify",),
     "stages.rank": ("Rank",),

@@ -32,7 +32,8 @@ from persyn_datasets.report import figures
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, by_backbone
 from persyn_datasets.router import add_teacher as amend
-from persyn_datasets.router.model import Router, train_router
+from persyn_datasets.router.model import Router
+from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import check, run
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.pairify import Pairify

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.responses import rewards_of
-from persyn_datasets.router.bradley_terry import FOLDS, bradley_terry_loss, fit_head, head_of
+from persyn_datasets.router.bradley_terry import FOLDS, bradley_terry_loss, fit_head
+from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.metrics import calibration_error, reliability
 from persyn_datasets.router.model import Router
 from persyn_datasets.strategies.budget import lengths

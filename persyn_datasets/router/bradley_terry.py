@@ -3,12 +3,10 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch import nn
 
 from persyn_datasets.config.teacher import Message
 
@@ -144,20 +142,3 @@ def _ridge_path(
 
         optimizer.step(objective)
         yield w.detach().clone()
-
-
-class WithFeatures(nn.Module):
-    """A head that gives what it sees, too."""
-
-    def __init__(self, head: nn.Module):
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.head(features), features], -1)
-
-
-def head_of(model: Any) -> tuple[nn.Module, str, nn.Linear]:
-    """The last linear layer, with the module that holds it and its name there."""
-    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    return model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], head
