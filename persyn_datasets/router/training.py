@@ -27,7 +27,7 @@ from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.router.bradley_terry import bradley_terry_loss, fit_head, preferences
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router, forward, router_text
-from persyn_datasets.store.identity import content_hash
+from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import device, dtype, free
 
@@ -85,12 +85,9 @@ def train_router(
     training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
     # What the weights depend on, by content: neither a path nor a fingerprint stands for it.
-    content = [
-        prompts,
-        hashlib.sha256(prefer.numpy().tobytes()).hexdigest(),
-        content_hash(backbone),
-    ]
-    address = digest([*content, training, names, specifications])
+    compared = hashlib.sha256(prefer.numpy().tobytes()).hexdigest()
+    content = [prompts, compared, names, specifications, weights_of(backbone, revision)]
+    address = digest([*content, training])
     folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
     if not output_dir and (Path(folder) / LAST_FILE).exists():
         return Router.from_pretrained(folder)

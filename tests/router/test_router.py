@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from persyn_datasets import InputError, Route, Router, Sampling, Teacher, train_router
 from persyn_datasets.data import schema
 from persyn_datasets.data.responses import rewards_of
-from persyn_datasets.router import model as router_module
+from persyn_datasets.router import training
 
 NAMES = ["zebra", "ant", "mole"]  # not in alphabetical order
 TEACHERS = [
@@ -110,7 +110,7 @@ def test_smaller_passes_and_checkpoints_train_the_same(chat_model, tmp_path, mon
 
     whole = weights("whole", batch_size=12)
     parts = weights("parts", batch_size=3, gradient_accumulation_steps=4)
-    arguments, recomputed = router_module.TrainingArguments, []
+    recomputed = []
     checkpoint = transformers.modeling_layers.GradientCheckpointingLayer.__call__
 
     def spy(layer, *args, **kwargs):
@@ -118,11 +118,14 @@ def test_smaller_passes_and_checkpoints_train_the_same(chat_model, tmp_path, mon
         return checkpoint(layer, *args, **kwargs)
 
     monkeypatch.setattr(transformers.modeling_layers.GradientCheckpointingLayer, "__call__", spy)
-    monkeypatch.setattr(
-        router_module,
-        "TrainingArguments",
-        lambda **kw: arguments(**(kw | {"activation_checkpointing": True})),
-    )
+    open_backbone = training.open_backbone
+
+    def with_checkpoints(*args):
+        model, tokenizer = open_backbone(*args)
+        training.checkpoint_activations(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(training, "open_backbone", with_checkpoints)
     checkpointed = weights("checkpointed", batch_size=12)
     assert recomputed and all(recomputed)
     assert all(torch.equal(checkpointed[key], weight) for key, weight in whole.items())
@@ -274,7 +277,7 @@ def test_long_prompts_are_cut_to_what_the_backbone_reads(kind, tmp_path):
     trained = train_router(pairs_of(long, NAMES), backbone, output_dir=str(tmp_path / "r"), **HEAD)
     scores = trained.scores(long)
     assert np.isfinite(scores).all()
-    assert np.allclose(scores[0], scores[1], atol=1e-5) and not np.allclose(
+    assert np.allclose(scores[0], scores[1], atol=1e-3) and not np.allclose(
         scores[0], scores[2], atol=1e-2
     )
 
@@ -320,10 +323,11 @@ def test_evaluate_takes_the_rewards_of_rank(router):
     def ranked(rewards):
         rows = [
             {
+                "prompt_id": str(key),
                 "messages": m,
                 "responses": [response | {"teacher": n, "reward": r[n]} for n in sorted(r)],
             }
-            for m, r in zip(prompts, rewards, strict=True)
+            for key, (m, r) in enumerate(zip(prompts, rewards, strict=True))
         ]
         return Dataset.from_list(rows)
 
