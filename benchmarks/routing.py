@@ -50,11 +50,11 @@ def speed(name: str, folder: str, texts: list[str], rounds: int, peers: dict[str
     from transformers import pipeline
 
     from persyn_datasets.report.tables import table
-    from persyn_datasets.router.model import TOKENS_PER_BATCH, Router, _load
+    from persyn_datasets.router.model import TOKENS_PER_BATCH, Router
     from persyn_datasets.store.models import batches
 
     router = Router.from_pretrained(folder)
-    model, tokenizer = _load(router.path, router.revision, router.content)
+    model, tokenizer = router._load()
     pipe: Any = pipeline(
         "text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None
     )

@@ -16,8 +16,6 @@ from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
