@@ -32,8 +32,10 @@ def test_every_command_is_understood(command):
 
 
 def test_the_recipe_is_valid():
-    text, of_students = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    recipe = Recipe.from_dict(yaml.safe_load(text) | yaml.safe_load(of_students))
+    text, *more = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    recipe = Recipe.from_dict(yaml.safe_load(text))
+    for section in more:
+        recipe = Recipe.from_dict(yaml.safe_load(text) | yaml.safe_load(section))
     assert [t.engine for t in recipe.teachers] == ["transformers", "transformers", "endpoint"]
 
 
