@@ -25,9 +25,9 @@ from persyn_datasets import __version__, plan
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data import schema
-from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
+from persyn_datasets.inputs import build_id
 from persyn_datasets.report import figures
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, by_backbone
@@ -41,7 +41,7 @@ from persyn_datasets.stages.rank import Rank
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
-from persyn_datasets.store.journal import digest, replace_file
+from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
 from persyn_datasets.strategies import budget, second_opinion
@@ -124,22 +124,14 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 is passed.
         """
         prompts = self.recipe.prompts.load()
-        content = [
-            load_table(t.model)._fingerprint if t.engine == "recorded" else t.identity()
-            for t in self.recipe.teachers
-        ]
-        made_of = {
-            k: v for k, v in self.recipe.to_dict().items() if k not in ("training", "evaluation")
-        }
-        if self.recipe.target:
-            content.append(self.recipe.target.load()._fingerprint)
-        build = digest([made_of, prompts._fingerprint, content, __version__])
+        build = build_id(self.recipe, prompts)
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
         if (
             self.stats
             and self.stats["build"] == build
             and mode == DownloadMode.REUSE_DATASET_IF_EXISTS
         ):
+            self._write_recipe_anew()
             return
         self._prompts = plan.check(self.recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,9 +150,32 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
             lock.unlink()
+        if build_id(self.recipe, self.recipe.prompts.load()) != build:
+            raise BuildError(
+                "Something that the recipe reads (a model, a table, a function) changed while this "
+                "was built. All answers are kept: run the same command again."
+            )
         self._write_card()
         # Last: its presence says that the build is whole.
         replace_file(self.folder / "stats.json", json.dumps(self._stats, indent=2).encode())
+
+    def _write_recipe_anew(self) -> None:
+        """Of a finished build: what the recipe now says of other things than the build, e.g. how
+        students are trained, or where the very same files lie.
+        """
+        recipe, stats = cards.to_yaml(self.recipe.to_dict()), self.stats
+        if not stats or (self.folder / "recipe.yaml").read_text() == recipe:
+            return
+        stats |= {"student": self.recipe.student.model} | self._sources()
+        replace_file(self.folder / "recipe.yaml", recipe.encode())
+        replace_file(self.folder / "stats.json", json.dumps(stats, indent=2).encode())
+        cards.write(self.output, self.recipe, stats)
+
+    def _sources(self) -> dict[str, Any]:
+        recipe = self.recipe
+        backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
+        teachers = strategies.teachers_of(recipe)
+        return licenses.sources(recipe.prompts, teachers, recipe.student.model, backbone)
 
     @property
     def stats(self) -> dict[str, Any] | None:
@@ -206,14 +221,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "strategy": recipe.strategy,
             "student": recipe.student.model,
         }
-        backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
-        self._stats |= licenses.sources(
-            recipe.prompts,
-            strategies.teachers_of(recipe),
-            recipe.student.model,
-            backbone,
-            recipe.target.path if recipe.target else None,
-        )
+        self._stats |= self._sources()
         routing = [c for c in ("prompt_id", "teacher", "router_scores") if c in routed.column_names]
         _write(self.folder / "routing", DatasetDict(train=routed.select_columns(routing)))
         answered = answered.remove_columns(

@@ -1,0 +1,158 @@
+"""What a build reads, by content: its id follows what lies at a path, not the path.
+
+    id = digest(what the recipe states, without places; what lies at its places; our version)
+
+A place is a path or Hub id with its revision: of the student, the router's backbones, the reward
+model, a quality function, the target, the prompts, the benchmarks, the teachers' weights and
+recorded answers. Each is resolved once, when the build begins: a folder or file by its bytes, a
+model on the Hub by its commit, a table by its rows. What the strategy does not read does not count.
+"""
+
+import hashlib
+import inspect
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from persyn_datasets import __version__
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.prompts import Benchmark
+from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.tables import load_table
+from persyn_datasets.engines.recorded import COLUMNS
+from persyn_datasets.signals import quality
+from persyn_datasets.store.identity import content_hash, weights_of
+from persyn_datasets.store.journal import digest
+from persyn_datasets.strategies import baselines as strategies
+
+ROWS_AT_ONCE = 1000
+VERIFIER = ("math-verify", "latex2sympy2_extended")
+# Nothing of these is in a build (`sampling` is in each teacher's own), or only where a strategy has
+# a router, or needs a calibration.
+NOT_BUILT = ("training", "evaluation", "max_cost", "sampling")
+OF_ROUTERS = ("router", "budget", "second_opinion")
+OF_CALIBRATION = ("calibration", "reward", "quality", "target")
+# A key of the recipe → what of it says where something lies; `contents` says what that is.
+PLACES = {
+    "student": ("model", "revision"),
+    "prompts": ("path", "name", "split", "revision", "column", "answer_column", "decontaminate"),
+    "router": ("backbone", "revision", "compare_backbones"),
+    "target": ("path", "name", "split", "revision", "column", "response_column"),
+}
+
+
+def build_id(recipe: Recipe, prompts: Dataset) -> str:
+    """The id of what a recipe makes now; `prompts` are the recipe's, as they were loaded.
+
+    Raises:
+        InputError: something that the recipe names is not there.
+    """
+    return digest([stated(recipe), contents(recipe, prompts), __version__])
+
+
+def stated(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe states and its strategy goes by, without the places."""
+    values = recipe.to_dict() | {"reward": asdict(recipe.effective_reward)}
+    for section, places in PLACES.items():
+        if values[section]:
+            values[section] = {k: v for k, v in values[section].items() if k not in places}
+    if isinstance(recipe.quality, dict):
+        places = ("reward_model", "revision")
+        values["quality"] = {k: v for k, v in recipe.quality.items() if k not in places}
+    values["teachers"] = [
+        {k: v for k, v in t.to_dict().items() if k not in ("model", "revision")}
+        for t in recipe.teachers
+    ]
+    unread = [*NOT_BUILT]
+    if recipe.strategy not in strategies.ROUTED:
+        unread += OF_ROUTERS
+    if not strategies.calibration_size(recipe, 1):
+        unread += OF_CALIBRATION
+    return {key: value for key, value in values.items() if key not in unread}
+
+
+def contents(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
+    """A place of the recipe → what lies there now."""
+    found: dict[str, Any] = {"prompts": rows_hash(prompts)}
+    if how := recipe.prompts.decontaminate:
+        found["benchmarks"] = [_benchmark(b) for b in how.against]
+        found["drop"] = how.drop
+    tables: dict[Any, str] = {}
+    for teacher in strategies.teachers_of(recipe):
+        found[f"teacher {teacher.name}"] = _teacher(teacher, tables)
+    if strategies.calibration_size(recipe, 1):
+        student = recipe.student
+        found["student"] = _weights("student.model", student.model, student.revision)
+        found["quality"] = _quality(recipe.quality)
+        if recipe.target:
+            rows = recipe.target.load()
+            columns = ["messages", recipe.target.response_column]
+            found["target"] = rows_hash(rows.select_columns(columns))
+    if recipe.strategy in strategies.ROUTED:
+        router = recipe.router
+        found["backbone"] = _weights("router.backbone", router.backbone, router.revision)
+        key = "router.compare_backbones"
+        found["backbones"] = [_weights(key, b, None) for b in router.compare_backbones]
+    return found
+
+
+def rows_hash(rows: Dataset) -> str:
+    """A hash of the rows of a table, whatever files or chunks they come in."""
+    sha = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
+        # A copy: a slice would bring bytes of its neighbours along.
+        copied = batch.take(pa.array(range(len(batch)))).combine_chunks()
+        copied = copied.replace_schema_metadata(None)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, copied.schema) as stream:
+            stream.write_table(copied)
+        sha.update(sink.getvalue())
+    return sha.hexdigest()[:32]
+
+
+def _weights(key: str, model: str, revision: str | None) -> str:
+    try:
+        return weights_of(model, revision)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+
+
+def _benchmark(benchmark: str | Benchmark) -> str:
+    b = Benchmark(benchmark) if isinstance(benchmark, str) else benchmark
+    return rows_hash(load_table(b.path, name=b.name, split=b.split, revision=b.revision))
+
+
+def _teacher(teacher: Teacher, tables: dict[Any, str]) -> Any:
+    """Its weights; its recorded answers, where several teachers share a table; or, of a server,
+    the model's name there.
+    """
+    if teacher.engine == "recorded":
+        place = teacher.model, teacher.revision
+        if place not in tables:
+            table = load_table(
+                teacher.model, revision=teacher.revision, texts=("teacher", "response")
+            )
+            columns = [c for c in COLUMNS if c in table.column_names]
+            tables[place] = rows_hash(table.select_columns(columns))
+        return tables[place]
+    if teacher.base_urls:
+        return [teacher.model, teacher.base_urls[0]]
+    return _weights(f"teacher {teacher.name!r}", teacher.model, teacher.revision)
+
+
+def _quality(how: str | dict[str, Any]) -> Any:
+    """Reward model's weights, verifier's versions, or the bytes of the file with the function."""
+    if isinstance(how, dict):
+        model = how.get("reward_model")
+        if not isinstance(model, str):
+            raise InputError(f"quality: found {how}; expected the key 'reward_model'.")
+        return _weights("quality.reward_model", model, how.get("revision"))
+    if how == quality.MATH_VERIFY:
+        return {name: version(name) for name in VERIFIER}
+    function = quality.resolve(how)
+    file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isroutine(function) else None
+    return content_hash(file) if file else how
