@@ -37,7 +37,7 @@ from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import check, run
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.pairify import Pairify
-from persyn_datasets.stages.rank import Rank
+from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
@@ -207,7 +207,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
         answered = run(routed, synthesize, schema.SYNTHESIZED, self.runner, batch_size=None)
         if recipe.second_opinion and recipe.strategy in strategies.ROUTED:
-            answered = self._ask_twice(routed, answered, synthesize)
+            assert ranked
+            answered = self._ask_twice(ranked, routed, answered, synthesize)
         self._stats |= plan.plan(recipe, len(prompts)) | {
             "estimate": plan.estimate(recipe, prompts)
         }
@@ -257,6 +258,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         )
 
     def _judge(self, generated: Dataset) -> Dataset:
+        return self._ranked(generated, Rank(**asdict(self.recipe.effective_reward)))
+
+    def _ranked(self, generated: Dataset, rank: Any) -> Dataset:
         recipe = self.recipe
         of = schema.with_target if recipe.target else dict
         scored = run(
@@ -266,21 +270,35 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             self.runner,
             batch_size=None,
         )
-        rank = Rank(**asdict(recipe.effective_reward))
         ranked = run(scored.with_format("arrow"), rank, of(schema.RANKED), batch_size=None)
         return ranked.with_format(None)
 
-    def _ask_twice(self, routed: Dataset, answered: Dataset, synthesize: Synthesize) -> Dataset:
+    def _ask_twice(
+        self, ranked: Dataset, routed: Dataset, answered: Dataset, synthesize: Synthesize
+    ) -> Dataset:
         """The answers, with the better one of two where the router is least sure."""
-        names = Router.from_pretrained(str(self.output / "router")).names
-        rows, teachers = second_opinion.least_sure(routed, names, self.recipe.second_opinion)
+        recipe, router = self.recipe, Router.from_pretrained(str(self.output / "router"))
+        room = None
+        if recipe.budget:
+            paid = set(ranked["prompt_id"])
+            room = budget.room_for_more(routed, router, recipe.budget, recipe.teachers, paid)
+        share = recipe.second_opinion
+        rows, teachers = second_opinion.least_sure(routed, router.names, share, room)
         if not len(rows):
             return answered
         ask = partial(
             run, stage=synthesize, adds=schema.SYNTHESIZED, runner=self.runner, batch_size=None
         )
+        reward = recipe.effective_reward
+        column = COLUMNS[reward.learnability]
+        rank = second_opinion.RankTwo(
+            Rank(**asdict(replace(reward, normalize="none"))),
+            column,
+            reward.normalize,
+            *second_opinion.signals_of(ranked, column),
+        )
         answered, both, better = second_opinion.keep_better(
-            routed, answered, rows, teachers, ask, self._judge
+            routed, answered, rows, teachers, ask, partial(self._ranked, rank=rank)
         )
         _write(self.folder / "second_opinions", DatasetDict(train=both))
         self._stats["second_opinions"] = {"asked": len(rows), "better": better}

@@ -15,6 +15,7 @@ from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Price, Teacher
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
+from persyn_datasets.strategies.second_opinion import Room
 
 if TYPE_CHECKING:
     from persyn_datasets.router.model import Router
@@ -175,6 +176,23 @@ def within_budget(
     return routed.remove_columns("teacher").add_column(
         "teacher", teacher, feature=routed.features["teacher"]
     ), expected
+
+
+def room_for_more(
+    routed: Dataset,
+    router: "Router",
+    budget: Budget,
+    teachers: Sequence[Teacher],
+    answered: Collection[str] = (),
+) -> Room:
+    """What the budget leaves after the rows of `within_budget`; for the arguments see there."""
+    names = router.names
+    _, cost = estimates(routed, router, budget.unit, teachers, answered)
+    own = np.array([names.index(teacher) for teacher in routed["teacher"]], int)
+    most = [int(budget.max_share.get(name, 1.0) * len(routed) + 1e-9) for name in names]
+    spent = np.take_along_axis(cost, own[:, None], 1).sum(dtype=float)
+    places = np.array(most) - np.bincount(own, minlength=len(names))
+    return Room(places, cost, budget.limit - float(spent))
 
 
 def estimates(

@@ -7,9 +7,17 @@ import pytest
 from datasets import Dataset, Features, load_dataset
 from pool import answer, make_recipe, write_lines
 
-from persyn_datasets import InputError, PersynBuilder, Recipe, plan
+from persyn_datasets import InputError, PersynBuilder, Rank, Recipe, plan
 from persyn_datasets.data.schema import SYNTHESIZED
-from persyn_datasets.strategies.second_opinion import keep_better, least_sure
+from persyn_datasets.stages.rank import combined_reward
+from persyn_datasets.strategies.second_opinion import (
+    RankTwo,
+    Room,
+    keep_better,
+    least_sure,
+    on_scale,
+    signals_of,
+)
 
 NAMES = ["a", "b", "c"]
 
@@ -132,3 +140,102 @@ def test_what_cannot_be_judged_is_refused_before(tmp_path, chat_model):
     plan.check(Recipe.from_dict(values | {"second_opinion": 0.0}))
     with pytest.raises(InputError, match=r"second_opinion is 1\.5; expected a share from 0 to 1"):
         Recipe.from_dict(values | {"second_opinion": 1.5})
+
+
+def test_a_teacher_without_room_in_the_budget_is_not_asked():
+    scores = [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.45, 0.35, 0.2]]
+    routed = Dataset.from_dict({"router_scores": scores, "teacher": ["a", "a", "a"]})
+    cost = np.ones((3, 3))
+    rows, second = least_sure(routed, NAMES, 1.0, Room(np.array([3, 0, 3]), cost, np.inf))
+    assert set(second) == {"c"} and sorted(rows) == [0, 1, 2]
+    rows, second = least_sure(routed, NAMES, 1.0, Room(np.array([0, 1, 1]), cost, np.inf))
+    assert sorted(second) == ["b", "c"] and len(rows) == 2
+    rows, second = least_sure(routed, NAMES, 1.0, Room(np.array([3, 3, 3]), cost, 2.5))
+    assert len(rows) == 2
+    cost[:, 1] = 9.0
+    rows, second = least_sure(routed, NAMES, 1.0, Room(np.array([3, 3, 3]), cost, 2.5))
+    assert second == ["c", "c"]
+    assert least_sure(routed, NAMES, 1.0, Room(np.zeros(3), cost, np.inf))[1] == []
+
+
+@pytest.mark.parametrize("most", [0.0, 0.25])
+def test_a_builds_budget_holds_for_second_answers_too(chat_model, tmp_path, most):
+    """`max_share: 0` takes a teacher out, also as the second one; a share is kept."""
+    values = make_recipe(tmp_path, chat_model, second_opinion=1.0)
+    values["budget"] = {"max_share": {"adder": most}}
+    builder = PersynBuilder(Recipe.from_dict(values), tmp_path / "out")
+    builder.download_and_prepare()
+    both = load_dataset(str(builder.folder), "second_opinions")["train"]
+    routing = load_dataset(str(builder.folder), "routing")["train"]
+    asked = routing["teacher"][:] + [row[1]["teacher"] for row in both["responses"]]
+    assert asked.count("adder") <= most * 24 and len(both) > 0
+    assert builder.as_dataset(split="train")["teacher"][:].count("adder") <= most * 24
+
+
+def two(first, second):
+    return np.array([[first, second]])
+
+
+def test_two_answers_are_judged_by_the_calibrations_ranges():
+    """A thousandth of quality is not all of it, where the calibration's answers are .4 apart."""
+    r_q = np.array([[0.2, 0.6], [0.5, 0.9]])
+    r_l = np.array([[-3.5, -0.5], [-3.0, -1.0]])
+    q = on_scale(two(0.501, 0.500), r_q, "prompt")
+    learnable = on_scale(two(-3.0, -0.5), r_l, "prompt")
+    np.testing.assert_allclose(q, [[0.001 / 0.4, 0]], rtol=1e-6)
+    np.testing.assert_allclose(learnable, [[0, 1.0]])
+    reward = 0.6 * q + 0.4 * learnable
+    assert reward[0, 1] > reward[0, 0]
+
+
+@pytest.mark.parametrize("how", ["prompt", "zscore", "corpus", "rank"])
+def test_the_scale_of_a_signal_that_never_differs_does_not_decide(how):
+    same, nan = np.full((3, 4), 0.7), np.full((3, 4), np.nan)
+    assert len(set(on_scale(two(0.7, 0.7), same, how)[0])) == 1
+    assert np.isnan(on_scale(two(np.nan, np.nan), same, how)).all()
+    assert on_scale(two(0.1, 0.2), nan, how).tolist() == [[0.1, 0.2]]
+    scaled = on_scale(two(np.nan, 0.9), np.array([[0.1, 0.9], [0.2, np.nan]]), how)
+    assert np.isnan(scaled[0, 0]) and np.isfinite(scaled[0, 1])
+
+
+@pytest.mark.parametrize("how", ["prompt", "zscore", "corpus", "rank", "none"])
+def test_the_order_of_two_is_nearer_to_the_whole_pools_than_by_the_two_alone(how):
+    """Of 400 prompts with 19 teachers, graded quality: the best against the second best."""
+    draw = np.random.default_rng(0)
+    r_q = draw.beta(2, 2, (400, 19))
+    r_l = draw.normal(-1, 0.3, (400, 1)) + draw.normal(0, 0.4, (400, 19))
+    pool = combined_reward(r_q, r_l, 0.4, how)
+    best = np.argsort(-pool, -1)[:, :2]
+    pair_q, pair_l = (np.take_along_axis(x, best, -1) for x in (r_q, r_l))
+    on_calibration = 0.6 * on_scale(pair_q, r_q, how) + 0.4 * on_scale(pair_l, r_l, how)
+    alone = combined_reward(pair_q, pair_l, 0.4, how)
+    changed, changed_alone = (int((r[:, 1] > r[:, 0]).sum()) for r in (on_calibration, alone))
+    assert changed <= changed_alone
+    if how in ("prompt", "zscore"):
+        assert changed < 0.5 * changed_alone, (how, changed, changed_alone)
+
+
+@pytest.mark.parametrize("column", ["learnability", "rsr"])
+def test_ranked_responses_keep_their_raw_signals(column):
+    kind = {"learnability": "log-probability", "rsr": "rsr"}[column]
+    calibration = [
+        [
+            {"teacher": t, "quality": q, "learnability": -q, "rsr": q, "error": ""}
+            for t, q in zip("ab", (0.0, 1.0), strict=True)
+        ]
+    ] * 2
+    row = [
+        {"teacher": "a", "quality": 0.5, "learnability": -3.0, "rsr": 9.0, "error": ""},
+        {"teacher": "b", "quality": 0.5, "learnability": -0.5, "rsr": 2.0, "error": ""},
+        {"teacher": "a", "quality": None, "learnability": None, "rsr": None, "error": "gone"},
+    ]
+    ranked = Dataset.from_dict({"prompt_id": ["x", "y"], "responses": calibration})
+    scored = Dataset.from_dict({"prompt_id": ["z", "w"], "responses": [row[:2], row[1:]]})
+    rank = RankTwo(Rank(0.4, "none", kind), column, "prompt", *signals_of(ranked, column))
+    found = scored.with_format("arrow").map(rank, batched=True).with_format(None)
+    for before, after in zip((row[:2], row[1:]), found["responses"], strict=True):
+        assert [{k: r[k] for k in ("quality", "learnability", "rsr")} for r in after] == [
+            {k: r[k] for k in ("quality", "learnability", "rsr")} for r in before
+        ]
+    assert found["best_teacher"][:] == ["b", "b"]
+    assert found["responses"][1][1]["reward"] is None
