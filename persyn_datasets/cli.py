@@ -139,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument(
         "--max-cost", type=float, metavar="USD", help="stop before more than this is spent"
     )
+    synthesize.add_argument(
+        "--max-failed",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="the share of failed answers above which nothing is written (default: 1)",
+    )
     _publishing(synthesize, "--push-to-hub")
     synthesize.add_argument(
         "--append", action="store_true", help="add the rows to those that are published there"
@@ -360,6 +367,7 @@ def _synthesize(options: argparse.Namespace) -> None:
         options.max_cost,
         _budget(options),
         options.runner,
+        options.max_failed,
     )
     _done(counts, options.output)
     if options.push_to_hub:

@@ -4,7 +4,6 @@
 <output>/README.md, stats.json      of `synthesize`: the card and its numbers
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
@@ -27,6 +25,7 @@ from persyn_datasets.data import schema
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.hub import cards, licenses
+from persyn_datasets.inputs import rows_hash
 from persyn_datasets.report import measure as report
 from persyn_datasets.router.model import Router
 from persyn_datasets.runners.local import run
@@ -38,12 +37,25 @@ from persyn_datasets.strategies.budget import Budget, within_budget
 LOOKED_AT = 256  # prompts that are compared with those of the calibration
 ROWS = 1000  # that are routed at once
 ROWS_PER_SHARD = 20_000
+UNFINISHED = ".unfinished"
+LAST_FILE = "stats.json"
 Rows: TypeAlias = Dataset | IterableDataset
 
 
 def check_output(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    """Raises `InputError` if something else lies there than what an interrupted run left."""
+    free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not free and not (output / UNFINISHED).is_dir():
         raise InputError(f"{output} is not an empty folder; give another --output, or remove it.")
+
+
+def unfinished_of(output: Path) -> Path:
+    """The folder where all is until it is whole: beside the output, or in it where it is there
+    already, as the working folder, a link to a folder or a mounted volume are.
+    """
+    if output.is_dir():
+        return output / UNFINISHED
+    return output.with_name(f"{output.name}{UNFINISHED}")
 
 
 def warnings(router: Router, prompts: Rows) -> list[str]:
@@ -79,13 +91,14 @@ def route(
         prompts = _routed(prompts, routing, budget, teachers, runner)
     done = _by_shard(
         prompts,
-        output,
+        unfinished_of(output),
         digest([router.content, names]),
         lambda rows, _: (
             rows if budget else run(rows, routing, schema.ROUTED, runner, batch_size=ROWS),
             [],
         ),
     )
+    _finish(output)
     return sum((Counter(shard["counts"]) for shard in done), Counter())
 
 
@@ -100,6 +113,7 @@ def synthesize(
     max_cost: float | None = None,
     budget: Budget | None = None,
     runner: str = "local",
+    max_failed: float = 1.0,
 ) -> Counter[str]:
     """Assign and answer, and write the answers with their card; returns prompts per teacher.
 
@@ -111,12 +125,16 @@ def synthesize(
         max_cost: USD; see `Account`. A prompt that comes again in another shard counts again.
         budget: see `Budget`.
         runner: see `run`.
+        max_failed: the share of failed answers above which nothing is written to `output`.
 
     Raises:
         InputError: before anything is spent: a teacher cannot be asked, or the router does not say
             how.
-        BuildError: every response failed, or `max_cost` is reached.
+        BuildError: every response failed, or more than `max_failed`, or `max_cost` is reached. What
+            was answered is kept, and only what failed is asked again by the same call.
     """
+    if not 0 <= max_failed <= 1:
+        raise InputError(f"max_failed is {max_failed}; expected a share from 0 to 1.")
     teachers = router.teachers_with(overrides, names)
     if not teachers:
         raise InputError(
@@ -143,12 +161,13 @@ def synthesize(
         return rows.remove_columns(["messages"]), account.to_list()
 
     address = digest([router.content, names, [t.identity() for t in teachers]])
-    done = _by_shard(prompts, output, address, answer, prefix="persyn-")
+    unfinished = unfinished_of(output)
+    done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
     counts, failures = (
         sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors")
     )
     stats = {
-        "name": output.name,
+        "name": output.resolve().name,
         "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
         "rows": counts.total(),
         "failed": failures.total(),
@@ -160,10 +179,11 @@ def synthesize(
         "versions": report.versions(),
         **licenses.sources(source, teachers),
     }
-    metadata = cards.dataset_metadata(stats, cards.hashes(cards.files(output, cards.PATTERNS)))
+    metadata = cards.dataset_metadata(stats, cards.hashes(cards.files(unfinished, cards.PATTERNS)))
     card = cards.dataset_card(None, stats, str(output))
-    (output / "README.md").write_text(cards.merge("", metadata, card))
-    (output / "stats.json").write_text(json.dumps(stats, indent=2))
+    (unfinished / "README.md").write_text(cards.merge("", metadata, card))
+    (unfinished / LAST_FILE).write_text(json.dumps(stats, indent=2))
+    _finish(output)
     return counts
 
 
@@ -187,17 +207,19 @@ def _routed(
 
 def _by_shard(
     prompts: Rows,
-    output: Path,
+    unfinished: Path,
     address: str,
     work: Callable[[Dataset, float], tuple[Dataset, list[dict[str, Any]]]],
     prefix: str = "",
+    max_failed: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Work on `ROWS_PER_SHARD` prompts at a time and write what comes of them, failed rows apart.
 
     A finished shard is found again, by its prompts and by `address`, when an interrupted run is
-    started anew. In `output` nothing is there until all is.
+    started anew; one with failed rows is worked on again.
 
     Args:
+        unfinished: where `data/` is made.
         work: takes a shard and the USD that were spent on those before it; gives its rows, and
             lines of its account.
 
@@ -205,9 +227,8 @@ def _by_shard(
         Of each shard: `files` by split, `counts` of rows by teacher, `errors`, and `account`.
 
     Raises:
-        BuildError: every response failed.
+        BuildError: every response failed, or more than `max_failed`.
     """
-    unfinished = output.with_name(f"{output.name}.unfinished")
     shards = unfinished / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(unfinished / "data", ignore_errors=True)
@@ -215,14 +236,14 @@ def _by_shard(
     for i, rows in enumerate(_shards(prompts)):
         note = shards / f"{i:05d}-{digest([address, _content(rows)])}.json"
         shard = json.loads(note.read_text()) if note.exists() else None
-        if not shard or not all((shards / file).exists() for file in shard["files"].values()):
+        if not shard or shard["errors"] or not _there(shard, shards):
             before = sum(
                 line["usd"] + line["reused_usd"] for shard in done for line in shard["account"]
             )
             shard = _write(*work(rows, before), note)
         done.append(shard)
+        _check_failed(done, max_failed, at_least=ROWS_PER_SHARD)
     if not any("train" in shard["files"] for shard in done):
-        shutil.rmtree(unfinished)
         errors = sum((Counter(shard["errors"]) for shard in done), Counter())
         why = (
             f"Every response failed, most with: {errors.most_common(1)[0][0]}"
@@ -230,6 +251,7 @@ def _by_shard(
             else "There are no prompts."
         )
         raise BuildError(why)
+    _check_failed(done, max_failed)
     (unfinished / "data").mkdir()
     for split in ("train", "failed"):
         files = [shard["files"][split] for shard in done if split in shard["files"]]
@@ -239,8 +261,40 @@ def _by_shard(
                 unfinished / "data" / f"{prefix}{split}-{i:05d}-of-{len(files):05d}.parquet",
             )
     shutil.rmtree(shards)
-    unfinished.rename(output)
     return done
+
+
+def _there(shard: dict[str, Any], shards: Path) -> bool:
+    return all((shards / file).exists() for file in shard["files"].values())
+
+
+def _check_failed(done: list[dict[str, Any]], max_failed: float, at_least: int = 1) -> None:
+    """Raises `BuildError` if more than the share `max_failed` failed, of at least so many rows."""
+    rows = sum(sum(shard["counts"].values()) for shard in done)
+    errors = sum((Counter(shard["errors"]) for shard in done), Counter())
+    if errors.total() > max_failed * max(rows, at_least):
+        reasons = "; ".join(f"{n:,} × {error[:200]}" for error, n in errors.most_common(3))
+        raise BuildError(
+            f"{errors.total():,} of {rows:,} responses failed, and max_failed is {max_failed:.0%}: "
+            f"{reasons}. All answers are kept: fix it, or raise max_failed, and run the same "
+            "command again."
+        )
+
+
+def _finish(output: Path) -> None:
+    """Let what is whole appear in the output; a run that is killed before is started anew by the
+    same command.
+    """
+    unfinished = unfinished_of(output)
+    if not output.is_dir():
+        unfinished.rename(output)
+        return
+    for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == LAST_FILE):
+        place = output / entry.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        entry.replace(place)
+    unfinished.rmdir()
 
 
 def _shards(prompts: Rows) -> Iterator[Dataset]:
@@ -256,11 +310,7 @@ def _shards(prompts: Rows) -> Iterator[Dataset]:
 
 def _content(rows: Dataset) -> str:
     """A hash of the rows. Scores may differ in their last digits from run to run."""
-    rows = rows.remove_columns([c for c in rows.column_names if c == "router_scores"])
-    table, sink = rows.with_format("arrow")[:].combine_chunks(), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
+    return rows_hash(rows.remove_columns([c for c in rows.column_names if c == "router_scores"]))
 
 
 def _write(rows: Dataset, account: list[dict[str, Any]], note: Path) -> dict[str, Any]:

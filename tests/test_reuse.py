@@ -14,8 +14,18 @@ from chat_server import ChatServer, echo
 from datasets import Dataset, load_dataset
 from pool import TEACHERS, answer, make_recipe, problems
 
-from persyn_datasets import InputError, PersynBuilder, Recipe, Route, Router, reuse
+from persyn_datasets import (
+    BuildError,
+    InputError,
+    PersynBuilder,
+    Recipe,
+    Route,
+    Router,
+    load_prompts,
+    reuse,
+)
 from persyn_datasets.cli import main
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.engines import recorded
 from persyn_datasets.hub.publish import publish
 
@@ -469,3 +479,86 @@ def test_no_router_no_revision(hub, published, tmp_path, capsys):
     ):
         assert main(["route", *arguments, "--output", str(tmp_path / "o")]) == 1
         assert words in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+@pytest.mark.parametrize("there", [False, True])  # is the output a folder already?
+@pytest.mark.parametrize("where", ["card", "stats", "end"])
+def test_a_kill_while_it_is_finished_leaves_what_the_next_run_takes_up(
+    hub, published, tmp_path, monkeypatch, where, there
+):
+    output = tmp_path / "out"
+    if there:
+        output.mkdir()
+
+    def die(*_, **__):
+        raise Killed
+
+    place = {
+        "card": (reuse.cards, "dataset_card"),
+        "stats": (reuse.json, "dumps"),
+        "end": (Path, "replace" if there else "rename"),
+    }[where]
+    arguments = ["synthesize", ROUTER, "org/new", "--output", str(output)]
+    with monkeypatch.context() as m:
+        if where == "stats":
+            real = json.dumps
+            m.setattr(*place, lambda v, **k: die() if "per_teacher" in v else real(v, **k))
+        else:
+            m.setattr(*place, die)
+        with pytest.raises(Killed):
+            main(arguments)
+    assert main(["push", str(output), "org/half"]) == 1
+    assert main(arguments) == 0
+    assert right(load_dataset(str(output), split="train"))
+    assert {f.name for f in output.iterdir()} == {"README.md", "stats.json", "data"}
+    assert not output.with_name("out.unfinished").exists()
+    assert publish(output, "org/half") == "v1.0.0"
+    assert main(arguments) == 1  # it is whole, and stays as it is
+
+
+def test_failed_rows_are_asked_again_and_only_they(hub, published, tmp_path):
+    down = {NEW[1], NEW[4]}
+
+    def reply(request, nth):
+        prompt = request["messages"][-1]["content"]
+        return (400, {}, {"error": "no"}) if prompt in down else echo(request, nth)
+
+    with ChatServer(reply) as server:
+        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1")
+        router, output = Router.from_pretrained(ROUTER), tmp_path / "out"
+        prompts = load_prompts("org/new")
+        options = {"names": ["multiplier"], "overrides": [f"teachers.1.base_url={server.url}"]}
+        source = Prompts("org/new")
+        with pytest.raises(BuildError, match=r"2 of 5 responses failed, and max_failed is 10%"):
+            reuse.synthesize(router, prompts, output, source, max_failed=0.1, **options)
+        assert not output.exists()
+        down.clear()
+        before = server.count
+        counts = reuse.synthesize(router, prompts, output, source, max_failed=0.1, **options)
+        assert counts.total() == 5 and server.count - before == 2
+    assert list(load_dataset(str(output))) == ["train"]
+    with pytest.raises(InputError, match="max_failed is 1.5"):
+        reuse.synthesize(router, prompts, tmp_path / "b", source, max_failed=1.5, **options)
+
+
+@pytest.mark.parametrize("command", ["route", "synthesize"])
+@pytest.mark.parametrize("output", [".", "link", "new", "empty", "deep/er"])
+def test_the_output_may_be_the_working_folder_or_a_link(
+    hub, published, tmp_path, monkeypatch, command, output
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if output != ".":
+        (tmp_path / "here" / "target").mkdir()
+        (tmp_path / "here" / "empty").mkdir()
+        os.symlink("target", "link")
+    assert main([command, ROUTER, "org/new", "--output", output]) == 0
+    assert len(load_dataset(str(Path(output).resolve()), split="train")) == len(NEW)
+    assert Path.cwd() == tmp_path / "here" and os.path.samefile(".", tmp_path / "here")
+    assert not list(Path().glob("**/*unfinished*"))
+    if output == "link":
+        assert Path("link").is_symlink()
