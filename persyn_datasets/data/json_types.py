@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 MAX_KEYS = 500  # an object with more is a map, not a record: its JSON is kept as text
 EXACT = 2**53  # integers up to here are floats without loss
@@ -118,6 +119,18 @@ def fitted(value: Any, wanted: pa.DataType) -> Any:
     return value
 
 
+def is_exact(column: pa.ChunkedArray) -> bool:
+    """Whether no float in it may be an integer that has lost digits."""
+    if pa.types.is_floating(column.type):
+        largest = pc.max(pc.abs(column)).as_py()
+        return largest is None or not largest > EXACT
+    if pa.types.is_list(column.type):
+        return is_exact(pc.list_flatten(column))
+    if pa.types.is_struct(column.type):
+        return all(is_exact(pc.struct_field(column, i)) for i in range(column.type.num_fields))
+    return True
+
+
 def never_nothing(found: pa.DataType) -> pa.DataType:
     """For a stream, whose later rows are not known: what has had no value yet is text."""
     if pa.types.is_null(found):
@@ -130,14 +143,15 @@ def never_nothing(found: pa.DataType) -> pa.DataType:
 
 
 def shown(kind: pa.DataType) -> str:
-    """The type in a word, for people."""
-    if pa.types.is_null(kind):
-        return "nothing"
-    words = {TEXT: "text", pa.int64(): "an integer", pa.float64(): "a number"}
-    words[pa.bool_()] = "true or false"
+    """The type in words, for people."""
     if pa.types.is_list(kind):
-        return "a list"
-    return words.get(kind, "an object")
+        return f"a list of {shown(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f"{field.name!r}: {shown(field.type)}" for field in kind)
+        return f"an object of {{{fields}}}"
+    words = {NOTHING: "nothing", TEXT: "text", pa.int64(): "an integer", pa.float64(): "a number"}
+    words[pa.bool_()] = "true or false"
+    return words.get(kind, str(kind))
 
 
 def first_half_character(rows: Iterable[Any]) -> int:

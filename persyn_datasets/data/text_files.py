@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pc
+import pyarrow.json as pj
 from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, SplitGenerator
 from datasets.exceptions import DatasetGenerationError
 
@@ -21,7 +22,8 @@ from persyn_datasets.data import json_types as types
 from persyn_datasets.data.json_types import NOTHING, TEXT, Columns
 
 BYTES_AT_ONCE = 8 << 20
-LARGEST_CSV_ROW = 64 << 20
+BYTES_OF_A_THREAD = 1 << 20
+LARGEST_CSV_ROW = 16 << 20  # bytes
 ROWS_AT_ONCE = 10_000  # of a file that is one JSON list
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 File = tuple[str, str]  # where it is read, and the name that people know it by
@@ -96,108 +98,170 @@ class _TextFiles(ArrowBasedBuilder):
 
 
 class WrittenJson(_TextFiles):
-    """JSON Lines, and files that are one list, which are read as a whole."""
+    """JSON Lines, and files that are one list, which are read as a whole.
+
+    Arrow's reader is quick and exact once it knows the types. What it refuses is read by Python's,
+    which finds types, writes numbers among texts as texts, and names the line of a mistake.
+    """
 
     def _all_types(self) -> Iterator[Columns]:
+        known: Columns = {}
         for file in self._files:
-            for chunk in _chunks(*file):
-                yield self._wanted(types.columns_of(chunk.rows))
+            for part in _parts(*file):
+                if part.quick(pa.schema(list(known.items()))) is None:
+                    found = self._wanted(types.columns_of(part.rows()))
+                    known = types.merged_columns(known, found)
+                    yield found
 
     def _wanted(self, found: Columns) -> Columns:
         return {k: TEXT if k in self.config.texts else of_k for k, of_k in found.items()}
 
     def _tables(self, path: str, name: str) -> Iterator[pa.Table]:
         assert self.types is not None
-        for chunk in _chunks(path, name):
-            found = self._wanted(types.columns_of(chunk.rows))
-            if types.merged_columns(self.types, found) != self.types:
-                self._disagree(chunk)
-            yield self._table(chunk)
-
-    def _table(self, chunk: "_Chunk") -> pa.Table:
         schema = self._schema()
-        try:
-            try:
-                return pa.Table.from_pylist(chunk.rows, schema=schema)
-            except (pa.ArrowTypeError, pa.ArrowInvalid):  # of what is text some cells are not
-                whole = pa.struct(list(schema))
-                rows = [types.fitted(row, whole) for row in chunk.as_written()]
-                return pa.Table.from_pylist(rows, schema=schema)
-        except UnicodeEncodeError as error:
-            place = chunk.place(types.first_half_character(chunk.rows))
-            raise InputError(
-                f"{chunk.name}: {place} holds half of a character (one of \\ud800 to \\udfff "
-                "without its other half), which is no text; repair it or remove the row."
-            ) from error
+        for part in _parts(path, name):
+            table = part.quick(schema)
+            if table is None:
+                rows = part.rows()
+                found = self._wanted(types.columns_of(rows))
+                if types.merged_columns(self.types, found) != self.types:
+                    self._disagree(part, rows)
+                table = part.exact(rows, schema)
+            if len(table):
+                yield table
 
-    def _disagree(self, chunk: "_Chunk") -> None:
+    def _disagree(self, part: "_Part", rows: list[dict[str, Any]]) -> None:
         """Raises `Disagreement` with the first row that does not fit."""
         assert self.types is not None
-        for place, row in enumerate(chunk.rows):
+        for place, row in enumerate(rows):
             for key, of_key in self._wanted(types.columns_of([row])).items():
                 known = self.types.get(key, NOTHING)
                 if types.merged(known, of_key) != known:
                     raise Disagreement(
-                        f"{chunk.name}: {chunk.place(place)} has {types.shown(of_key)} in "
-                        f"{key!r}, where the rows before it have {types.shown(known)}; make them "
-                        "alike, or read the file without streaming."
+                        f"{part.name}: {part.place(place)} has {types.shown(of_key)} in {key!r}, "
+                        f"where the rows before it have {types.shown(known)}; make them alike, or "
+                        "leave out --streaming."
                     )
 
 
-class _Chunk(NamedTuple):
-    """Some rows of a file."""
+class _Part:
+    """Some rows of a file, in Arrow's types or Python's."""
 
-    rows: list[dict[str, Any]]
-    lines: list[tuple[int, str]]  # their numbers and texts; none in a file that is one list
-    name: str
-    start: int  # the place of the first row
+    def __init__(self, name: str):
+        self.name = name
+
+    def quick(self, schema: pa.Schema) -> pa.Table | None:
+        """The rows, if they are of exactly these types."""
+        raise NotImplementedError
+
+    def rows(self, as_written: bool = False) -> list[dict[str, Any]]:
+        """The rows, with `json_types.Number`s if they are to be `as_written`."""
+        raise NotImplementedError
 
     def place(self, row: int) -> str:
-        return f"line {self.lines[row][0]}" if self.lines else f"row {self.start + row}"
+        """What people call the row."""
+        raise NotImplementedError
 
-    def as_written(self) -> list[dict[str, Any]]:
-        return [types.decode_as_written(text) for _, text in self.lines] or self.rows
+    def exact(self, rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+        """The rows in types that hold for them, be it as text."""
+        try:
+            try:
+                return pa.Table.from_pylist(rows, schema=schema)
+            except (pa.ArrowTypeError, pa.ArrowInvalid):  # of what is text some cells are not
+                whole = pa.struct(list(schema))
+                fitted = [types.fitted(row, whole) for row in self.rows(as_written=True)]
+                return pa.Table.from_pylist(fitted, schema=schema)
+        except UnicodeEncodeError as error:
+            place = self.place(types.first_half_character(rows))
+            raise InputError(
+                f"{self.name}: {place} holds half of a character (one of \\ud800 to \\udfff "
+                "without its other half), which is no text; repair it or remove the row."
+            ) from error
 
 
-def _chunks(path: str, name: str) -> Iterator[_Chunk]:
-    """The rows of a file of JSON, some megabytes at once.
+class _Lines(_Part):
+    """Lines with an object each; `start` is the number of the first."""
 
-    Raises:
-        InputError: with the first line that is no JSON object.
-    """
+    def __init__(self, raw: bytes, start: int, name: str):
+        super().__init__(name)
+        self.raw, self.start = raw, start
+
+    def quick(self, schema: pa.Schema) -> pa.Table | None:
+        options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+        try:
+            self.raw.decode()  # Arrow does not look
+            blocks = pj.ReadOptions(block_size=BYTES_OF_A_THREAD)
+            table = pj.read_json(pa.BufferReader(self.raw), blocks, options)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+            return None
+        same = table.schema.equals(schema) and all(map(types.is_exact, table.columns))
+        return table if same else None
+
+    def _texts(self) -> Iterator[tuple[int, str]]:
+        for number, line in enumerate(self.raw.splitlines(), start=self.start):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(_not_utf8(self.name, number, line[error.start])) from error
+            if text.strip():
+                yield number, text
+
+    def rows(self, as_written: bool = False) -> list[dict[str, Any]]:
+        decode = types.decode_as_written if as_written else types.decode
+        return [
+            _object(_decoded(decode, text, self.name, number), self.name, f"line {number}")
+            for number, text in self._texts()
+        ]
+
+    def place(self, row: int) -> str:
+        return f"line {[number for number, _ in self._texts()][row]}"
+
+
+class _Items(_Part):
+    """Items of a list, which were read as written; `start` is the place of the first."""
+
+    def __init__(self, items: list[Any], start: int, name: str):
+        super().__init__(name)
+        self.items, self.start = items, start
+
+    def quick(self, schema: pa.Schema) -> pa.Table | None:
+        return None
+
+    def rows(self, as_written: bool = False) -> list[dict[str, Any]]:
+        return [
+            _object({"text": item} if isinstance(item, str) else item, self.name, self.place(i))
+            for i, item in enumerate(self.items)
+        ]
+
+    def place(self, row: int) -> str:
+        return f"row {self.start + row}"
+
+
+def _parts(path: str, name: str) -> Iterator[_Part]:
+    """The rows of a file of JSON, some megabytes at once."""
     with open(path, "rb") as stream:
-        number = start = 0
+        number = 1
         while block := stream.read(BYTES_AT_ONCE):
-            if not number:
+            if number == 1:
                 block = block.removeprefix(BYTE_ORDER_MARK)
                 if block.lstrip()[:1] == b"[":
-                    yield from _chunks_of_list(block + stream.read(), name)
+                    yield from _parts_of_list(block + stream.read(), name)
                     return
             block += stream.readline()
-            lines = block.splitlines()
-            texts = [(i, _text(line, i, name)) for i, line in enumerate(lines, start=number + 1)]
-            texts = [(i, text) for i, text in texts if text.strip()]
-            rows = [_object(_decoded(types.decode, *line, name), line, name) for line in texts]
-            if rows:
-                yield _Chunk(rows, texts, name, start)
-            number, start = number + len(lines), start + len(rows)
+            if block.strip():
+                yield _Lines(block, number, name)
+            number += len(block.splitlines())
 
 
-def _chunks_of_list(raw: bytes, name: str) -> Iterator[_Chunk]:
-    text = "\n".join(_text(line, i, name) for i, line in enumerate(raw.splitlines(), start=1))
-    rows = _decoded(types.decode_as_written, 1, text, name)
-    rows = [{"text": row} if isinstance(row, str) else row for row in rows]
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[start : start + ROWS_AT_ONCE]
-        part = [_object(row, f"row {start + i}", name) for i, row in enumerate(part)]
-        yield _Chunk(part, [], name, start)
-
-
-def _text(line: bytes, number: int, name: str) -> str:
+def _parts_of_list(raw: bytes, name: str) -> Iterator[_Part]:
     try:
-        return line.decode()
+        text = raw.decode()
     except UnicodeDecodeError as error:
-        raise InputError(_not_utf8(name, number, line[error.start])) from error
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(_not_utf8(name, line, raw[error.start])) from error
+    items = _decoded(types.decode_as_written, text, name, 1)
+    for start in range(0, len(items), ROWS_AT_ONCE):
+        yield _Items(items[start : start + ROWS_AT_ONCE], start, name)
 
 
 def _not_utf8(name: str, line: int, byte: int) -> str:
@@ -207,7 +271,7 @@ def _not_utf8(name: str, line: int, byte: int) -> str:
     )
 
 
-def _decoded(decode: Callable[[str], Any], number: int, text: str, name: str) -> Any:
+def _decoded(decode: Callable[[str], Any], text: str, name: str, number: int) -> Any:
     try:
         return decode(text)
     except ValueError as error:
@@ -222,9 +286,8 @@ def _decoded(decode: Callable[[str], Any], number: int, text: str, name: str) ->
         ) from error
 
 
-def _object(row: Any, place: Any, name: str) -> dict[str, Any]:
+def _object(row: Any, name: str, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        place = place if isinstance(place, str) else f"line {place[0]}"
         raise InputError(
             f"{name}: {place} is the {type(row).__name__} {str(row)[:60]!r}; expected an object, "
             'e.g. {"prompt": …}.'

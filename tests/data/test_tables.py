@@ -5,6 +5,8 @@ import csv
 import gzip
 import json
 import lzma
+import os
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,6 +140,38 @@ def test_types_are_those_of_all_parts_of_a_file_and_of_all_files(tmp_path, monke
         rows_of(tmp_path / "*.csv", streaming=True)
 
 
+def test_arrows_reader_and_pythons_give_the_same(tmp_path, monkeypatch):
+    """The quick one is only taken where it is exact."""
+    draw = random.Random(0)
+    cells = [
+        lambda: draw.choice([None, "", "007", "1969-07-16", "ä😀\u2028", '"\\\t']),
+        lambda: draw.choice([None, 0, -1, 2**63 - 1]),
+        lambda: draw.choice([0.1, 1e300, 5e-324, 2**53, 3, -0.0]),
+        lambda: draw.choice([True, False]),
+        lambda: draw.choice([None, [], [None], ["x", "1"]]),
+        lambda: draw.choice([None, {}, {"a": 1}, {"b": [{"c": "2"}]}]),
+        lambda: None,
+    ]
+    rows = [{f"c{i}": cell() for i, cell in enumerate(cells)} for _ in range(300)]
+    monkeypatch.setattr(text_files, "BYTES_AT_ONCE", 500)
+    file = lines(tmp_path / "t.jsonl", rows, ensure_ascii=False)
+    quick, counted = text_files._Lines.quick, []
+
+    def count(part, schema):
+        counted.append(quick(part, schema) is not None)
+        return quick(part, schema)
+
+    monkeypatch.setattr(text_files._Lines, "quick", count)
+    table = load_table(file)
+    assert 10 < sum(counted) < len(counted)
+    monkeypatch.setattr(text_files._Lines, "quick", lambda *_: None)
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "t.jsonl").read_bytes() + b"\n")
+    slow = load_table(str(tmp_path / "copy.jsonl"))
+    assert repr(table.to_list()) == repr(slow.to_list()) and table.features == slow.features
+    for row, got in zip(rows, table, strict=True):
+        assert all(got[k] == v for k, v in row.items() if k != "c5")
+
+
 def test_a_stream_says_which_row_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "BYTES_AT_ONCE", 1)
     file = lines(tmp_path / "t.jsonl", [{"prompt": "p", "x": 1}, {"prompt": "q", "x": "a"}])
@@ -238,8 +272,6 @@ def test_brackets_in_names(tmp_path):
 
 def test_a_file_that_is_written_anew_is_read_anew(tmp_path):
     """Also with the same size and time stamp, alone and in a folder."""
-    import os
-
     file = tmp_path / "train.jsonl"
     for text in "ab":
         lines(file, [{"prompt": text}])
