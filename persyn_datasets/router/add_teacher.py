@@ -33,9 +33,11 @@ def preferred(rewards: np.ndarray) -> torch.Tensor:
 
 def temperature(o: np.ndarray, rewards: np.ndarray) -> float:
     """The T within `TEMPERATURES` of least Bradley–Terry loss of o / T (arXiv 1706.04599); both
-    (prompts, teachers).
+    (prompts, teachers). It is 1 where no two rewards differ.
     """
     scores, prefer = torch.tensor(o, dtype=torch.float64), preferred(rewards)
+    if not prefer.any():  # nothing says that another temperature is better
+        return 1.0
     found = minimize_scalar(
         lambda log_t: float(bradley_terry_loss(scores / np.exp(log_t), prefer)),
         bounds=np.log(TEMPERATURES),

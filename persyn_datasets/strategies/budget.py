@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
+from scipy.optimize import lsq_linear
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import Budget
@@ -36,13 +37,24 @@ def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[s
     worth = mean_win(softmax(router.scores(held_out["messages"])))
     rewards = rewards_of(held_out, router.names)
     known = ~np.isnan(rewards)
-    design = np.stack([np.ones(known.sum()), worth[known]], 1)
-    intercept, slope = np.linalg.lstsq(design, rewards[known])[0]
+    intercept, slope = _line(worth[known], rewards[known])
     # Never 0: the router's order still decides where money does not.
     return {
-        "reward": {"intercept": float(intercept), "slope": float(max(slope, 1e-6))},
+        "reward": {"intercept": intercept, "slope": max(slope, 1e-6)},
         "tokens": lengths(ranked, router.names),
     }
+
+
+def _line(worth: np.ndarray, rewards: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope of the line of least squares that stays among the rewards that were seen,
+    whatever the worth in [0, 1]: a few prompts of like worth must not promise a reward of 8.
+    """
+    if not len(rewards):
+        return 0.0, 0.0
+    low, high = rewards.min(), rewards.max()
+    ends = np.stack([1 - worth, worth], 1)  # what the line's values at 0 and at 1 weigh
+    at_0, at_1 = lsq_linear(ends, rewards, bounds=(low, high + 1e-9)).x
+    return float(at_0), float(at_1 - at_0)
 
 
 def lengths(ranked: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -152,3 +152,31 @@ def test_a_single_prompt_gives_its_own_order(with_bias):
         x, orderings(x, torch.zeros(3, 4), bias=torch.tensor([0.0, 2.0, 1.0])), with_bias
     )
     assert (x @ w.T + b).argsort(1, descending=True).tolist() == [[1, 2, 0]]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("teachers", [2, 3])
+def test_a_teacher_that_always_wins_has_finite_outputs(teachers, with_bias):
+    """There is no optimum without a penalty; with ours, w solves σ(−2w) = 2·OFFSET_RIDGE·w for two
+    teachers whose features say nothing.
+    """
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    prefer = torch.zeros(60, teachers, teachers)
+    prefer[:, 0, 1:] = 1
+    weight, bias, _ = fit_head(x, prefer, with_bias=with_bias)
+    o = x @ weight.T + bias
+    assert torch.isfinite(o).all() and (o.argmax(1) == 0).all()
+    if teachers == 2 and with_bias:
+        from scipy.optimize import brentq
+
+        w = brentq(lambda w: 1 / (1 + np.exp(2 * w)) - 2 * OFFSET_RIDGE * w, 0, 20)
+        assert abs(float(o[:, 0].mean()) - w) < 0.1
+
+
+def test_offsets_of_an_even_contest_hardly_feel_the_penalty():
+    x, wins = torch.zeros(100, 1), torch.arange(100) < 70
+    prefer = torch.zeros(100, 2, 2)
+    prefer[wins, 0, 1] = 1
+    prefer[~wins, 1, 0] = 1
+    _, bias, _ = fit_head(x, prefer)
+    assert abs(float(bias[0] - bias[1]) - np.log(0.7 / 0.3)) < 5e-3
