@@ -77,6 +77,12 @@ def test_the_temperature_undoes_a_scale(t):
     assert calibration_error(reliability(o, rewards)) < 0.02
 
 
+def test_without_a_comparison_there_is_no_temperature():
+    o = np.random.default_rng(0).normal(size=(20, 3))
+    assert temperature(o, np.full((20, 3), np.nan)) == 1
+    assert temperature(o, np.ones((20, 3))) == 1
+
+
 def test_reliability_by_hand():
     o = np.log([[0.66, 0.33, 0.11], [0.0001, 0.2, 0.8]])
     bins = reliability(o, np.array([[1.0, 0.0, 0.5], [0.2, 0.9, np.nan]]))

@@ -1,11 +1,19 @@
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from scipy.optimize import brentq
 
-from persyn_datasets.router.bradley_terry import RIDGES, bradley_terry_loss, fit_head, preferences
+from persyn_datasets.router.bradley_terry import (
+    OFFSET_RIDGE,
+    RIDGES,
+    bradley_terry_loss,
+    fit_head,
+    preferences,
+)
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -89,7 +97,7 @@ def newton(z, prefer, ridge, steps=30):
     sign = torch.eye(n, dtype=torch.float64)[i] - torch.eye(n, dtype=torch.float64)[j]
     design = (z[x][:, :, None] * sign[:, None, :]).flatten(1)  # the preferred one minus the other
     penalty = torch.ones(z.shape[1], n, dtype=torch.float64)
-    penalty[0] = 0
+    penalty[0] = OFFSET_RIDGE / ridge
     penalty, w = 2 * ridge * penalty.flatten(), torch.zeros(design.shape[1], dtype=torch.float64)
     for _ in range(steps):
         p = torch.sigmoid(-design @ w)
@@ -160,15 +168,14 @@ def test_a_teacher_that_always_wins_has_finite_outputs(teachers, with_bias):
     """There is no optimum without a penalty; with ours, w solves σ(−2w) = 2·OFFSET_RIDGE·w for two
     teachers whose features say nothing.
     """
-    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    # States have a direction in common, which stands in for the bias where a head has none.
+    x = 3 + torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     prefer = torch.zeros(60, teachers, teachers)
     prefer[:, 0, 1:] = 1
     weight, bias, _ = fit_head(x, prefer, with_bias=with_bias)
     o = x @ weight.T + bias
     assert torch.isfinite(o).all() and (o.argmax(1) == 0).all()
     if teachers == 2 and with_bias:
-        from scipy.optimize import brentq
-
         w = brentq(lambda w: 1 / (1 + np.exp(2 * w)) - 2 * OFFSET_RIDGE * w, 0, 20)
         assert abs(float(o[:, 0].mean()) - w) < 0.1
 

@@ -10,6 +10,7 @@ from persyn_datasets.cli import main
 from persyn_datasets.report import measure as report
 from persyn_datasets.strategies.budget import (
     Budget,
+    _line,
     estimates,
     expected_reward,
     mean_win,
@@ -61,6 +62,26 @@ def test_mean_win_is_what_bradley_terry_expects():
     assert np.isneginf(worth[:, 1]).all() and np.allclose(
         worth[:, [0, 2, 3]], mean_win(softmax(o[:, [0, 2, 3]]))
     )
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-1, 1.0])
+def test_no_reward_is_promised_that_was_never_seen(spread):
+    """Like worths and noisy rewards: an unbounded line of least squares is steep (8 was seen)."""
+    generator = np.random.default_rng(0)
+    worth = 0.5 + spread * generator.uniform(-0.5, 0.5, 40)
+    rewards = np.clip(0.5 + 2 * (worth - 0.5) / spread + generator.normal(0, 0.3, 40), 0, 1)
+    intercept, slope = _line(worth, rewards)
+    ends = np.array([intercept, intercept + slope])
+    assert (ends >= rewards.min() - 1e-6).all() and (ends <= rewards.max() + 1e-6).all()
+    assert slope >= 0
+
+
+def test_a_line_within_the_rewards_is_that_of_least_squares():
+    worth = np.array([*np.linspace(0, 1, 30), 0.5, 0.5])
+    rewards = 0.3 + 0.4 * worth + np.random.default_rng(0).normal(0, 0.05, 32)
+    rewards[-2:] = 0, 1  # so that the line is free
+    assert np.allclose(_line(worth, rewards), np.polyfit(worth, rewards, 1)[::-1], atol=1e-6)
+    assert _line(worth[:0], rewards[:0]) == (0, 0)
 
 
 def test_what_is_expected_of_an_answer_is_what_calibration_measured(done):
