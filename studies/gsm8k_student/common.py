@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from persyn_datasets.learnability import response_log_probs
-from persyn_datasets.models import prompt_ids, text_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from persyn_datasets import learnability
+from persyn_datasets.signals import learnability
+from persyn_datasets.signals.learnability import response_log_probs
+from persyn_datasets.store.models import prompt_ids, text_ids
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of a response
 
@@ -25,6 +25,7 @@ TARGET = range(160)  # of the references: what θ⁺ is trained on
 REFERENCES = range(1000, 1048)  # of the references: judge 1
 ALL_SCORED = range(32)  # questions on which all teachers are scored
 POOL_SCORED = range(32, 304)  # and those of the routers' pool alone
+FINAL = range(240, 304)  # of these: the final split of the routers
 PROBED = range(400, 432)  # questions: what a probe is trained on
 TAUGHT = range(400, 464)  # questions: what a strategy's student is trained on
 

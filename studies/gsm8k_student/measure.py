@@ -1,19 +1,19 @@
 """GSM8K with a student, the long part: everything that a model has to run for, one file a piece.
 
-    python studies/gsm8k_student/measure.py DATA STUDENT OUTPUT
+    python -m studies.gsm8k_student.measure DATA STUDENT OUTPUT
 
 An interrupted run goes on where it was. `analyse.py` makes the tables of what lies in OUTPUT.
 """
 
 import sys
 from collections.abc import Callable, Iterable
-from itertools import zip_longest
 from pathlib import Path
 
-import common
 import numpy as np
 import torch
-from common import Data
+
+from studies.gsm8k_student import common
+from studies.gsm8k_student.common import Data
 
 STEPS_OF_TARGET, STEPS_OF_PROBE, STEPS_OF_STUDENT, BATCH = 20, 4, 8, 8
 CHUNK = 16  # questions
@@ -65,7 +65,9 @@ def probed(data: Data, output: Path, seed: int) -> list[Piece]:
         model = common.fine_tuned(data.student, rows, STEPS_OF_PROBE, seed)
         return {"GSM8K references": common.judged(model, data.judges()["GSM8K references"])}
 
-    return [(output / f"probe-{t}-{seed}.npz", lambda t=t: piece(t)) for t in data.teachers]
+    # In an order of chance: where time ends it, the probed ones are no choice of ours.
+    drawn = np.random.default_rng(seed).permutation(data.teachers).tolist()
+    return [(output / f"probe-{t}-{seed}.npz", lambda t=t: piece(t)) for t in drawn]
 
 
 def untrained(data: Data, output: Path) -> Piece:
@@ -95,12 +97,13 @@ def pool(data: Data) -> list[str]:
 
 
 def pieces(data: Data, output: Path) -> list[Piece]:
-    """In turn, so that what is there when time is up is some of everything."""
-    first = [untrained(data, output), *scored(data, output, common.ALL_SCORED, data.teachers)]
-    turns = zip_longest(
-        scored(data, output, common.POOL_SCORED, pool(data)), probed(data, output, seed=0)
-    )
-    return first + [piece for turn in turns for piece in turn if piece]
+    """What answers the open question first, then the tournament, then the students."""
+    return [
+        untrained(data, output),
+        *scored(data, output, common.ALL_SCORED, data.teachers),
+        *scored(data, output, common.POOL_SCORED, pool(data)),
+        *probed(data, output, seed=0),
+    ]
 
 
 if __name__ == "__main__":

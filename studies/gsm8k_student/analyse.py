@@ -1,0 +1,342 @@
+"""GSM8K with a student: the tables and the figure from what `measure` wrote.
+
+python -m studies.gsm8k_student.analyse DATA STUDENT OUTPUT
+
+Writes `results.json`, `results.md` and `tournament.png` beside this file.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from persyn_datasets.compare.tournament import correlations, with_length
+from persyn_datasets.report.tables import table
+from persyn_datasets.signals.quality import math_verify
+from persyn_datasets.stages.rank import normalized
+from persyn_datasets.store.statistics import holm, interval, paired
+from studies.gsm8k_student import common, measure, routing
+from studies.gsm8k_student.common import Data
+
+HERE = Path(__file__).parent
+PREFIX = 64  # tokens
+SUBSETS = (4, 8, 16, 32)
+ORDER = ("target", "target, sum", "target, first 64 tokens", "log p under θ⁺", "log-probability",
+         "rsr", "lark", "quality", "length", "size")  # fmt: skip
+ROUTING = ("reward", "router", "routed", "its shares", "best single", "random", "oracle",
+           "routed − shares", "p (Holm)", "routed − best single", "shuffled",
+           "final − shares")  # fmt: skip
+
+
+def responses(output: Path, teachers: int) -> dict[str, Any]:
+    """What `measure` kept of so many teachers' answers: `questions`, `tokens` (questions,
+    teachers), and per token `log_prob`, `after`, `rank`, `collision`: [question][teacher] arrays.
+    """
+    found: dict[str, Any] = {"questions": [], "tokens": []}
+    for file in sorted(output.glob(f"scores-{teachers}-*.npz")):
+        part = np.load(file)
+        ends = part["tokens"].ravel().cumsum()[:-1]
+        found["questions"] += part["questions"].tolist()
+        found["tokens"] += part["tokens"].tolist()
+        for key in (*common.KEYS, "after"):
+            flat = np.split(part[key], ends)
+            rows = [flat[i : i + teachers] for i in range(0, len(flat), teachers)]
+            found.setdefault(key, []).extend(rows)
+    return found
+
+
+def signals(found: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Every signal of the student's, larger is better, (questions, teachers)."""
+
+    def each(of: Any) -> np.ndarray:
+        keys = (*common.KEYS, "after")
+        rows = zip(*(found[key] for key in keys), strict=True)
+        return np.array(
+            [
+                [
+                    of(**dict(zip(keys, cell, strict=True))) if len(cell[0]) else np.nan
+                    for cell in zip(*row, strict=True)
+                ]
+                for row in rows
+            ]
+        )
+
+    table = {
+        "target": each(lambda log_prob, after, **_: (after - log_prob).mean()),
+        "target, sum": each(lambda log_prob, after, **_: (after - log_prob).sum()),
+        f"target, first {PREFIX} tokens": each(
+            lambda log_prob, after, **_: (after - log_prob)[:PREFIX].mean()
+        ),
+        "log p under θ⁺": each(lambda after, **_: after.mean()),
+        "log-probability": each(lambda log_prob, **_: log_prob.mean()),
+        "rsr": each(lambda log_prob, rank, **_: np.minimum(rank, 100).sum() / log_prob.sum()),
+        "length": each(lambda log_prob, **_: float(len(log_prob))),
+    }
+    loss = -table["log-probability"]
+    spread = each(lambda log_prob, collision, **_: (1 - 2 * np.exp(log_prob) + collision).mean())
+    ratio, share = spread / loss, loss / np.nansum(loss, -1, keepdims=True)
+    table["lark"] = share * (2 * ratio - np.nansum(ratio * share, -1, keepdims=True))
+    return table
+
+
+def right(data: Data, teachers: list[str], questions: list[int]) -> np.ndarray:
+    """1 where Math-Verify finds the answer right, (questions, teachers)."""
+    pairs = [
+        (str(data.answers[t][q]["answer"]), data.answers[t][q]["response"])
+        for q in questions
+        for t in teachers
+    ]
+    return np.array(math_verify(pairs)).reshape(len(questions), -1)
+
+
+def gains(output: Path, teachers: list[str]) -> tuple[list[str], np.ndarray]:
+    """The teachers that were probed, and their students' gain, (texts, teachers)."""
+    before = np.load(output / "untrained.npz")["GSM8K references"]
+    files = {t: output / f"probe-{t}-0.npz" for t in teachers}
+    probed = [t for t in teachers if files[t].exists()]
+    after = [np.load(files[t])["GSM8K references"] for t in probed]
+    return probed, np.stack(after, axis=-1) - before[:, None]
+
+
+def tournament(data: Data, output: Path) -> dict[str, Any]:
+    found = responses(output, len(data.teachers))
+    of = signals(found)
+    of["quality"] = right(data, data.teachers, found["questions"])
+    of["size"] = np.array([data.facts[t]["params_b"] for t in data.teachers])
+    probed, gain = gains(output, data.teachers)
+    places = [data.teachers.index(t) for t in probed]
+    of = {name: of[name][..., places] for name in ORDER}
+    mix = 0.6 * of["quality"]
+    for name in ("target", "log-probability"):
+        of[f".6·right + .4·{name}"] = mix + 0.4 * normalized(of[name], "prompt")
+    draw = np.random.default_rng(0)
+    few = {}
+    for n in SUBSETS:
+        drawn = [draw.choice(len(of["target"]), n, replace=False) for _ in range(200)]
+        rhos = [correlate(of["target"][rows], gain) for rows in drawn]
+        few[str(n)] = {"rho": float(np.mean(rhos)), "sd": float(np.std(rhos))}
+    return {
+        "questions": len(found["questions"]),
+        "texts": len(gain),
+        "teachers": {
+            t: {name: float(np.nanmean(v[..., i])) for name, v in of.items()}
+            | {"gain": interval(gain[:, i])}
+            for i, t in enumerate(probed)
+        },
+        "signals": correlations(of, gain),
+        "with_length": {
+            name: with_length(v, of["length"])
+            for name, v in of.items()
+            if v.ndim == 2 and name != "length"
+        },
+        "gain between teachers, sd": float(gain.mean(0).std()),
+        "target by number of questions": few,
+        "variance of the target signal": variance(of["target"]),
+    }
+
+
+def correlate(values: np.ndarray, gain: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(np.nanmean(values, 0), gain.mean(0)).statistic)
+
+
+def variance(values: np.ndarray) -> dict[str, float]:
+    """Shares of teachers, of questions, and of the rest."""
+    total = np.nanvar(values)
+    teacher, question = (np.nanvar(np.nanmean(values, axis)) / total for axis in (0, 1))
+    return {
+        "teachers": float(teacher),
+        "questions": float(question),
+        "rest": float(1 - teacher - question),
+    }
+
+
+def readable(data: Data, output: Path) -> dict[str, Any]:
+    """Can a router read the signal from the question?"""
+    names = measure.pool(data)
+    wide, narrow = responses(output, len(data.teachers)), responses(output, len(names))
+    places = [data.teachers.index(t) for t in names]
+    questions = wide["questions"] + narrow["questions"]
+    r_t = np.concatenate([signals(wide)["target"][:, places], signals(narrow)["target"]])
+    r_l = np.concatenate(
+        [signals(wide)["log-probability"][:, places], signals(narrow)["log-probability"]]
+    )
+    quality = right(data, names, questions)
+    r_t, r_l = (np.where(np.isnan(v), np.nanmin(v, -1, keepdims=True), v) for v in (r_t, r_l))
+    rewards = {
+        "r_t, nats per token": r_t,
+        ".6·right + .4·r_t, min–max per question": 0.6 * quality + 0.4 * normalized(r_t, "prompt"),
+        ".6·right + .4·r_t / its sd": 0.6 * quality + 0.4 * r_t / r_t.std(),
+        "the paper's: .6·right + .4·r_l, min–max": 0.6 * quality + 0.4 * normalized(r_l, "prompt"),
+    }
+    features = routing.features([data.answers[names[0]][q]["prompt"] for q in questions])
+    final = np.array([q in common.FINAL for q in questions])
+    told: dict[str, Any] = {"questions": len(questions), "final": int(final.sum()), "pool": names}
+    lines = []
+    for reward, values in rewards.items():
+        for router in routing.ROUTERS:
+            line = routing.judged(router, features, values)
+            line["shuffled"] = routing.shuffled(router, features, values)
+            if final.any() and not final.all():
+                line["final"] = routing.held_out(router, features, values, final)
+            lines.append({"reward": reward, "router": router, **line})
+    first = [line for line in lines if not line["reward"].startswith("the paper's")]
+    corrected = holm([line["against shares"]["p"] for line in first])
+    for line, p in zip(first, corrected, strict=True):
+        line["against shares"]["p_holm"] = p
+    return told | {"lines": lines, "variance of r_t": variance(r_t)}
+
+
+def students(output: Path) -> dict[str, Any] | None:
+    """persyn's students against each other strategy's, by three judges."""
+    before = np.load(output / "untrained.npz")
+    runs: dict[str, list[Any]] = {}
+    for file in sorted(output.glob("student-*-*.npz")):
+        runs.setdefault(file.stem.split("-", 1)[1].rsplit("-", 1)[0], []).append(np.load(file))
+    if "persyn" not in runs:
+        return None
+    told: dict[str, Any] = {"strategies": {}, "comparisons": []}
+    for judge in before.files:
+        gain = {
+            name: np.mean([run[judge] for run in of], axis=0) - before[judge]
+            for name, of in runs.items()
+        }
+        for name, values in gain.items():
+            line = interval(values) | {"seeds": [float(r[judge].mean()) for r in runs[name]]}
+            told["strategies"].setdefault(name, {})[judge] = line
+        told["comparisons"] += [
+            {"judge": judge, "other": name, **paired(gain["persyn"], values)}
+            for name, values in (gain | {"untrained": 0 * gain["persyn"]}).items()
+            if name != "persyn"
+        ]
+    first = [c for c in told["comparisons"] if c["judge"] == before.files[0]]
+    for line, p in zip(first, holm([c["p"] for c in first]), strict=True):
+        line["p_holm"] = p
+    return told
+
+
+def describe(results: dict[str, Any]) -> str:
+    played = results["tournament"]
+    bare = "{:+.2f} [{:+.2f}, {:+.2f}]".format
+    rows = [
+        [
+            name,
+            bare(of["rho"], of["low"], of["high"]),
+            bare(of["tau"], of["tau_low"], of["tau_high"]),
+            f"{played['with_length'][name]:+.2f}" if name in played["with_length"] else "–",
+        ]
+        for name, of in sorted(played["signals"].items(), key=lambda item: -item[1]["rho"])
+    ]
+    lines = [
+        "# GSM8K with a student: results",
+        f"## Tournament: {len(played['teachers'])} teachers",
+        table(["signal", "Spearman ρ with the gain", "Kendall τ-b", "ρ with length"], rows),
+        f"Signals on {played['questions']} questions, gain on {played['texts']} references; 95% "
+        "bootstrap intervals over questions, references and teachers. RSR has a minus.",
+        table(
+            ["teacher", "gain", "target", "log-probability", "right"],
+            [
+                [
+                    t,
+                    "{:+.3f} [{:+.3f}, {:+.3f}]".format(*of["gain"].values()),
+                    f"{of['target']:+.3f}",
+                    f"{of['log-probability']:.3f}",
+                    f"{of['quality']:.2f}",
+                ]
+                for t, of in sorted(
+                    played["teachers"].items(), key=lambda item: -item[1]["gain"]["mean"]
+                )
+            ],
+        ),
+        "ρ of the target signal by the number of questions it is measured on (200 draws): "
+        + "; ".join(
+            f"{n}: {of['rho']:+.2f} ± {of['sd']:.2f}"
+            for n, of in played["target by number of questions"].items()
+        ),
+    ]
+    read = results["routing"]
+    lines += [
+        f"## Can a router read it from the question? {read['questions']} questions, "
+        f"{len(read['pool'])} teachers",
+        table(ROUTING, [_routing_row(line) for line in read["lines"]]),
+    ]
+    if taught := results["students"]:
+        judges = list(next(iter(taught["strategies"].values())))
+        lines += [
+            "## Students",
+            table(
+                ["student of", *(f"gain, {judge}" for judge in judges)],
+                [
+                    [name, *(_difference(of[judge]) for judge in judges)]
+                    for name, of in taught["strategies"].items()
+                ],
+            ),
+            table(
+                ["persyn minus", "judge", "difference", "p", "p (Holm)"],
+                [
+                    [c["other"], c["judge"], _difference(c), f"{c['p']:.4f}",
+                     f"{c['p_holm']:.4f}" if "p_holm" in c else "–"]
+                    for c in taught["comparisons"]
+                ],
+            ),
+        ]  # fmt: skip
+    return "\n\n".join(lines) + "\n"
+
+
+def _routing_row(line: dict[str, Any]) -> list[str]:
+    p = line["against shares"].get("p_holm")
+    return [
+        line["reward"],
+        line["router"],
+        *(f"{line[key]:.4f}" for key in ("routed", "shares", "single", "random", "oracle")),
+        _difference(line["against shares"]),
+        "–" if p is None else f"{p:.3f}",
+        _difference(line["against single"]),
+        f"{line['shuffled']:+.4f}",
+        _difference(line["final"]["against shares"]) if "final" in line else "–",
+    ]
+
+
+def _difference(of: dict[str, float]) -> str:
+    return f"{of['mean']:+.4f} [{of['low']:+.4f}, {of['high']:+.4f}]"
+
+
+def draw(played: dict[str, Any], path: Path) -> None:
+    """Gain against four signals, a point per teacher."""
+    names = ("target", "log-probability", "rsr", "quality")
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    teachers = list(played["teachers"].values())
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        of = played["signals"][name]
+        axes.scatter(
+            [t[name] for t in teachers],
+            [t["gain"]["mean"] for t in teachers],
+            color="#1f5fa8",
+            s=16,
+        )
+        axes.set_title(f"ρ = {of['rho']:+.2f} [{of['low']:+.2f}, {of['high']:+.2f}]", fontsize=9)
+        axes.set_xlabel(name)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("gain in nats per token")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def main(folder: str, student: str, output: str) -> None:
+    data, place = Data(Path(folder), Path(student)), Path(output)
+    results = {
+        "tournament": tournament(data, place),
+        "routing": readable(data, place),
+        "students": students(place),
+    }
+    (HERE / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    (HERE / "results.md").write_text(describe(results))
+    draw(results["tournament"], HERE / "tournament.png")
+    print(describe(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
