@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 MAX_KEYS = 500  # an object with more is a map, not a record: its JSON is kept as text
 EXACT = 2**53  # integers up to here are floats without loss
 NOTHING, TEXT = pa.null(), pa.string()
+LARGE = pa.uint64()  # until a type is settled: an int64 beside which no float may stand
 Columns = dict[str, pa.DataType]
 
 
@@ -67,10 +68,11 @@ def type_of(values: Sequence[Any]) -> pa.DataType:
 
 def _type_of_numbers(numbers: list[Any], kinds: set[type]) -> pa.DataType:
     integers = [v for v in numbers if type(v) is int]
+    exact = all(abs(v) <= EXACT for v in integers)
     if kinds == {int}:
         fits = min(integers) >= -(2**63) and max(integers) < 2**63
-        return pa.int64() if fits else TEXT
-    return pa.float64() if all(abs(v) <= EXACT for v in integers) else TEXT
+        return (pa.int64() if exact else LARGE) if fits else TEXT
+    return pa.float64() if exact else TEXT
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> Columns:
@@ -80,8 +82,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> Columns:
 
 
 def _struct(columns: Columns) -> pa.DataType:
-    """Arrow has objects without keys, and Parquet has not."""
-    return pa.struct(list(columns.items())) if 0 < len(columns) <= MAX_KEYS else TEXT
+    return pa.struct(list(columns.items())) if len(columns) <= MAX_KEYS else TEXT
 
 
 def merged(a: pa.DataType, b: pa.DataType) -> pa.DataType:
@@ -92,6 +93,8 @@ def merged(a: pa.DataType, b: pa.DataType) -> pa.DataType:
         return b
     if {a, b} == {pa.int64(), pa.float64()}:
         return pa.float64()
+    if {a, b} == {pa.int64(), LARGE}:
+        return LARGE
     if pa.types.is_list(a) and pa.types.is_list(b):
         return pa.list_(merged(a.value_type, b.value_type))
     if pa.types.is_struct(a) and pa.types.is_struct(b):
@@ -119,27 +122,36 @@ def fitted(value: Any, wanted: pa.DataType) -> Any:
     return value
 
 
-def is_exact(column: pa.ChunkedArray) -> bool:
-    """Whether no float in it may be an integer that has lost digits."""
-    if pa.types.is_floating(column.type):
-        largest = pc.max(pc.abs(column)).as_py()
-        return largest is None or not largest > EXACT
-    if pa.types.is_list(column.type):
-        return is_exact(pc.list_flatten(column))
-    if pa.types.is_struct(column.type):
-        return all(is_exact(pc.struct_field(column, i)) for i in range(column.type.num_fields))
-    return True
+def settled(found: pa.DataType, nothing: pa.DataType = NOTHING) -> pa.DataType:
+    """The type of a column, once all values are known.
 
-
-def never_nothing(found: pa.DataType) -> pa.DataType:
-    """For a stream, whose later rows are not known: what has had no value yet is text."""
+    Args:
+        nothing: of what has had no value yet; of a stream, whose later rows are not known, `TEXT`.
+    """
+    if found == LARGE:
+        return pa.int64()
     if pa.types.is_null(found):
-        return TEXT
+        return nothing
     if pa.types.is_list(found):
-        return pa.list_(never_nothing(found.value_type))
-    if pa.types.is_struct(found):
-        return pa.struct([(f.name, never_nothing(f.type)) for f in found])
+        return pa.list_(settled(found.value_type, nothing))
+    if pa.types.is_struct(found):  # Arrow has objects without keys, and Parquet has not
+        fields = [(field.name, settled(field.type, nothing)) for field in found]
+        return pa.struct(fields) if fields else TEXT
     return found
+
+
+def is_exact(column: pa.ChunkedArray, integers: bool = False) -> bool:
+    """Whether no float (with `integers`: no number) in it may have lost digits as one."""
+    kind = column.type
+    if pa.types.is_floating(kind) or (integers and pa.types.is_integer(kind)):
+        least, most = pc.min_max(column).as_py().values()
+        return most is None or not (most > EXACT or least < -EXACT)
+    if pa.types.is_list(kind):
+        return is_exact(pc.list_flatten(column), integers)
+    if pa.types.is_struct(kind):
+        fields = (pc.struct_field(column, i) for i in range(kind.num_fields))
+        return all(is_exact(field, integers) for field in fields)
+    return True
 
 
 def shown(kind: pa.DataType) -> str:

@@ -62,9 +62,8 @@ class _TextFiles(ArrowBasedBuilder):
             files[split] = list(zip(paths, map(str, names), strict=True))
         self._files = list(chain.from_iterable(files.values()))
         if self.types is None:
-            self.types = next(self._all_types(), {})
-            if dl_manager.is_streaming:
-                self.types = {k: types.never_nothing(of_k) for k, of_k in self.types.items()}
+            nothing = TEXT if dl_manager.is_streaming else NOTHING
+            self.types = _settled(next(self._all_types(), {}), nothing)
         self.info.features = Features.from_arrow_schema(self._schema())
         return [
             SplitGenerator(name=split, gen_kwargs={"files": of_split})
@@ -79,7 +78,7 @@ class _TextFiles(ArrowBasedBuilder):
         except DatasetGenerationError as error:
             if not isinstance(error.__cause__, Disagreement):
                 raise
-            self.types = reduce(types.merged_columns, self._all_types())
+            self.types = _settled(reduce(types.merged_columns, self._all_types()))
             super().download_and_prepare(*args, **kwargs)
 
     def _schema(self) -> pa.Schema:
@@ -108,7 +107,8 @@ class WrittenJson(_TextFiles):
         known: Columns = {}
         for file in self._files:
             for part in _parts(*file):
-                if part.quick(pa.schema(list(known.items()))) is None:
+                table = part.quick(pa.schema(list(_settled(known).items())))
+                if table is None or not all(types.is_exact(c, True) for c in table.columns):
                     found = self._wanted(types.columns_of(part.rows()))
                     known = types.merged_columns(known, found)
                     yield found
@@ -124,7 +124,7 @@ class WrittenJson(_TextFiles):
             if table is None:
                 rows = part.rows()
                 found = self._wanted(types.columns_of(rows))
-                if types.merged_columns(self.types, found) != self.types:
+                if _settled(types.merged_columns(self.types, found)) != self.types:
                     self._disagree(part, rows)
                 table = part.exact(rows, schema)
             if len(table):
@@ -136,12 +136,16 @@ class WrittenJson(_TextFiles):
         for place, row in enumerate(rows):
             for key, of_key in self._wanted(types.columns_of([row])).items():
                 known = self.types.get(key, NOTHING)
-                if types.merged(known, of_key) != known:
+                if types.settled(types.merged(known, of_key)) != known:
                     raise Disagreement(
                         f"{part.name}: {part.place(place)} has {types.shown(of_key)} in {key!r}, "
                         f"where the rows before it have {types.shown(known)}; make them alike, or "
                         "leave out --streaming."
                     )
+
+
+def _settled(found: Columns, nothing: pa.DataType = NOTHING) -> Columns:
+    return {key: types.settled(of_key, nothing) for key, of_key in found.items()}
 
 
 class _Part:

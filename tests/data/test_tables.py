@@ -179,6 +179,9 @@ def test_a_stream_says_which_row_does_not_fit(tmp_path, monkeypatch):
         rows_of(file, streaming=True)
     with pytest.raises(InputError, match=r"line 2 has text in 'x'"):
         list(load_prompts(file, streaming=True))
+    big = lines(tmp_path / "big.jsonl", [{"x": 2**53 + 1}, {"x": 0.5}, {"y": {}}, {"y": {"a": 1}}])
+    assert rows_of(big)[0] == {"x": "9007199254740993", "y": None}
+    assert [row["y"] for row in rows_of(big)] == [None, None, {"a": None}, {"a": 1}]
     late = lines(tmp_path / "late.jsonl", [{"x": None, "m": {"k": None}}, {"x": 5, "m": {"k": []}}])
     assert rows_of(late, streaming=True)[1] == {"x": "5", "m": {"k": "[]"}}
 
