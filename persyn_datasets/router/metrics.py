@@ -33,7 +33,7 @@ def router_metrics(
     """
     if prompt_ids is not None:
         scores, rewards = scores[first_rows(prompt_ids)], mean_by_prompt(rewards, prompt_ids)
-    single = np.broadcast_to(_fill_failed(rewards_before).mean(0), rewards.shape)
+    single = np.broadcast_to(fill_failed(rewards_before).mean(0), rewards.shape)
     return compare({"router": scores, SINGLE: single}, rewards, teachers, seed)
 
 
@@ -61,7 +61,7 @@ def compare(
     """
     known = ~np.isnan(rewards).all(-1)
     lines = {name: scores[known] for name, scores in lines.items()}
-    rewards = _fill_failed(rewards)
+    rewards = fill_failed(rewards)
     prompts, n = rewards.shape
     best = rewards == rewards.max(-1, keepdims=True)
     chosen = {name: scores.argmax(-1) for name, scores in lines.items()}
@@ -146,7 +146,7 @@ def mean_by_prompt(rewards: np.ndarray, prompt_ids: Sequence[str]) -> np.ndarray
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def _fill_failed(rewards: np.ndarray) -> np.ndarray:
+def fill_failed(rewards: np.ndarray) -> np.ndarray:
     """Failed responses get their prompt's lowest reward; prompts of which all failed are
     left out.
     """
