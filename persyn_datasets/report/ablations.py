@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from datasets.table import InMemoryTable
 
 from persyn_datasets.config.recipe import Reward
 from persyn_datasets.data.responses import rewards_of
-from persyn_datasets.router.bradley_terry import fit_head
-from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.metrics import hits
 from persyn_datasets.router.model import Router
+from persyn_datasets.router.regression import fit_rewards
 from persyn_datasets.stages.rank import Rank
 from persyn_datasets.store.progress import Bar
 
@@ -60,23 +59,20 @@ def analyse(
     ]
 
     table = ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
-    heads: dict[bytes, Any] = {}  # with 0/1 quality many α prefer alike
 
     def refit(size: int, alpha: float) -> dict[str, float]:
         rank = Rank(**asdict(replace(reward, alpha=alpha)))
         rewards = rewards_of(Dataset(InMemoryTable(rank(table))), names)
         r = rewards[:size]
-        prefer = r[:, :, None] > r[:, None, :]
-        if (key := prefer.tobytes()) not in heads:
-            heads[key] = fit_head(torch.tensor(x[:size]), torch.tensor(prefer).float())
-        weight, bias, _ = heads[key]
-        scores = x[n:] @ weight.numpy().T + bias.numpy()
-        metrics, best = router_metrics(scores, rewards[n:], r, names), scores.argmax(-1)
+        scores = fit_rewards(x[:size], r)(x[n:])
+        best = scores.argmax(-1)
         means = (
             float(_mean(signal[n:][np.arange(len(best)), best]))
             for signal in (quality, learnability)
         )
-        return _hits(metrics) | dict(zip(("quality", "learnability"), means, strict=True))
+        return hits(scores, rewards[n:]) | dict(
+            zip(("quality", "learnability"), means, strict=True)
+        )
 
     sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
     points = (

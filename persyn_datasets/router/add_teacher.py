@@ -53,6 +53,7 @@ def calibrate(
     result is kept there.
 
     The head's weights are divided, so that plain pipelines are calibrated, too; no choice changes.
+    They stay as they are where that is no better on prompts that did not choose the temperature.
 
     Returns:
         The router; and its `temperature` and the `metrics.calibration_error` `before` and `after`:
@@ -64,6 +65,12 @@ def calibrate(
     divided = o / np.array([others[k] for k in fold.tolist()])[:, None]
     before, after = (calibration_error(reliability(scores, rewards)) for scores in (o, divided))
     t = temperature(o, rewards)
+    as_it_is, changed = (
+        bradley_terry_loss(torch.tensor(scores, dtype=torch.float64), preferred(rewards))
+        for scores in (o, divided)
+    )
+    if changed >= as_it_is:
+        t, after = 1.0, before
     model: Any = _stored(router)
     with torch.no_grad():
         for parameter in head_of(model)[2].parameters():

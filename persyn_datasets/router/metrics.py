@@ -73,14 +73,15 @@ def compare(
         RANDOM: rewards.mean(-1),
         ORACLE: rewards.max(-1),
     }
-    hit = {f"hit@{k}": {name: _hit(s, best, k) for name, s in lines.items()} for k in (1, 3)}
+    of_line = {name: hits(scores, rewards) for name, scores in lines.items()}
+    hit = {at: {name: found[at] for name, found in of_line.items()} for at in ("hit@1", "hit@3")}
     hit["hit@1"][SHARES] = float((best @ (routed / prompts)).mean())
     for k in (1, 3):
         hit[f"hit@{k}"] |= {RANDOM: _chance(best, k), ORACLE: 1.0}
     against = {
-        name: _difference(reward["router"], of_line, seed)
+        name: _difference(reward["router"], theirs, seed)
         | {"differs": int((chosen["router"] != chosen[name]).sum()) if name in chosen else prompts}
-        for name, of_line in reward.items()
+        for name, theirs in reward.items()
         if name not in ("router", ORACLE)
     }
     single = np.bincount(chosen[SINGLE], minlength=n).argmax()
@@ -98,9 +99,14 @@ def compare(
     }
 
 
-def _hit(scores: np.ndarray, best: np.ndarray, k: int) -> float:
-    top = np.argsort(-scores, axis=-1, kind="stable")[:, :k]
-    return float(np.take_along_axis(best, top, -1).any(-1).mean())
+def hits(scores: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
+    """`hit@1` and `hit@3` of scores (prompts, teachers); rewards as in `compare`."""
+    scores, rewards = scores[~np.isnan(rewards).all(-1)], fill_failed(rewards)
+    best = rewards == rewards.max(-1, keepdims=True)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    return {
+        f"hit@{k}": float(np.take_along_axis(best, order[:, :k], -1).any(-1).mean()) for k in (1, 3)
+    }
 
 
 def _chance(best: np.ndarray, k: int) -> float:

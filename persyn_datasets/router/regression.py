@@ -19,7 +19,7 @@ from persyn_datasets.config.teacher import Message
 RIDGES = tuple(10.0 ** np.arange(-3, 3.5, 0.5))  # per prompt, on standardised features
 SAFETIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, np.inf)  # in deviations of the rewards
 FOLDS = 5
-SPREAD = 1e3  # of the temperature around 1 deviation of the rewards
+SPREAD = 100  # of the temperature around 1 deviation of the rewards
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Head:
     bias: np.ndarray
     ridge: float
     safety: float = 0.0
+
+    @property
+    def facts(self) -> dict[str, float | None]:
+        """JSON values: `ridge` and `safety`, None for ∞."""
+        return {
+            "ridge": self.ridge if np.isfinite(self.ridge) else None,
+            "safety": self.safety if np.isfinite(self.safety) else None,
+        }
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """o = π(x), (prompts, teachers), of features (prompts, features)."""
@@ -167,9 +175,11 @@ def _differences(rewards: np.ndarray) -> np.ndarray:
 
 
 def _safety(x: np.ndarray, y: np.ndarray, ridge: float, with_bias: bool) -> float:
-    """The bias for the best single teacher: none if the router is not below it on left-out prompts,
-    else the one that does best there.
+    """The bias for the best single teacher: none unless the router is below it by more than a
+    standard error on left-out prompts, else the one that does best there.
 
+    Ridge alone keeps the router close to the best single teacher where the prompts say little; a
+    bias that is chosen by every noisy difference costs more than it saves (studies/LOG.md).
     Each fold names its own best single teacher: the one of all prompts is a winner on the very
     prompts that it would be judged by.
     """
@@ -177,7 +187,7 @@ def _safety(x: np.ndarray, y: np.ndarray, ridge: float, with_bias: bool) -> floa
         return np.inf
     fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
     deviation = float(y.std())
-    gained = np.zeros(len(SAFETIES))
+    lead = np.zeros((len(SAFETIES), len(x)))
     for k in range(FOLDS):
         others, own = fold != k, fold == k
         scores = _Regression(x[others], y[others], with_bias).head(ridge)(x[own])
@@ -186,14 +196,19 @@ def _safety(x: np.ndarray, y: np.ndarray, ridge: float, with_bias: bool) -> floa
             safe = scores.copy()
             safe[:, single] += safety * deviation if np.isfinite(safety) else np.inf
             chosen = y[own][np.arange(own.sum()), safe.argmax(-1)]
-            gained[i] += (chosen - y[own][:, single]).sum()
-    if gained[0] >= 0:
+            lead[i, own] = chosen - y[own][:, single]
+    if lead[0].mean() + lead[0].std() / np.sqrt(len(x)) >= 0:
         return 0.0
-    return SAFETIES[len(SAFETIES) - 1 - int(gained[::-1].argmax())] * deviation
+    best = len(SAFETIES) - 1 - int(lead.mean(-1)[::-1].argmax())  # of equals the largest
+    return SAFETIES[best] * deviation
 
 
 def _temperature(scores: np.ndarray, y: np.ndarray) -> float:
-    """What the scores are to be multiplied by, for the least Bradley–Terry loss on the pairs."""
+    """What the scores are to be multiplied by, for the least Bradley–Terry loss on the pairs.
+
+    After n prompts nothing is surer than (n + 1) / (n + 2) (Platt 1999): a teacher that always won
+    would be put at infinity.
+    """
     a, b = np.triu_indices(y.shape[1], 1)
     ahead = np.where(y[:, a] > y[:, b], 1, -1) * (scores[:, a] - scores[:, b])
     ahead = ahead[y[:, a] != y[:, b]]
@@ -201,8 +216,11 @@ def _temperature(scores: np.ndarray, y: np.ndarray) -> float:
     if not len(ahead) or not ahead.any() or deviation == 0:
         return 1.0
 
+    doubt = 1 / (len(y) + 2)
+
     def loss(log_scale: float) -> float:
-        return float(-log_expit(np.exp(log_scale) * ahead).mean())
+        o = np.exp(log_scale) * ahead
+        return float(-((1 - doubt) * log_expit(o) + doubt * log_expit(-o)).mean())
 
     around = -np.log(deviation)
     bounds = (around - np.log(SPREAD), around + np.log(SPREAD))

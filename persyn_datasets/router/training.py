@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
@@ -24,9 +25,10 @@ from transformers import (
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.router.bradley_terry import bradley_terry_loss, fit_head, preferences
+from persyn_datasets.router.bradley_terry import bradley_terry_loss, preferences
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router, forward, router_text
+from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pairs
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import device, dtype, free
@@ -53,14 +55,14 @@ def train_router(
     """Train a router on the pairs of `Pairify`, with one forward pass per prompt.
 
     Args:
-        pairs: rows of `prompt_id`, `messages`, `teacher_a`, `teacher_b`, `label`.
+        pairs: rows of `prompt_id`, `messages`, `teacher_a`, `teacher_b`, `label` and, for a frozen
+            backbone, `margin` (default: 1).
         backbone: Hub id or folder of a model that `AutoModelForSequenceClassification` opens. The
             head of one that is a classifier already is replaced.
         teachers: their specifications, kept in the router's config; they fix the order of its
             outputs. A teacher that no pair compares (all its responses failed) gets no output.
         freeze_backbone: fit only the head, to the optimum and in seconds (the next four are not
-            used): for small calibration sets and for CPUs. Its ridge penalty is chosen by
-            cross-validation over the prompts.
+            used): for small calibration sets and for CPUs. See `regression.fit_rewards`.
         batch_size: prompts per forward pass.
         gradient_accumulation_steps: forward passes per step of the optimizer.
         max_length: tokens of a prompt that the router reads.
@@ -74,18 +76,22 @@ def train_router(
     """
     names = _names(pairs, teachers)
     prompts, prefer = preferences(pairs, names)
+    rewards = rewards_of_pairs(pairs, names)[1] if freeze_backbone else None
     training: dict[str, Any] = {
         "backbone": backbone,
         "revision": revision,
         "freeze_backbone": freeze_backbone,
     }
-    if not freeze_backbone:
+    if freeze_backbone:
+        training["fit"] = "ridge regression of rewards"
+    else:
         training |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
         training |= {"gradient_accumulation_steps": gradient_accumulation_steps}
     training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
     # What the weights depend on, by content: neither a path nor a fingerprint stands for it.
-    compared = hashlib.sha256(prefer.numpy().tobytes()).hexdigest()
+    learned_from = prefer.numpy() if rewards is None else rewards
+    compared = hashlib.sha256(learned_from.tobytes()).hexdigest()
     content = [prompts, compared, names, specifications, weights_of(backbone, revision)]
     address = digest([*content, training])
     folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
@@ -96,8 +102,8 @@ def train_router(
     set_seed(seed)
     model, tokenizer = open_backbone(backbone, names, revision, max_length)
     texts = [router_text(m) for m in prompts]
-    if freeze_backbone:
-        training["ridge"] = _fit_head(model, tokenizer, texts, prefer)
+    if rewards is not None:
+        training |= _fit_head(model, tokenizer, texts, rewards).facts
     else:
         arguments = _OneDevice(
             output_dir=folder,
@@ -218,19 +224,19 @@ def save(model: Any, tokenizer: Any, folder: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], prefer: torch.Tensor) -> float:
-    """Fit the last linear layer to the pairs; returns the ridge that cross-validation chose."""
-    parent, leaf, head = head_of(model)
+def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], rewards: np.ndarray) -> Head:
+    """Fit the last linear layer to the rewards."""
+    parent, leaf, layer = head_of(model)
     # Without its head the model's logits are the features that the head would see.
     setattr(parent, leaf, nn.Identity())
     features = forward(model.eval(), tokenizer, texts)
-    weight, bias, ridge = fit_head(features, prefer, with_bias=head.bias is not None)
+    head = fit_rewards(features.numpy(), rewards, with_bias=layer.bias is not None)
     with torch.no_grad():
-        head.weight.copy_(weight)
-        if head.bias is not None:
-            head.bias.copy_(bias)
-    setattr(parent, leaf, head)
-    return ridge
+        layer.weight.copy_(torch.tensor(head.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.tensor(head.bias))
+    setattr(parent, leaf, layer)
+    return head
 
 
 class _OneDevice(TrainingArguments):

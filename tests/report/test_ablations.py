@@ -4,17 +4,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from conftest import save_model
 from datasets import Dataset, DatasetDict
 from pool import make_recipe
 from transformers import AutoModelForSequenceClassification
 
-from persyn_datasets import Pairify, PersynBuilder, Rank, Recipe
+from persyn_datasets import PersynBuilder, Rank, Recipe
 from persyn_datasets.config.recipe import Reward
+from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, thirds
-from persyn_datasets.router.bradley_terry import fit_head, preferences
+from persyn_datasets.router.regression import fit_rewards
 
 NAMES = ["ann", "bob", "cleo"]
 RNG = np.random.default_rng(0)
@@ -92,14 +92,13 @@ def test_difficulty_and_length_by_hand(told):
     ) == 100
 
 
-def test_the_curve_is_that_of_heads_fitted_to_the_first_pairs(told):
+def test_the_curve_is_that_of_heads_fitted_to_the_first_prompts(told):
     analysis, ranked, _ = told
     assert [row["prompts"] for row in analysis["by_size"]] == [31, 62, 125, 250]
     for row in analysis["by_size"][:2]:
         first = ranked.select(range(row["prompts"]))
-        pairs = first.map(Pairify(), batched=True, remove_columns=first.column_names)
-        weight, bias, _ = fit_head(torch.tensor(X[: row["prompts"]]), preferences(pairs, NAMES)[1])
-        choices = (X[250:] @ weight.numpy().T + bias.numpy()).argmax(-1)
+        head = fit_rewards(X[: row["prompts"]], rewards_of(first, NAMES))
+        choices = head(X[250:]).argmax(-1)
         right = [
             NAMES[i] == best for i, best in zip(choices, ranked["best_teacher"][250:], strict=True)
         ]

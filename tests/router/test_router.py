@@ -275,11 +275,9 @@ def test_long_prompts_are_cut_to_what_the_backbone_reads(kind, tmp_path):
     tokenizer.save_pretrained(backbone)
     long = [user("x" * 300 + "a"), user("x" * 300 + "b"), user("y" * 300)]
     trained = train_router(pairs_of(long, NAMES), backbone, output_dir=str(tmp_path / "r"), **HEAD)
-    scores = trained.scores(long)
-    assert np.isfinite(scores).all()
-    assert np.allclose(scores[0], scores[1], atol=1e-3) and not np.allclose(
-        scores[0], scores[2], atol=1e-2
-    )
+    seen = trained.read(long)[1]  # three prompts are too few for a head that tells them apart
+    assert np.isfinite(seen).all()
+    assert np.allclose(seen[0], seen[1], atol=1e-3) and not np.allclose(seen[0], seen[2], atol=1e-2)
 
 
 def test_the_same_training_is_not_done_again(bert):
