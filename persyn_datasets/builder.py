@@ -175,7 +175,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         recipe = self.recipe
         backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
         teachers = strategies.teachers_of(recipe)
-        return licenses.sources(recipe.prompts, teachers, recipe.student.model, backbone)
+        target = recipe.target.path if recipe.target else None
+        return licenses.sources(recipe.prompts, teachers, recipe.student.model, backbone, target)
 
     @property
     def stats(self) -> dict[str, Any] | None:

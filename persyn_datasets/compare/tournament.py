@@ -18,13 +18,12 @@ from persyn_datasets.compare.trial import trial
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data.responses import Responses, rewards_of
-from persyn_datasets.stages.rank import combined_reward
+from persyn_datasets.stages.rank import COLUMNS, combined_reward
 
 DRAWS = 2000
 LEVEL = 0.05
 LEAST_TEACHERS = 5
 ALPHAS = (0.4, 0.7, 1.0)
-COLUMNS = {"log-probability": "learnability", "rsr": "rsr", "target": "target"}
 Table = Mapping[
     str, np.ndarray
 ]  # signal → (prompts, teachers), or (teachers,) where no prompt counts
