@@ -12,8 +12,8 @@ from persyn_datasets.config.teacher import Message
 
 RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 FOLDS = 5
-# A teacher that always wins, or never, has no finite offset of most likelihood. With this one of two
-# that always wins has 3.6, the other −3.6; an ordinary offset moves by some thousandths.
+# A teacher that always wins, or never, has no finite offset of most likelihood. With this, one of
+# two that always wins has 3.6, the other −3.6; an ordinary offset moves by some thousandths.
 OFFSET_RIDGE = 1e-4
 
 
