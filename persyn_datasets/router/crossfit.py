@@ -65,6 +65,7 @@ def best_per_group(
         means = group_means(np.searchsorted(names, groups), rewards, len(names) + 1)
 
         def of_group(_: np.ndarray, asked: np.ndarray | None) -> np.ndarray:
+            assert asked is not None  # groups are asked for as they were learned
             place = np.searchsorted(names, asked).clip(max=len(names) - 1)
             return means[np.where(names[place] == asked, place, len(names))]
 
