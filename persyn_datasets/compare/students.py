@@ -13,6 +13,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.hub.publish import Repo, plainly, same
+from persyn_datasets.report.text import templates
 
 
 def publish_students(
@@ -65,7 +66,7 @@ def publish_students(
 def _text(results: dict[str, Any], name: str, where: str, stats: dict[str, Any]) -> str:
     of = results["strategies"][name]["students"][0]
     return (
-        cards.templates()
+        templates()
         .get_template("student.md")
         .render(
             title=where.partition("/")[2],

@@ -76,7 +76,7 @@ def respond(
                     journals[name, request.sample].put(request.prompt_id, response)
                 tokens += response["completion_tokens"] or 0
                 speed = f"{tokens / (time.monotonic() - start):.0f} tokens/s"
-                bar.note(usd(account.spent) if account.spent else "", speed, name)
+                bar.note(usd(account.spent) if account.spent else speed, name)
                 bar.update()
                 in_a_row[name] = in_a_row[name] + 1 if failed else 0
                 never = in_a_row[name] == FIRST_FAILURES and not account.answered(request.teacher)

@@ -3,7 +3,6 @@ written.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -11,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
-from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.engines.account import account_table
 from persyn_datasets.hub.licenses import worked_out
 from persyn_datasets.hub.versions import rows
-from persyn_datasets.report import measure as report
+from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import table
-from persyn_datasets.report.verdict import verdict_table
+from persyn_datasets.report.text import to_yaml as to_yaml
 from persyn_datasets.store.journal import digest
 
 BEGIN = (
@@ -39,19 +36,6 @@ CONFIGS = {
 }
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
 Versions = Sequence[tuple[str, str]]
-
-
-def templates() -> Environment:
-    package = Path(__file__).parents[1]
-    folder = next(f for f in (package / "templates", package.parent / "cards") if f.is_dir())
-    return Environment(
-        loader=FileSystemLoader(folder),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=lambda name: bool(name and name.endswith(".html")),
-    )
 
 
 def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> None:
@@ -101,6 +85,7 @@ def dataset_card(
         sources,
         title=stats["name"],
         student_id=None,
+        account=account_table(stats["account"]),
         teachers_table=table(["teacher", "routed to it", "share"], lines),
     )
 
@@ -134,21 +119,10 @@ def _fill(
         repo,
         versions,
         [line for line in stats["licenses"] if line["of"] in of],
-        recipe=recipe,
         student=names.get(student) or f"[{student}](https://huggingface.co/{student})",
         student_id=None if student in names else student,
         backbone=names.get(recipe.router.backbone, recipe.router.backbone),
-        verdict=report.outcome(recipe, stats),
-        who=STRATEGIES[recipe.strategy],
-        against=verdict_table(stats["router"] or {}),
-        reward=report.reward_words(recipe),
-        teachers_table=report.teachers_table(recipe, stats),
-        notes=report.notes(stats),
-        size_table=report.size_table(recipe, stats),
-        ceiling=report.ceiling_words(stats["router"] or {}),
-        router_table=report.router_table(stats["router"]) if stats["router"] else None,
-        saved=report.saved(stats),
-        budget=report.budget_words(stats["tradeoff"]) if stats["tradeoff"] else "",
+        **report.facts(recipe, stats),
         captions=CAPTIONS,
     )
 
@@ -163,7 +137,7 @@ def _render(
     **values: Any,
 ) -> str:
     return (
-        templates()
+        report.templates()
         .get_template(template)
         .render(
             stats=stats,
@@ -173,7 +147,6 @@ def _render(
             sources=sources,
             names=_names(stats),
             license=worked_out(sources),
-            account=account_table(stats["account"]),
             pinned=f', revision="{versions[-1][0]}"' if versions else "",
             **values,
         )
@@ -341,9 +314,3 @@ def split(card: str) -> tuple[dict[str, Any], str, str]:
         )
     below = rest.partition(END)[2] if begin else ""
     return metadata, *((above.strip(), below.strip()) if begin else ("", text.strip()))
-
-
-def to_yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(
-        json.loads(json.dumps(values, default=str)), sort_keys=False, allow_unicode=True
-    )

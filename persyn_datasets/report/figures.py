@@ -170,9 +170,9 @@ def _router(routing: dict[str, Any]) -> Figure:
 
 
 def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
     curve, alone = tradeoff["curve"], tradeoff["teachers"]
+    figure = Figure(figsize=(8, max(4, 1.2 + 0.2 * len(alone))), layout="constrained")
+    axes = figure.subplots()
     axes.plot(
         [p["spend"] for p in curve],
         [p["reward"] for p in curve],
@@ -195,15 +195,6 @@ def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
         marker="x",
         label="one teacher alone, measured",
     )
-    for name, t in alone.items():
-        axes.annotate(
-            _short(name),
-            (t["spend"], t["measured"]),
-            (4, -9),
-            textcoords="offset points",
-            fontsize=7,
-            color="#52606d",
-        )
     if "budget" in tradeoff:
         axes.axvline(
             tradeoff["budget"]["spend"],
@@ -217,8 +208,35 @@ def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
         ylabel="mean reward",
     )
     axes.margins(x=0.08)
+    _label(axes, {_short(name): (t["spend"], t["measured"]) for name, t in alone.items()})
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def _label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names of points in a column beside the axes, in the points' order and never one over the
+    other, each with a line to its point.
+    """
+    low, high = axes.get_ylim()
+    names = sorted(points, key=lambda name: points[name][1])
+    apart = min(1 / max(1, len(names) - 1), 0.06)  # of the height
+    places = [(points[name][1] - low) / (high - low) for name in names]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + apart)
+    over = max(0.0, places[-1] - 1)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], 1 - apart * (len(places) - 1 - i)) if over else places[i]
+    for name, place in zip(names, places, strict=True):
+        axes.annotate(
+            name,
+            points[name],
+            (1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color="#52606d",
+            arrowprops={"arrowstyle": "-", "color": "#cbd2d9", "linewidth": 0.6},
+        )
 
 
 def _difficulty(analysis: dict[str, Any], teachers: list[str]) -> Figure:
@@ -283,11 +301,12 @@ def _curves(analysis: dict[str, Any], metrics: dict[str, Any]) -> Figure:
 
 
 def _confusion(analysis: dict[str, Any], teachers: list[str]) -> Figure:
-    figure, (axes,) = _rows([_short(name) for name in teachers])
+    """Rows and columns are the same teachers: the columns have their numbers only."""
+    figure, (axes,) = _rows([f"{_short(name)}  {i}" for i, name in enumerate(teachers, 1)])
     places = [analysis["names"].index(name) for name in teachers]
     _shade(axes, [[analysis["confusion"][i][j] for j in places] for i in places], "{:.0f}")
-    axes.set_xticks(range(len(teachers)), [_short(name) for name in teachers], rotation=90)
-    axes.set(xlabel="the best", ylabel="the router's choice")
+    axes.set_xticks(range(len(teachers)), [f"{i}" for i in range(1, len(teachers) + 1)])
+    axes.set(xlabel="the best (numbers as in the rows)", ylabel="the router's choice")
     return figure
 
 

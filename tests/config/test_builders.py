@@ -9,8 +9,9 @@ from datasets import Dataset
 from pool import problems
 
 from persyn_datasets import InputError, Recipe, plan
-from persyn_datasets.cli import _parser, main
+from persyn_datasets.cli import main
 from persyn_datasets.config.strategy import STRATEGIES
+from persyn_datasets.options import parser
 from persyn_datasets.strategies.baselines import teachers_of
 
 BUILDERS = Path(__file__).parents[2] / "builders"
@@ -36,7 +37,7 @@ RECIPES = [(setting, command) for setting, commands in COMMANDS.items() for comm
     ("setting", "command"), RECIPES, ids=lambda value: value[-1] if len(value) < 12 else ""
 )
 def test_each_student_in_each_setting(setting, command):
-    options = _parser().parse_args(command[1:])
+    options = parser().parse_args(command[1:])
     recipe = Recipe.load(options.recipe, options.set)
     n, m = 50_000, {"instruction": 19, "math": 15}[setting]
     counts = plan.plan(recipe, n)
@@ -62,7 +63,7 @@ def test_each_student_in_each_setting(setting, command):
 
 def test_every_student_of_the_paper_is_there():
     for commands in COMMANDS.values():
-        found = [Recipe.load(c[2], _parser().parse_args(c[1:]).set) for c in commands]
+        found = [Recipe.load(c[2], parser().parse_args(c[1:]).set) for c in commands]
         assert sorted(r.student.model for r in found) == sorted(STUDENTS)
         assert len({r.name for r in found}) == 5
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from persyn_datasets import PersynBuilder, Rank, Recipe
 from persyn_datasets.config.recipe import Reward
 from persyn_datasets.data.responses import rewards_of
-from persyn_datasets.report import measure as report
+from persyn_datasets.report import text as report
 from persyn_datasets.report.ablations import analyse, thirds
 from persyn_datasets.router.regression import fit_rewards
 
@@ -162,4 +162,4 @@ def test_hits_against_router_size(tmp_path, chat_model, models_folder):
             key: of["router"][key]["router"] for key in ("hit@1", "hit@3")
         }
     assert small["analysis"]["by_backbone"] == [] and report.backbone_table(small["analysis"]) == ""
-    assert report.backbone_table(stats["analysis"]) in report.describe(recipe, stats)
+    assert report.backbone_table(stats["analysis"]).plain() in report.describe(recipe, stats)

@@ -5,11 +5,12 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+from datasets import load_dataset
 from pool import built
 
 from persyn_datasets.cli import main
-from persyn_datasets.report import measure as report
-from persyn_datasets.report import page
+from persyn_datasets.hub.licenses import worked_out
+from persyn_datasets.report import page, text
 from persyn_datasets.report.figures import CAPTIONS, draw
 from persyn_datasets.report.verdict import verdict
 
@@ -50,13 +51,18 @@ class Tags(HTMLParser):
 def test_report_writes_one_page_that_needs_no_network(done, capsys):
     assert main(["report", str(done.output)]) == 0
     told = capsys.readouterr().out
-    assert verdict(done.stats["router"]) in told and str(done.output / "report/index.html") in told
-    text = (done.output / "report/index.html").read_text()
-    tags, words_of = Tags(text), unescape(text)
-    assert tags.open == [] and len(tags.addresses) == len(CAPTIONS)
-    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
-    assert not re.search(r"(?:@import|url\(|<script|<link)", text)
-    (opinions,) = report.notes(done.stats)
+    assert verdict(done.stats["router"]) in " ".join(told.split())
+    assert str(done.output / "report/index.html") in told
+    html = (done.output / "report/index.html").read_text()
+    tags, words_of = Tags(html), unescape(html)
+    assert tags.open == []
+    menu = [a for a in tags.addresses if a.startswith("#")]
+    assert menu and all(f'id="{a[1:]}"' in html for a in menu)
+    images = [a for a in tags.addresses if a not in menu]
+    assert len(images) == len(CAPTIONS)
+    assert all(address.startswith("data:image/png;base64,") for address in images)
+    assert not re.search(r"(?:@import|url\(|<script|<link)", html)
+    (opinions,) = text.notes(done.stats)
     told_there = (
         verdict(done.stats["router"]),
         opinions,
@@ -66,19 +72,48 @@ def test_report_writes_one_page_that_needs_no_network(done, capsys):
     for words in (*CAPTIONS.values(), *told_there):
         assert words in words_of
     for name, t in done.stats["per_teacher"].items():
-        at = tags.cells.index(name)
-        assert tags.cells[at + 1 : at + 4] == [
-            f"{t[key]:.3f}" for key in ("quality", "learnability", "reward")
-        ]
-        assert tags.cells[at + 7] == str(t["routed"])
+        numbers = [f"{t[key]:.3f}" for key in ("quality", "learnability", "reward")]
+        rows = [tags.cells[i : i + 8] for i, cell in enumerate(tags.cells) if cell == name]
+        assert any(row[1:4] == numbers and row[7] == str(t["routed"]) for row in rows)
 
 
 def test_names_are_text_not_markup(done, tmp_path):
     stats = copy.deepcopy(done.stats)
     stats["per_teacher"]["<b>|&"] = stats["per_teacher"].pop("adder")
-    text = page.write(tmp_path, done.recipe, stats).read_text()
-    assert "<b>" not in text and "&lt;b&gt;|&amp;" in text
-    assert Tags(text).open == []
+    html = page.write(tmp_path, done.recipe, stats, worked_out(stats["licenses"])).read_text()
+    assert "<b>" not in html and "&lt;b&gt;|&amp;" in html
+    assert Tags(html).open == []
+
+
+def test_examples_show_all_answers_and_who_was_chosen(done):
+    shown = page.examples(done.folder)
+    assert len(shown) == page.EXAMPLES and len({e["prompt"] for e in shown}) == len(shown)
+    for example in shown:
+        by_name = {a["teacher"]: a for a in example["answers"]}
+        assert set(by_name) == {"adder", "multiplier", "guesser"}
+        assert example["chosen"] in by_name and example["best"] in (*by_name, None)
+        assert all(0 < a["probability"] <= 1 for a in by_name.values() if a["text"])
+    chosen = {e["chosen"] for e in shown[:2]}
+    assert len(chosen) == 2  # of every teacher that is chosen one first
+
+
+def test_groups_are_shares_by_a_column_of_few_texts(done):
+    folder = done.output / "grouped"
+    rows = load_dataset(str(done.folder), split="train")
+    kinds = ["sum" if "plus" in p[-1]["content"] else "product" for p in rows["prompt"]]
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    rows.add_column("kind", kinds).to_parquet(folder / "data" / "persyn-train-0.parquet")
+    found = page.groups(folder)
+    assert found["column"] == "kind" and [r["name"] for r in found["rows"]] == ["product", "sum"]
+    for row in found["rows"]:
+        assert row["prompts"] == kinds.count(row["name"])
+        assert sum(row["shares"]) == pytest.approx(1)
+    assert page.groups(done.output / "nothing") is None
+
+
+def test_a_folder_inside_of_a_build_is_not_taken_for_it(done, capsys):
+    assert main(["report", str(done.folder)]) == 1
+    assert f"did you mean {done.output}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["as it is", "priced", "nothing known"])

@@ -6,7 +6,9 @@ from pool import built
 
 from persyn_datasets import Teacher
 from persyn_datasets.report import measure as report
-from persyn_datasets.report.tables import html_table, table
+from persyn_datasets.report import text
+from persyn_datasets.report.summary import summary
+from persyn_datasets.report.tables import TERMINAL, table
 from persyn_datasets.report.verdict import verdict
 
 
@@ -68,18 +70,39 @@ def test_the_closing_report_holds_the_equation_the_numbers_and_the_verdict(
     chat_model, models_folder
 ):
     builder = built(models_folder / "report", chat_model)
-    text, stats = report.describe(builder.recipe, builder.stats), builder.stats
-    assert "r = (1 − α)·r_q + α·r_l with α = 0.4" in text and "`prompt`" in text
-    assert verdict(stats["router"]) in text
-    assert "56 generations; generate-then-select needs 72" in text
-    rows = {
-        line.split("|")[1].strip(): line.replace("|", " ").split()
-        for line in text.splitlines()
-        if "|" in line
-    }
-    assert rows["guesser"][1] == "0.000"  # its quality
-    for name, told in stats["per_teacher"].items():
-        assert rows[name][-2:] == [str(told["routed"]), f"{told['routed'] / 24:.0%}"]
+    stats, shown = builder.stats, text.describe(builder.recipe, builder.stats)
+    words = " ".join(shown.split())
+    assert "r = (1 − α)·r_q + α·r_l with α = 0.4" in words and "`prompt`" in words
+    assert verdict(stats["router"]) in words
+    assert "56 generations; generate-then-select needs 72" in words
+    rows = [line.split() for line in shown.splitlines() if line]
+    assert next(row for row in rows if row[0] == "guesser")[1] == "0.000"  # its quality
+    for name, of in stats["per_teacher"].items():
+        share = [str(of["routed"]), f"{of['routed'] / 24:.0%}"]
+        assert any(row[0] == name and row[-2:] == share for row in rows)
+
+
+def test_a_terminal_of_80_columns_is_enough(chat_model, models_folder):
+    builder = built(models_folder / "report", chat_model)
+    recipe, stats = builder.recipe, builder.stats
+    stats["cost"] = {"usd": 0.00042, "generate_then_select_usd": 0.0017}
+    screen = summary(recipe, stats, builder.output.relative_to(models_folder))
+    for shown in (screen, text.describe(recipe, stats)):
+        lines = [line for line in shown.splitlines() if recipe.student.model not in line]
+        assert max(map(len, lines)) <= TERMINAL
+        assert "$0.0004" in " ".join(lines) and "$0.00 " not in shown
+    assert len(screen.splitlines()) < 25 and verdict(stats["router"]) in " ".join(screen.split())
+    for name, of in stats["per_teacher"].items():
+        assert f"{name:10} {of['routed']:>9}" in screen
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_table_fits_any_terminal_and_loses_no_number(width):
+    head = ["teacher", *(f"what it is worth {i}" for i in range(12))]
+    rows = [["a-teacher-" * 9, *(f"{i}.123" for i in range(12))], ["b", *["–"] * 12]]
+    shown = table(head, rows).plain(width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(f" {i}.123" in shown for i in range(12)) and "…" in shown
 
 
 def test_confidence_and_its_calibration_by_hand():
@@ -137,9 +160,13 @@ def test_cost_by_hand():
 
 
 def test_tables_hold_any_name():
-    text = table(["a", "b"], [["x|y <z>", "1"]])
-    assert r"| x\|y <z> |" in text
-    assert html_table(text).splitlines()[2] == "<tr><td>x|y &lt;z&gt;</td><td>1</td></tr>"
+    made = table(["a", "b"], [["x|y <z>", "1"]])
+    assert r"| x\|y <z> |" in made
+    assert made.__html__().splitlines()[2] == "<tr><td>x|y &lt;z&gt;</td><td>1</td></tr>"
+
+
+def test_a_word_of_the_glossary_is_explained_in_html():
+    assert "<abbr title=" in table(["", "regret"], []).__html__()
 
 
 def test_the_plan_beside_the_account():
@@ -159,12 +186,12 @@ def test_the_plan_beside_the_account():
         "account": account,
         "estimate": {"Generate": planned, "Synthesize": planned | {"seconds": None}},
     }
-    text = report.estimate_table(
+    planned_and_actual = text.estimate_table(
         SimpleNamespace(teachers=[Teacher("x", name=name) for name in "ab"]), stats
     )
     cells = {
         row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:4]]
-        for row in text.splitlines()[2:]
+        for row in planned_and_actual.splitlines()[2:]
     }
     assert (
         cells["Generate · completion tokens"] == ["9,000", "4,000"]

@@ -11,8 +11,9 @@ from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data.prompts import prompt_id
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.hub import publish as hub
-from persyn_datasets.report import measure as report
+from persyn_datasets.hub.licenses import worked_out
 from persyn_datasets.report import page
+from persyn_datasets.report import text as report
 from persyn_datasets.strategies.baselines import (
     assign,
     compatibility_adjusted_rewards,
@@ -99,11 +100,14 @@ def test_each_ones_dataset(strategy, folder, chat_model, asked):
     assert len(asked) <= stats["generations"]
     # The card, the closing report, the page and the account all speak of it.
     card, text = (builder.folder / "README.md").read_text(), report.describe(builder.recipe, stats)
-    title = "# tiny" if strategy == "persyn" else f"# tiny-{strategy}"
-    assert f"\n{title}\n" in card and text.startswith(f"{title}\n") and STRATEGIES[strategy] in text
+    title = "tiny" if strategy == "persyn" else f"tiny-{strategy}"
+    assert f"\n# {title}\n" in card and text.startswith(f"{title}\n")
+    assert STRATEGIES[strategy] in text
     assert ("## Router" in card) == routed and "{{" not in card
     if strategy in ("strong", "car"):
-        html = page.write(builder.output, *page.load(builder.output)).read_text()
+        recipe_read, numbers = page.load(builder.output)
+        terms = worked_out(numbers["licenses"])
+        html = page.write(builder.output, recipe_read, numbers, terms).read_text()
         assert report.outcome(builder.recipe, stats) in unescape(html)
     assert hub.Build.load(builder.output).recipe == builder.recipe
     again = PersynBuilder(recipe, folder / strategy, strategy=strategy)
