@@ -122,7 +122,7 @@ def _rows(folder: Path, split: str, most: int) -> list[dict[str, Any]]:
 
 
 def _table(folder: Path, split: str) -> pa.Table | None:
-    files = sorted(folder.glob(f"*{split}-*.parquet"))
+    files = sorted(folder.glob(f"*{split}*.parquet"))
     return pa.concat_tables([pq.read_table(f) for f in files]) if files else None
 
 

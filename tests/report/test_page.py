@@ -102,7 +102,7 @@ def test_groups_are_shares_by_a_column_of_few_texts(done):
     rows = load_dataset(str(done.folder), split="train")
     kinds = ["sum" if "plus" in p[-1]["content"] else "product" for p in rows["prompt"]]
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    rows.add_column("kind", kinds).to_parquet(folder / "data" / "persyn-train-0.parquet")
+    rows.add_column("kind", kinds).to_parquet(folder / "data" / "persyn-train.parquet")
     found = page.groups(folder)
     assert found["column"] == "kind" and [r["name"] for r in found["rows"]] == ["product", "sum"]
     for row in found["rows"]:
