@@ -244,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, hub: HubServer, wanted: dict[str, Any]) -> tuple[Any, ...]:
         self.writer()
         organisation = wanted.get("organization") or "me"
-        if organisation not in ("me", "org"):
+        if organisation not in ("me", "org", "Qwen"):
             raise _Error(
                 403, f"You don't have the rights to create a repository under {organisation!r}."
             )

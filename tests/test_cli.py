@@ -1,3 +1,4 @@
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from chat_server import ChatServer
 from datasets import load_dataset
 from pool import CountingEngine, answer, built, make_recipe, problems, save, write_lines
 
+import persyn_datasets
 from persyn_datasets import Router
 from persyn_datasets.cli import main
 
@@ -50,7 +52,7 @@ def test_build_and_build_again(chat_model, tmp_path, capsys):
         == 0
     )
     told = capsys.readouterr().out
-    assert "α = 0.3" in told and "48 generations" in told and "routing" in told.lower()
+    assert "48 generations" in told and all(f"  {t}" in told for t in ("adder", "multiplier"))
     assert f"load_dataset('{output}/dataset')" in told
     assert len(load_dataset(f"{output}/dataset", split="train")) == 24
     assert Router.from_pretrained(f"{output}/router").metrics["prompts"] == 3
@@ -113,7 +115,7 @@ def test_a_full_disk_is_said_with_what_to_do(chat_model, tmp_path, capsys):
     (out / "dataset" / "recipe.yaml").write_text("name: tiny")
     assert main(["build", recipe, "--output", str(out)]) == 1
     assert "No space left on device" in (last := capsys.readouterr().err.splitlines()[-1])
-    assert last.endswith("Free some space, and the same command goes on from here.")
+    assert "Free some space" in last and "same command" in last
     file.unlink()
     assert main(["build", recipe, "--output", str(out)]) == 0
 
@@ -141,7 +143,7 @@ def test_route_only_assigns(done, tmp_path, capsys, asked):
     built_rows = load_dataset(str(done.folder), "routing", split="train")[:9]
     assert (rows["teacher"], rows["prompt_id"]) == (built_rows["teacher"], built_rows["prompt_id"])
     told = capsys.readouterr().out
-    assert all(f"| {name}" in told for name in set(rows["teacher"])) and asked == []
+    assert all(f"\n{name} " in told for name in set(rows["teacher"])) and asked == []
 
 
 def test_synthesize_asks_only_the_assigned_teacher(done, tmp_path, asked):
@@ -261,7 +263,7 @@ WRONG = {
     ),
     "numbers for prompts": (
         lambda v: cells(v, prompt=[1, 2], a=["1", "2"]),
-        ["row 0, column 'prompt'", "found int 1", "expected a"],
+        ["row 0, column 'prompt'", "int 1", "expected a"],
     ),
     "unknown role": (
         lambda v: cells(v, messages=[[{"role": "robot", "content": "1?"}]], a=["1"]),
@@ -310,11 +312,11 @@ WRONG = {
     ),
     "model not found": (
         lambda v: v["teachers"][2].update(engine="transformers", model="/no/model"),
-        ["'guesser'", "'/no/model' not found"],
+        ["'guesser'", "'/no/model'"],
     ),
     "student not found": (
         lambda v: v["student"].update(model="/no/student"),
-        ["student.model", "'/no/student' not found"],
+        ["student.model", "'/no/student'"],
     ),
     "a teacher without records": (
         lambda v: v["teachers"][2].update(name="nobody"),
@@ -332,7 +334,7 @@ WRONG = {
     ),
     "not JSON": (
         lambda v: rewrite(v, b"prompt\nWhat?\n"),
-        ["prompts.jsonl", "cannot be read", "check its format"],
+        ["prompts.jsonl", "line 1 cannot be read"],
     ),
     "unknown format": (
         lambda v: v["prompts"].update(path=__file__),
@@ -431,6 +433,60 @@ def test_a_real_endpoint_builds_and_its_key_is_nowhere(chat_model, tmp_path, cap
     assert written and not any(b"sk-0123456789" in content for content in written)
     told = capsys.readouterr()
     assert "sk-0123456789" not in told.out + told.err
+
+
+def test_a_function_of_the_working_folder_is_found(chat_model, tmp_path):
+    """By the installed command, too, whose sys.path lacks it."""
+    (tmp_path / "myq.py").write_text(
+        "def f(prompts, completions, **columns):\n    return [1.0 for _ in completions]\n"
+    )
+    recipe = save(tmp_path, make_recipe(tmp_path, chat_model, quality="myq.f"))
+    code = "import sys; from persyn_datasets.cli import main; sys.exit(main())"
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code, "build", recipe, "--dry-run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("router", "more", "fragments"),
+    [
+        ("{done}", [], ["{done}/router"]),
+        ("{done}/router", ["--column", "question"], ["--column", "'question'"]),
+    ],
+)
+def test_what_was_meant_is_said(router, more, fragments, done, tmp_path, capsys):
+    prompts = write_lines(tmp_path / "new.jsonl", [{"prompt": "1 plus 1"}])
+    places = {"done": str(done.output)}
+    arguments = [router.format(**places), prompts, "--output", str(tmp_path / "routed"), *more]
+    assert main(["route", *arguments]) == 1
+    message = capsys.readouterr().err
+    assert all(f.format(**places) in message for f in fragments) and "prompts.column" not in message
+
+
+@pytest.mark.parametrize("users", [None, "ACTIVE"])
+def test_openmp_waits_without_spinning_unless_the_user_says_so(users):
+    code = (
+        "import os\nfrom persyn_datasets.cli import main\nmain(['build', 'no.yaml'])\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": users} if users else {}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert run.stdout.strip() == (users or "PASSIVE")
+
+
+def test_the_module_is_the_command():
+    run = subprocess.run(
+        [sys.executable, "-m", "persyn_datasets", "--version"], capture_output=True, text=True
+    )
+    assert run.stdout == f"persyn {persyn_datasets.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["build", "route", "synthesize", None])
