@@ -1,6 +1,7 @@
 """The student: the model that is to learn, and how it is trained."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from persyn_datasets.config.errors import InputError
 
@@ -8,7 +9,8 @@ from persyn_datasets.config.errors import InputError
 @dataclass(frozen=True)
 class Student:
     """The model that is to learn; a Hub id or local folder. `family` groups it with teachers of its
-    own kind.
+    own kind. `chat_template_kwargs` are switches of its chat template, e.g. `{"enable_thinking":
+    false}`: it is scored, trained and measured with them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -17,6 +19,7 @@ class Student:
     revision: str | None = None
     family: str | None = None
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

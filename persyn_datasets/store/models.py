@@ -3,7 +3,6 @@
 import gc
 import re
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,18 +18,13 @@ from transformers import (
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.store.identity import file_facts
 
-# For a base model, which has no chat template of its own. Recorded in cards and configs by its
-# name, "plain".
+# For a base model, which has no chat template: it is asked, scored, trained and published with this
+# one. Recorded in cards and configs by its name, "plain".
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}### Prompt:\n{{ m['content'] }}\n\n"
-    "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}\n\n"
+    "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}{{ eos_token }}\n\n"
     "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
-)
-
-# What a base student learns, and is published with: the same, and to end its turn.
-_TRAINED_TEMPLATE = PLAIN_TEMPLATE.replace(
-    "Response:\n{{ m['content'] }}", "Response:\n{{ m['content'] }}{{ eos_token }}"
 )
 
 _MARK = "\ufdd0"  # no character, by Unicode: no text has it
@@ -129,18 +123,17 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer of its own that has a chat template: the model's, or the plain one with which a
-    base student trains.
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The model's own chat template, or the plain one, which begins as the tokenizer's texts do.
 
-    It gives a prompt the same ids as `prompt_ids`.
+    Every text is rendered by it, and encoded without special tokens besides: the same ids for a
+    prompt that is asked, scored and trained.
     """
-    tokenizer = deepcopy(tokenizer)
-    if not tokenizer.chat_template:
-        bos = tokenizer.bos_token_id
-        begins = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
-        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + _TRAINED_TEMPLATE
-    return tokenizer
+    if tokenizer.chat_template:
+        return str(tokenizer.get_chat_template())
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
+    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -154,7 +147,6 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
     Only the template writes special tokens: where a message contains the string of one
     (`<|im_end|>`), it is text, so that a prompt cannot end its turn and speak for somebody else.
     """
-    plain = None if tokenizer.chat_template else PLAIN_TEMPLATE
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     found = sorted(
         (s for s in special if any(s in m["content"] for m in messages)), key=len, reverse=True
@@ -166,11 +158,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
             m | {"content": m["content"].replace(string, f"{_MARK}{k}{_MARK}")} for m in messages
         ]
     text: Any = tokenizer.apply_chat_template(
-        messages, chat_template=plain, add_generation_prompt=True, tokenize=False
+        messages,
+        chat_template=template_of(tokenizer),
+        add_generation_prompt=True,
+        tokenize=False,
     )
-    # A chat template writes its own BOS; the plain one leaves that to the tokenizer.
     first, *rest = re.split(f"{_MARK}(\\d+){_MARK}", text) if found else [text]
-    ids = list(tokenizer(first, add_special_tokens=plain is not None)["input_ids"])
+    ids = list(tokenizer(first, add_special_tokens=False)["input_ids"])
     for place, after in zip(rest[::2], rest[1::2], strict=True):
         ids += text_ids(tokenizer, found[int(place)]) + list(
             tokenizer(after, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,242 @@
+"""Prompt and answer as the student is trained on them: the one place that says so.
+
+TRL's `SFTTrainer` (1.16), given a row of prompt + completion, renders both by the student's chat
+template. The tokens that this text has in common with the prompt and its generation prompt carry no
+loss, all others do, those that the template adds before the answer and behind it too. Nothing else
+may be assumed: templates put an empty think block, a channel or a recipient before an answer, trim
+it, rewrite its white space, or leave its reasoning out; a tokenizer may merge across the border.
+
+So the answer's tokens are found in that very text, by their places in it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any
+
+from jinja2 import TemplateError
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.student import Student
+from persyn_datasets.config.teacher import Message
+from persyn_datasets.store.journal import digest
+from persyn_datasets.store.models import load_tokenizer, template_of
+
+# Some templates write the day on which they are rendered. Scores of one day must be those of
+# another, so it is always this one.
+TEMPLATE_DATE = date(2026, 1, 1)
+_MARK = "\ufdd0"  # no character, by Unicode: no text has it
+_TEXTS_AT_ONCE = 256
+_THINKING = "<think>\nOne and one.\n</think>\n\nTwo."
+
+
+@dataclass(frozen=True)
+class TrainedText:
+    """A row as the trainer reads it.
+
+    ids: all token ids. Those from `loss_from` on carry loss.
+    start, end: `ids[start:end]` is the answer, as far as it carries loss. Behind it are the end of
+        the turn and what the template writes after that.
+    added: what the template writes between prompt and answer that carries loss.
+    dropped: what the template leaves out of the answer.
+    """
+
+    ids: list[int]
+    loss_from: int
+    start: int
+    end: int
+    added: str = ""
+    dropped: str = ""
+
+    @property
+    def context(self) -> list[int]:
+        return self.ids[: self.start]
+
+    @property
+    def answer(self) -> list[int]:
+        return self.ids[self.start : self.end]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    text: str  # with the generation prompt
+    ids: list[int]
+    probe: str  # with an answer that is only `_MARK`, and what follows it
+    tail: str
+
+
+class ChatFormat:
+    """How a student is spoken to in training.
+
+    Attributes:
+        tokenizer: one of its own, to be given to the trainer as `processing_class`. Its template is
+            the student's (or the plain one of a base student), at `TEMPLATE_DATE`.
+        template: the student's own, to be saved with the trained student.
+        options: `chat_template_kwargs`, which the trainer wants as a column of that name.
+    """
+
+    def __init__(self, student: Student):
+        self.student = student
+        self.options = dict(student.chat_template_kwargs or {})
+        own = load_tokenizer(student.model, student.revision, student.trust_remote_code)
+        self.template = template_of(own)
+        self.tokenizer = copy(own)
+        self.tokenizer.chat_template = at_date(self.template, TEMPLATE_DATE)
+        self._prompt = lru_cache(maxsize=8)(self._rendered_prompt)
+
+    def identity(self) -> dict[str, Any]:
+        """What a score depends on besides the weights."""
+        return {
+            "template": digest(self.template),
+            "chat_template_kwargs": self.options,
+            "date": TEMPLATE_DATE.isoformat(),
+        }
+
+    def render(self, rows: Sequence[tuple[list[Message], str]]) -> Iterator[TrainedText]:
+        """Of each row of (messages, answer), in order.
+
+        Raises:
+            InputError: the template refuses a row, or has no place for an answer.
+        """
+        for first in range(0, len(rows), _TEXTS_AT_ONCE):
+            some = rows[first : first + _TEXTS_AT_ONCE]
+            texts = [self._apply([*m, {"role": "assistant", "content": a}]) for m, a in some]
+            fast = self.tokenizer.is_fast
+            encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast)
+            for i, (messages, answer) in enumerate(some):
+                prompt = self._prompt(json.dumps(messages))
+                offsets = encoded["offset_mapping"][i] if fast else None
+                yield self._row(prompt, answer, texts[i], encoded["input_ids"][i], offsets)
+
+    def _row(
+        self, prompt: _Prompt, answer: str, text: str, ids: list[int], offsets: Any
+    ) -> TrainedText:
+        begin, stop, dropped = answer_place(text, answer, prompt.probe, prompt.tail)
+        loss_from = common_prefix(prompt.ids, ids)
+        spans = self._spans(text, ids, begin, stop) if offsets is None else _spans(offsets)
+        inside = [i for i, span in enumerate(spans) if _overlaps(span, begin, stop)]
+        start = max(inside[0], loss_from) if inside else loss_from
+        end = max(inside[-1] + 1, start) if inside else start
+        trained_from = spans[loss_from][0] if loss_from < len(spans) else len(text)
+        return TrainedText(ids, loss_from, start, end, text[trained_from:begin], dropped)
+
+    def _spans(self, text: str, ids: list[int], begin: int, stop: int) -> list[tuple[int, int]]:
+        """Of a tokenizer that does not say where its tokens are: by the ids of what comes before
+        and of what comes after.
+        """
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (text[:begin], text[stop:])
+        )
+        first = common_prefix(before, ids)
+        last = len(ids) - common_prefix(after[::-1], ids[first:][::-1])
+        inside = [(begin, stop)] * (last - first)
+        return [(0, begin)] * first + inside + [(stop, len(text))] * (len(ids) - last)
+
+    def _rendered_prompt(self, messages: str) -> _Prompt:
+        prompt = json.loads(messages)
+        text = self._apply(prompt, add_generation_prompt=True)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        probe = self._apply([*prompt, {"role": "assistant", "content": _MARK}])
+        if _MARK not in probe:
+            raise InputError(
+                f"The chat template of the student {self.student.model!r} leaves the answer out: "
+                "it reads contents in parts, as for images. Take a student for texts, or give its "
+                "tokenizer a template for texts."
+            )
+        return _Prompt(text, ids, probe, probe.rpartition(_MARK)[2])
+
+    def _apply(self, messages: list[Message], **options: Any) -> str:
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, **self.options, **options
+            )
+        except TemplateError as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise InputError(
+                f"The chat template of the student {self.student.model!r} refuses messages of "
+                f"{roles}: {error}. Remove or rewrite the prompt "
+                f"{messages[-1]['content'][:60]!r} and its like, or take another student."
+            ) from error
+        return str(text)
+
+
+def answer_place(text: str, answer: str, probe: str, tail: str) -> tuple[int, int, str]:
+    """Where in a rendered text its answer begins and ends, and what of it is not there.
+
+    Args:
+        probe: the same messages, rendered with another answer.
+        tail: what is rendered behind an answer.
+    """
+    stop = len(text) - len(tail) if text.endswith(tail) else len(text)
+    body = text[:stop]
+    for kept in dict.fromkeys([answer, answer.rstrip(), answer.lstrip(), answer.strip()]):
+        if kept.strip() and body.endswith(kept):
+            return stop - len(kept), stop, ""
+    # The template took it apart: the same characters, but for white space, from its end backwards.
+    begin, missing = _matched_backwards(body, answer, 0)
+    if missing:  # what comes before the answer may end like what is missing
+        header = common_prefix(text, probe)
+        begin, missing = _matched_backwards(body, answer, header)
+    return begin, begin if begin == stop else len(body.rstrip()), missing
+
+
+def _matched_backwards(body: str, answer: str, floor: int) -> tuple[int, str]:
+    """The place in `body` from which on it is the end of `answer`, white space aside; and the
+    beginning of `answer` that is not there.
+    """
+    begin = place = len(body)
+    kept = left = len(answer)
+    while left > 0:
+        if answer[left - 1].isspace():
+            left -= 1
+            continue
+        while place > floor and body[place - 1].isspace():
+            place -= 1
+        if place <= floor or body[place - 1] != answer[left - 1]:
+            break
+        begin = place = place - 1
+        kept = left = left - 1
+    while begin > floor and kept > 0 and body[begin - 1] == answer[kept - 1]:
+        begin, kept = begin - 1, kept - 1  # its own white space
+    return begin, answer[:left].strip()
+
+
+def common_prefix(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items they have in common before they differ."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _spans(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Each token's characters. A tokenizer may leave white space out of a token's offsets (it
+    belongs to the token all the same), or give every byte of a character the whole character.
+    """
+    spans, reached = [], 0
+    for _, end in offsets:
+        spans.append((reached, max(end, reached)))
+        reached = max(end, reached)
+    return spans
+
+
+def _overlaps(span: tuple[int, int], begin: int, stop: int) -> bool:
+    first, last = span
+    return last > begin and (first < stop or first == last == stop)
+
+
+def at_date(template: str, day: date) -> str:
+    """The template, with `strftime_now` always of one day."""
+    formats = re.findall(r"""strftime_now\(\s*(["'])(.*?)\1""", template)
+    if not formats:
+        return template
+    days = {form: day.strftime(form) for _, form in formats}
+    return (
+        "{% macro strftime_now(format) %}{{ "
+        + json.dumps(days)
+        + "[format] }}{% endmacro %}\n"  # Jinja takes the line's end for the block's
+        + template
+    )

@@ -1,0 +1,73 @@
+"""How much of a model's work fits into the device at once."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from persyn_datasets.config.errors import BuildError
+from persyn_datasets.store.models import batches
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# A CPU wants to stay in its cache: this was fastest of 512 to 8192 tokens.
+CPU_TOKENS = 1024
+# Of a GPU's free memory, what a batch may take: a cache, a copy of it, and what the layers make.
+SHARE = 0.5
+MOST_TOKENS = 131_072
+
+
+def token_budget(model: PreTrainedModel) -> int:
+    """Tokens, with padding, that a batch may have: on a GPU as many as its free memory holds."""
+    if model.device.type != "cuda":
+        return CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(model.device)
+    ours = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return max(1, min(MOST_TOKENS, int(SHARE * (free + ours) / bytes_per_token(model))))
+
+
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """Of keys and values in all layers, twice, and of what one layer makes: an estimate, which
+    `in_batches` corrects.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    values = 4 * config.num_hidden_layers * heads * size + 8 * config.hidden_size + 3 * inner
+    return int(values * model.dtype.itemsize)
+
+
+def in_batches(
+    lengths: Sequence[int], tokens: int, work: Callable[[list[int]], T], rows: int | None = None
+) -> Iterator[T]:
+    """`work` of positions, batch by batch as `batches` makes them; where the device's memory is too
+    small, with half the tokens from there on.
+
+    Raises:
+        BuildError: one position alone is too much.
+    """
+    waiting = [list(batch) for batch in batches(lengths, tokens, rows)]
+    while waiting:
+        batch = waiting.pop(0)
+        try:
+            done = work(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise BuildError(
+                    f"A row of {lengths[batch[0]]} tokens does not fit into the device's memory "
+                    "beside the model. Take a device with more, or remove what is that long."
+                ) from error
+            done = None
+        if done is not None:
+            yield done
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tokens = max(1, len(batch) * lengths[batch[0]] // 2)
+        logger.warning("Out of memory: from here on batches of at most %d tokens.", tokens)
+        left = [*batch, *(i for others in waiting for i in others)]
+        waiting = [[left[i] for i in of] for of in batches([lengths[i] for i in left], tokens, rows)]
