@@ -14,8 +14,9 @@ from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import engine_of
 from persyn_datasets.report.tables import table
-from persyn_datasets.signals import quality
+from persyn_datasets.signals import quality, trained_text
 from persyn_datasets.stages.generate import check_samples
+from persyn_datasets.store.models import load_tokenizer, template_of
 from persyn_datasets.strategies import baselines as strategies
 
 
@@ -61,12 +62,23 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         recipe, prompts if routed and recipe.second_opinion else calibration(recipe, prompts)
     )
     _check_model("student.model", recipe.student.model, recipe.student.revision)
+    trained_text.check(
+        recipe.student, prompts["messages"], any(_thinks(t) for t in recipe.teachers)
+    )
     if recipe.target:
         recipe.target.check(prompts)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
         for backbone in recipe.router.compare_backbones:
             _check_model("router.compare_backbones", backbone, None)
+
+
+def _thinks(teacher: Teacher) -> bool:
+    """Whether a teacher's answers hold their reasoning, as far as its own template says so."""
+    if teacher.engine not in ("transformers", "vllm"):
+        return False
+    tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+    return "</think>" in template_of(tokenizer)
 
 
 def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:

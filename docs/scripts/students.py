@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import trl
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -4,6 +4,7 @@ prompts.
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from persyn_datasets.config.evaluation import Evaluation, manager
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.signals import quality
+from persyn_datasets.signals.trained_text import TEMPLATE_DATE, ChatFormat, at_date
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.score import Score
 from persyn_datasets.store import models
@@ -97,9 +99,11 @@ def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> 
     options = {k: getattr(evaluation, k) for k in ("limit", "num_fewshot", "apply_chat_template")}
     own = content_hash(evaluation.include_path) if evaluation.include_path else None
     weights = student.model, student.revision, student.trust_remote_code
+    form = ChatFormat(student)
     content = digest(
         [
             *weights,
+            form.identity(),
             weights_of(student.model, student.revision),
             task,
             own,
@@ -113,7 +117,8 @@ def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> 
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer = models.with_template(models.load_tokenizer(*weights))
+    tokenizer = deepcopy(form.tokenizer)
+    tokenizer.chat_template = at_date(form.published_template, TEMPLATE_DATE)
     model = HFLM(
         models.load_causal_lm(*weights), tokenizer=tokenizer, batch_size=evaluation.batch_size
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from datasets import Dataset
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student, Training
+from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store import models
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest, replace_file
@@ -20,13 +22,13 @@ def check(student: Student, training: Training, prompts: Dataset) -> None:
     """Raises `InputError` where a prompt alone fills `max_length`: TRL would leave the
     example out.
     """
-    tokenizer = models.load_tokenizer(student.model, student.revision, student.trust_remote_code)
-    for messages in prompts["messages"]:
-        if (tokens := len(models.prompt_ids(tokenizer, messages))) >= training.max_length:
+    rows = [(messages, "?") for messages in prompts["messages"]]
+    for (messages, _), text in zip(rows, ChatFormat(student).render(rows), strict=True):
+        if text.start >= training.max_length:
             raise InputError(
                 f"training.max_length is {training.max_length}, and the prompt "
                 f"{messages[-1]['content'][:60]!r} has "
-                f"{tokens} tokens alone; raise it, or remove the prompt."
+                f"{text.start} tokens alone; raise it, or remove the prompt."
             )
 
 
@@ -44,9 +46,9 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
         Its folder: `model/` (safetensors, and the tokenizer) and `student.json` (examples, steps,
         tokens, loss).
     """
-    facts = {k: v for k, v in asdict(student).items() if k != "family"} | {
-        "weights": weights_of(student.model, student.revision)
-    }
+    form = ChatFormat(student)
+    facts = {k: v for k, v in asdict(student).items() if k != "family"} | form.identity()
+    facts |= {"weights": weights_of(student.model, student.revision)}
     content = [facts, asdict(training), seed, data["prompt"][:], data["completion"][:]]
     place = folder / digest(content)[:16]
     if (place / "student.json").exists():
@@ -62,6 +64,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     model = trainer.model.merge_and_unload() if training.lora else trainer.model
     model.to(models.dtype()).save_pretrained(place / "model")
+    trainer.processing_class.chat_template = form.published_template
     trainer.processing_class.save_pretrained(place / "model")
     told = {
         "student": student.model,
@@ -106,7 +109,10 @@ def _trainer(
         save_total_limit=1,
         report_to="none",
     )
-    tokenizer = models.load_tokenizer(student.model, student.revision, student.trust_remote_code)
+    form = ChatFormat(student)
+    rows = data.select_columns(["prompt", "completion"])
+    if form.options:
+        rows = rows.add_column("chat_template_kwargs", [form.options] * len(rows))
     lora = None
     if training.lora:
         r, alpha = training.lora.r, training.lora.alpha
@@ -114,7 +120,7 @@ def _trainer(
     return SFTTrainer(
         student.model,
         config,
-        train_dataset=data.select_columns(["prompt", "completion"]),
-        processing_class=models.with_template(tokenizer),
+        train_dataset=rows,
+        processing_class=deepcopy(form.tokenizer),
         peft_config=lora,
     )

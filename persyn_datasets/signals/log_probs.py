@@ -89,8 +89,7 @@ def _whole(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[int, S
         ids = torch.tensor([x + y], device=model.device)
         kept = {"logits_to_keep": len(y) + 1} if keeps else {}
         logits = model(ids, use_cache=False, **kept).logits[0, -len(y) - 1 : -1]
-        parts = zip(logits.split(_positions(logits)), ids[0, len(x) :].split(_positions(logits)))
-        yield i, _joined([_scores(some, targets) for some, targets in parts])
+        yield i, _scores(logits, ids[0, len(x) :])
 
 
 def _shared(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[int, Scored]]:
@@ -155,10 +154,8 @@ def _responses(
     output = _body(model, ids, mask, prompt_mask.sum(-1, keepdim=True) + positions, cache)
     before = (positions < lengths[:, None]).to(model.device)  # the next token is of the response
     targets = torch.tensor([t for _, y in rows for t in y], device=model.device)
-    log_probs, ranks = (t.cpu() for t in _head(model, type(output), output[0][before], targets))
-    return list(
-        zip(log_probs.split(lengths.tolist()), ranks.split(lengths.tolist()), strict=True)
-    )
+    log_probs, ranks = _head(model, type(output), output[0][before], targets)
+    return list(zip(log_probs.split(lengths.tolist()), ranks.split(lengths.tolist()), strict=True))
 
 
 def _body(
@@ -200,7 +197,7 @@ def _head(
             parts.append(_scores(logits, some))
     finally:
         body.__dict__.pop("forward", None)
-    return _joined(parts)
+    return torch.cat([p for p, _ in parts]), torch.cat([r for _, r in parts])
 
 
 def _scores(logits: torch.Tensor, targets: torch.Tensor) -> Scored:
@@ -212,12 +209,4 @@ def _scores(logits: torch.Tensor, targets: torch.Tensor) -> Scored:
         log_probs.append(-F.cross_entropy(some, of, reduction="none"))
         above = some.gt_(some.gather(-1, of[:, None]))  # in place
         ranks.append(above.sum(-1).long() + 1)  # exact: a vocabulary is smaller than 2**24
-    return torch.cat(log_probs), torch.cat(ranks)
-
-
-def _positions(logits: torch.Tensor) -> int:
-    return max(1, LOGITS_AT_ONCE // logits.shape[-1])
-
-
-def _joined(parts: Sequence[Scored]) -> Scored:
-    return torch.cat([p for p, _ in parts]).cpu(), torch.cat([r for _, r in parts]).cpu()
+    return torch.cat(log_probs).cpu(), torch.cat(ranks).cpu()

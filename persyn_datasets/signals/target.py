@@ -28,6 +28,8 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
+from persyn_datasets.signals.learnability import SCORER
+from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store import models
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import default_root, digest
@@ -50,6 +52,7 @@ def theta_plus(student: Student, target: Target) -> Student:
     texts = list(zip(data["messages"], data[target.response_column], strict=True))
     weights = weights_of(student.model, student.revision)
     content = [weights, texts, target.steps, target.learning_rate, BATCH_SIZE, WARM_UP]
+    content += [SCORER, ChatFormat(student).identity()]
     folder = default_root() / "target" / digest(content)[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder.with_suffix(".lock")):
@@ -75,7 +78,7 @@ def _train(student: Student, texts: Sequence[Any], target: Target, folder: Path)
         use_safetensors=True,
     )
     model: Any = loaded.to(models.device())
-    rows = _encoded(tokenizer, texts, models.context_length(model), student.model)
+    rows = _encoded(student, texts, models.context_length(model))
     optimizer = torch.optim.AdamW(model.parameters(), lr=target.learning_rate, weight_decay=0.0)
     warm_up = max(1, round(WARM_UP * target.steps))
     schedule = get_cosine_schedule_with_warmup(optimizer, warm_up, target.steps)
@@ -92,17 +95,18 @@ def _train(student: Student, texts: Sequence[Any], target: Target, folder: Path)
     tokenizer.save_pretrained(folder)
 
 
-def _encoded(tokenizer: Any, texts: Sequence[Any], limit: int, student: str) -> list[Row]:
-    """Cut off at the end of the response where they do not fit, as `learnability` does."""
+def _encoded(student: Student, texts: Sequence[Any], limit: int) -> list[Row]:
+    """As the student is trained on them and scored; cut off at the end of the response where they
+    do not fit.
+    """
     rows = []
-    for messages, text in texts:
-        prompt = models.prompt_ids(tokenizer, messages)
-        if len(prompt) >= limit:
+    for (messages, _), text in zip(texts, ChatFormat(student).render(texts), strict=True):
+        if text.start >= limit:
             raise InputError(
-                f"target: the prompt {messages[-1]['content'][:60]!r} has {len(prompt)} tokens for "
-                f"the student {student!r}, whose context is {limit}; remove it."
+                f"target: the prompt {messages[-1]['content'][:60]!r} has {text.start} tokens for "
+                f"the student {student.model!r}, whose context is {limit}; remove it."
             )
-        rows.append((prompt, models.text_ids(tokenizer, text)[: limit - len(prompt)]))
+        rows.append((text.context, text.answer[: limit - text.start]))
     return rows
 
 

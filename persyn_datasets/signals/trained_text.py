@@ -11,7 +11,7 @@ So the answer's tokens are found in that very text, by their places in it.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import date
@@ -76,7 +76,8 @@ class ChatFormat:
     Attributes:
         tokenizer: one of its own, to be given to the trainer as `processing_class`. Its template is
             the student's (or the plain one of a base student), at `TEMPLATE_DATE`.
-        template: the student's own, to be saved with the trained student.
+        published_template: the student's own, whose switches are by default as in training: for the
+            trained student.
         options: `chat_template_kwargs`, which the trainer wants as a column of that name.
     """
 
@@ -85,6 +86,7 @@ class ChatFormat:
         self.options = dict(student.chat_template_kwargs or {})
         own = load_tokenizer(student.model, student.revision, student.trust_remote_code)
         self.template = template_of(own)
+        self.published_template = with_defaults(self.template, self.options)
         self.tokenizer = copy(own)
         self.tokenizer.chat_template = at_date(self.template, TEMPLATE_DATE)
         self._prompt = lru_cache(maxsize=8)(self._rendered_prompt)
@@ -112,6 +114,10 @@ class ChatFormat:
                 prompt = self._prompt(json.dumps(messages))
                 offsets = encoded["offset_mapping"][i] if fast else None
                 yield self._row(prompt, answer, texts[i], encoded["input_ids"][i], offsets)
+
+    def probe(self, messages: list[Message]) -> str:
+        """The messages and an answer, rendered."""
+        return self._prompt(json.dumps(messages)).probe
 
     def _row(
         self, prompt: _Prompt, answer: str, text: str, ids: list[int], offsets: Any
@@ -183,7 +189,7 @@ def answer_place(text: str, answer: str, probe: str, tail: str) -> tuple[int, in
     if missing:  # what comes before the answer may end like what is missing
         header = common_prefix(text, probe)
         begin, missing = _matched_backwards(body, answer, header)
-    return begin, begin if begin == stop else len(body.rstrip()), missing
+    return begin, stop, missing
 
 
 def _matched_backwards(body: str, answer: str, floor: int) -> tuple[int, str]:
@@ -240,3 +246,52 @@ def at_date(template: str, day: date) -> str:
         + "[format] }}{% endmacro %}\n"  # Jinja takes the line's end for the block's
         + template
     )
+
+
+def with_defaults(template: str, options: Mapping[str, Any]) -> str:
+    """The template, with values for switches that its caller leaves open."""
+    lines = [
+        f"{{% if {key} is not defined %}}{{% set {key} = {value!r} %}}{{% endif %}}\n"
+        for key, value in options.items()
+    ]
+    return "".join(lines) + template
+
+
+def check(student: Student, prompts: Iterable[list[Message]], thinking: bool = False) -> None:
+    """Can the student be trained on answers to these prompts? One prompt of each sequence of roles
+    goes through its template.
+
+    Args:
+        thinking: some answers will hold their reasoning.
+
+    Raises:
+        InputError: the template refuses such messages, leaves out a message or an answer (a
+            template for images), or the reasoning of an answer.
+    """
+    form = ChatFormat(student)
+    who = f"The chat template of the student {student.model!r}"
+    for messages in {tuple(m["role"] for m in prompt): prompt for prompt in prompts}.values():
+        answered = [*messages, {"role": "assistant", "content": "Two."}]
+        [text] = form.render([(messages, "Two.")])
+        probe = "".join(form.probe(messages).split())
+        for m in (m for m in messages if m["role"] != "assistant"):
+            if "".join(m["content"].split()) not in probe:
+                raise InputError(
+                    f"{who} leaves out the {m['role']} message {m['content'][:60]!r}, so that the "
+                    "student would be trained on answers to something else. Take another student, "
+                    "or put what it says into the first user message."
+                )
+        trained: Any = form.tokenizer.apply_chat_template(answered, **form.options)
+        if not text.answer or list(trained["input_ids"]) != text.ids:
+            raise InputError(
+                f"The tokenizer of the student {student.model!r} does not encode a rendered text "
+                "as its chat template does, so that the answer's tokens cannot be found. Take a "
+                "student with a tokenizer of the `tokenizers` library."
+            )
+        [thought] = form.render([(messages, _THINKING)])
+        if thinking and thought.dropped:
+            raise InputError(
+                f"{who} leaves the reasoning out of an answer, and a teacher's answers hold "
+                "theirs: the student would learn conclusions only. Take a student whose template "
+                "keeps it, or teachers that do not think."
+            )

@@ -2,9 +2,14 @@
 and quality r_q.
 """
 
+import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from glob import escape
+from pathlib import Path
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
@@ -13,12 +18,15 @@ from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.signals import quality as q
-from persyn_datasets.signals.learnability import Signals, signals
+from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
+from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import Journal, digest
 from persyn_datasets.store.models import dtype, use_device
 from persyn_datasets.store.progress import Bar
+
+logger = logging.getLogger(__name__)
 
 Quality = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -100,10 +108,16 @@ class Score:
     def of_student(self, rows: list[tuple[list[Message], str]]) -> list[Signals]:
         """What the student says of each row, from the journal or by the student."""
         assert isinstance(self.student, Student)
-        identity = {k: v for k, v in asdict(self.student).items() if k != "family"}
-        identity |= {
-            "weights": weights_of(self.student.model, self.student.revision),
+        student, weights = self.student, weights_of(self.student.model, self.student.revision)
+        if not Path(student.model).is_dir():  # from now on this very commit
+            student = replace(student, revision=weights)
+        identity = {
+            "model": student.model,
+            "weights": weights,
+            "trust_remote_code": student.trust_remote_code,
             "dtype": str(dtype()),
+            "scorer": SCORER,
+            **ChatFormat(student).identity(),
         }
         keys = [digest(row) for row in rows]
         with Journal("learnability", self.student.model, identity) as journal:
@@ -113,12 +127,16 @@ class Score:
             )
             with Bar("Score", len(rows), initial=len(rows) - len(todo), unit="answers") as bar:
                 scored, start = 0, time.monotonic()
-                for i, of_row in signals(self.student, [row for _, row in todo]) if todo else ():
+                if todo:
+                    _say_if_measured_anew(journal.folder)
+                for i, of_row in signals(student, [row for _, row in todo]) if todo else ():
                     known[todo[i][0]] = of_row
                     journal.put(todo[i][0], of_row)
                     scored += of_row["tokens"]
                     bar.note(f"{scored / (time.monotonic() - start):.0f} tokens/s")
                     bar.update()
+        if any(known[key]["dropped"] for key in keys):
+            _say_what_is_dropped(student.model)
         return [known[key] for key in keys]
 
     def _quality(
@@ -177,3 +195,26 @@ class Score:
                 known[key] = value
                 journal.put(key, value)
         return [known[key] for key in keys]
+
+
+@lru_cache
+def _say_if_measured_anew(folder: Path) -> None:
+    """Once: there are scores of this student from before, and they mean something else."""
+    others = f"{escape(folder.name.rpartition('-')[0])}-*/identity.json"
+    for file in folder.parent.glob(others):
+        if json.loads(file.read_text()).get("scorer") != SCORER:
+            logger.warning(
+                "Scores in %s were measured by an earlier version, behind another text than the "
+                "one that is trained. They are measured again; answers are kept.",
+                file.parent,
+            )
+            return
+
+
+@lru_cache
+def _say_what_is_dropped(student: str) -> None:
+    logger.warning(
+        "The chat template of %s leaves out a part of some answers, such as their reasoning. What "
+        "is left is what the student is trained on, and what is scored.",
+        student,
+    )

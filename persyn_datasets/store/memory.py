@@ -70,4 +70,6 @@ def in_batches(
         tokens = max(1, len(batch) * lengths[batch[0]] // 2)
         logger.warning("Out of memory: from here on batches of at most %d tokens.", tokens)
         left = [*batch, *(i for others in waiting for i in others)]
-        waiting = [[left[i] for i in of] for of in batches([lengths[i] for i in left], tokens, rows)]
+        waiting = [
+            [left[i] for i in of] for of in batches([lengths[i] for i in left], tokens, rows)
+        ]

@@ -13,7 +13,8 @@ from persyn_datasets import InputError, Student
 from persyn_datasets.compare.train import _trainer, train
 from persyn_datasets.config.student import Lora, Training
 from persyn_datasets.signals.learnability import signals
-from persyn_datasets.store.models import load_tokenizer, prompt_ids, with_template
+from persyn_datasets.signals.trained_text import ChatFormat
+from persyn_datasets.store.models import load_tokenizer, prompt_ids
 
 pytest.importorskip("trl", reason='needs TRL: pip install "persyn-datasets[compare]"')
 QUICK = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -117,11 +118,9 @@ def test_a_base_student_is_published_with_the_format_it_was_scored_in(base_model
     before, after = load_tokenizer(base_model), AutoTokenizer.from_pretrained(place / "model")
     assert before.chat_template is None
     messages = [{"role": "system", "content": "Be brief."}, *data["prompt"][0]]
-    assert (
-        prompt_ids(after, messages)
-        == prompt_ids(before, messages)
-        == prompt_ids(with_template(before), messages)
-    )
+    assert prompt_ids(after, messages) == prompt_ids(before, messages)
+    [scored] = ChatFormat(Student(base_model)).render([(messages, "So.")])
+    assert scored.context == prompt_ids(after, messages)
 
 
 def test_packing_without_steps_is_refused():

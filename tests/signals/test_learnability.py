@@ -5,8 +5,9 @@ import torch
 from conftest import save_model
 
 from persyn_datasets import InputError, Student
-from persyn_datasets.signals import learnability
+from persyn_datasets.signals import learnability, log_probs
 from persyn_datasets.signals.learnability import signals
+from persyn_datasets.store import memory
 from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids
 
 TEXTS = ["the", "the other day", "x" * 90, "a + b = c\n" * 5, " ", "Zebra? 12", "er"]
@@ -47,8 +48,9 @@ def check_against_reference(model, rows=ROWS):
 @pytest.mark.parametrize("fixture", ["chat_model", "base_model"])
 @pytest.mark.parametrize(("batch", "logits"), [(4096, 2**20), (1, 2**20), (300, 1000), (4096, 1)])
 def test_equals_the_models_own_loss(fixture, batch, logits, request, monkeypatch):
-    monkeypatch.setattr(learnability, "TOKENS_PER_BATCH", batch)
-    monkeypatch.setattr(learnability, "LOGITS_AT_ONCE", logits)
+    monkeypatch.setattr(memory, "CPU_TOKENS", batch)
+    monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", logits)
+    monkeypatch.setattr(log_probs, "CACHED", logits)
     check_against_reference(request.getfixturevalue(fixture))
     check_against_reference(request.getfixturevalue(fixture), SHARED)
 
@@ -87,7 +89,7 @@ def test_bfloat16_is_near_float32(chat_model):
     exact = load_causal_lm(chat_model)
     rounded = copy.deepcopy(exact).to(torch.bfloat16)
     found = [
-        {i: p for i, p, _ in learnability.response_log_probs(model, rows)}
+        {i: p for i, p, _ in log_probs.response_log_probs(model, rows)}
         for model in (exact, rounded)
     ]
     for i in range(2):
@@ -98,7 +100,7 @@ def test_bfloat16_is_near_float32(chat_model):
 
 def test_an_empty_response_has_no_signals(chat_model):
     found = dict(signals(Student(chat_model), [ROWS[0], (ROWS[1][0], "")]))
-    assert found[1] == {"learnability": None, "rsr": None, "tokens": 0}
+    assert found[1] == {"learnability": None, "rsr": None, "tokens": 0, "dropped": 0}
     assert found[0]["learnability"] == pytest.approx(reference(chat_model, *ROWS[0])[0], abs=1e-4)
     assert list(signals(Student(chat_model), [])) == []
 

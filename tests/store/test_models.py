@@ -9,7 +9,7 @@ from conftest import save_model
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from persyn_datasets.router import model as router
+from persyn_datasets.router import training as router
 from persyn_datasets.store.models import (
     free,
     load_causal_lm,
@@ -36,7 +36,7 @@ def test_one_bos_and_the_response_comes_next(fixture, request):
             "<|user|>\nSo?</s>\n<|assistant|>\n"
         ),
         "base_model": (
-            "Be brief.\n\n### Prompt:\nthe other\n\n### Response:\ner\n\n### "
+            "Be brief.\n\n### Prompt:\nthe other\n\n### Response:\ner</s>\n\n### "
             "Prompt:\nSo?\n\n### Response:\n"
         ),
     }
@@ -112,12 +112,12 @@ def test_nothing_else_is_in_memory_when_a_router_trains(chat_model, reward_model
     judge = weakref.ref(load_classifier(reward_model))
     seen = []
 
-    def forward(*_):
+    def set_seed(_):
         gc.collect()
         seen.append(judge())
         raise InterruptedError
 
-    monkeypatch.setattr(router, "preferences", forward)
+    monkeypatch.setattr(router, "set_seed", set_seed)
     pairs = Dataset.from_list(
         [
             {
