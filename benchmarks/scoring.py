@@ -40,7 +40,7 @@ from transformers import (
 
 from persyn_datasets import quickstart
 from persyn_datasets.report.tables import table
-from persyn_datasets.signals.learnability import response_log_probs
+from persyn_datasets.signals.log_probs import response_log_probs
 from persyn_datasets.store.models import text_ids
 
 TEACHERS = 19

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from persyn_datasets.signals import learnability
-from persyn_datasets.signals.learnability import response_log_probs
+from persyn_datasets.signals import log_probs as package
+from persyn_datasets.signals.log_probs import response_log_probs
 from persyn_datasets.store.models import prompt_ids, text_ids
 
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of a response
@@ -94,6 +94,9 @@ def token_log_probs(model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[st
     ]
     full = [i for i, (_, y) in enumerate(rows) if y]
     order: list[int] = []
+    list(
+        response_log_probs(model, [rows[i] for i in full[:1]])
+    )  # its first call looks at the model
     with _collisions() as sums:
         for place, log_probs, ranks in response_log_probs(model, [rows[i] for i in full]):
             order.append(full[place])
@@ -106,21 +109,21 @@ def token_log_probs(model: PreTrainedModel, rows: Sequence[Row]) -> list[dict[st
 
 @contextmanager
 def _collisions() -> Iterator[list[np.ndarray]]:
-    """The package's head notes Σp² too: log Σp² = logsumexp(2z) − 2·logsumexp(z), z the logits."""
+    """The package's scores note Σp² too: log Σp² = logsumexp(2z) − 2·logsumexp(z), z the logits."""
     sums: list[np.ndarray] = []
-    head = learnability._head
+    scores = package._scores
 
-    def with_sums(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Any:
-        for part in hidden.split(64):
-            z = model.get_output_embeddings()(part).float()
+    def with_sums(logits: torch.Tensor, targets: torch.Tensor) -> Any:
+        for part in logits.split(64):
+            z = part.float()
             sums.append(((2 * z).logsumexp(-1) - 2 * z.logsumexp(-1)).exp().numpy())
-        return head(model, hidden, targets)
+        return scores(logits, targets)
 
-    learnability._head = with_sums
+    package._scores = with_sums
     try:
         yield sums
     finally:
-        learnability._head = head
+        package._scores = scores
 
 
 def judged(model: PreTrainedModel, rows: Sequence[Row]) -> np.ndarray:

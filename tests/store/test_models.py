@@ -126,7 +126,7 @@ def test_nothing_else_is_in_memory_when_a_router_trains(chat_model, reward_model
                 "teacher_a": "a",
                 "teacher_b": "b",
                 "preferred": "a",
-                "margin": 1.0,
+                "label": 1,
             }
         ]
     )
