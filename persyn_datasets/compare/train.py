@@ -44,7 +44,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
 
     Returns:
         Its folder: `model/` (safetensors, and the tokenizer) and `student.json` (examples, steps,
-        tokens, loss).
+        tokens, loss, seconds since it was begun or gone on with).
     """
     form = ChatFormat(student)
     facts = {k: v for k, v in asdict(student).items() if k != "family"} | form.identity()
@@ -74,6 +74,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "loss": result.training_loss,
+        "seconds": result.metrics["train_runtime"],
     }
     replace_file(place / "student.json", json.dumps(told, indent=2).encode())
     shutil.rmtree(place / "checkpoints")

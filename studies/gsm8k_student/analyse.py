@@ -7,6 +7,7 @@ Writes `results.json`, `results.md` and `tournament.png` beside this file.
 
 import json
 import sys
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +156,36 @@ def variance(values: np.ndarray) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The routers' pool; arrays are (questions, teachers), the question's least where none is."""
+
+    teachers: list[str]
+    questions: list[int]
+    r_t: np.ndarray
+    r_l: np.ndarray
+    quality: np.ndarray
+
+    @classmethod
+    def read(cls, data: Data, output: Path) -> "Pool":
+        names = measure.pool(data)
+        wide, narrow = responses(output, len(data.teachers)), responses(output, len(names))
+        places = [data.teachers.index(t) for t in names]
+        of_wide, of_narrow = signals(wide), signals(narrow)
+
+        def both(signal: str) -> np.ndarray:
+            values = np.concatenate([of_wide[signal][:, places], of_narrow[signal]])
+            return np.where(np.isnan(values), np.nanmin(values, -1, keepdims=True), values)
+
+        questions = wide["questions"] + narrow["questions"]
+        quality = right(data, names, questions)
+        return cls(names, questions, both("target"), both("log-probability"), quality)
+
+
 def readable(data: Data, output: Path) -> dict[str, Any]:
     """Can a router read the signal from the question?"""
-    names = measure.pool(data)
-    wide, narrow = responses(output, len(data.teachers)), responses(output, len(names))
-    places = [data.teachers.index(t) for t in names]
-    questions = wide["questions"] + narrow["questions"]
-    r_t = np.concatenate([signals(wide)["target"][:, places], signals(narrow)["target"]])
-    r_l = np.concatenate(
-        [signals(wide)["log-probability"][:, places], signals(narrow)["log-probability"]]
-    )
-    quality = right(data, names, questions)
-    r_t, r_l = (np.where(np.isnan(v), np.nanmin(v, -1, keepdims=True), v) for v in (r_t, r_l))
+    pool = Pool.read(data, output)
+    names, questions, r_t, r_l, quality = astuple(pool)
     rewards = {
         "r_t, nats per token": r_t,
         ".6·right + .4·r_t, min–max per question": 0.6 * quality + 0.4 * normalized(r_t, "prompt"),
