@@ -73,13 +73,7 @@ def compare(
     results: dict[str, Any] = {"recipe": recipe.name, "student": shown, "seeds": seeds}
     results |= analyse(measured, reference=names[0])
     for name, builder in builds.items():
-        assert builder.stats
-        lines = builder.stats["account"]
-        results["strategies"][name] |= {
-            "generations": builder.stats["generations"],
-            "usd": sum(line["usd"] + line["reused_usd"] for line in lines),
-            "students": trained[name],
-        }
+        results["strategies"][name] |= _bought(builder) | {"students": trained[name]}
     if per_teacher:
         calibrated = next(b for b in builds.values() if (b.folder / "calibration").exists())
         parts = load_dataset(str(calibrated.folder), "calibration").values()
@@ -87,9 +81,23 @@ def compare(
             recipe, concatenate_datasets(list(parts)), output, seeds, measured[UNTRAINED][0]
         )
         comparison.write_tournament(results["tournament"], output)
-    replace_file(
-        output / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode()
-    )
+    _write(results, measured, output)
+    return results
+
+
+def _bought(builder: PersynBuilder) -> dict[str, Any]:
+    """What a strategy's data set needs by itself."""
+    assert builder.stats
+    lines = builder.stats["account"]
+    return {
+        "generations": builder.stats["generations"],
+        "usd": sum(line["usd"] + line["reused_usd"] for line in lines),
+    }
+
+
+def _write(results: dict[str, Any], measured: Measured, output: Path) -> None:
+    told = json.dumps(results, indent=2, ensure_ascii=False)
+    replace_file(output / "results.json", told.encode())
     lines = [
         {"strategy": name, "seed": seed, "measure": measure, "prompt": prompt, "value": value}
         for name, runs in measured.items()
@@ -97,13 +105,10 @@ def compare(
         for measure, values in run.items()
         for prompt, value in values.items()
     ]
-    replace_file(
-        output / "prompts.jsonl",
-        "".join(f"{json.dumps(x, ensure_ascii=False)}\n" for x in lines).encode(),
-    )
+    text = "".join(f"{json.dumps(x, ensure_ascii=False)}\n" for x in lines)
+    replace_file(output / "prompts.jsonl", text.encode())
     replace_file(output / "results.md", comparison.describe(results).encode())
     comparison.draw(results, output / "figures")
-    return results
 
 
 def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_teacher: bool) -> None:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from persyn_datasets.compare.tournament import correlations, with_length
-from persyn_datasets.report.tables import table
+from persyn_datasets.compare.tournament import LEAST_TEACHERS, correlations, with_length
 from persyn_datasets.signals.quality import math_verify
 from persyn_datasets.stages.rank import normalized
 from persyn_datasets.store.statistics import holm, interval, paired
-from studies.gsm8k_student import common, measure, routing
+from studies.gsm8k_student import common, measure, routing, tables
 from studies.gsm8k_student.common import Data
 
 HERE = Path(__file__).parent
@@ -27,9 +26,6 @@ PREFIX = 64  # tokens
 SUBSETS = (4, 8, 16, 32)
 ORDER = ("target", "target, sum", "target, first 64 tokens", "log p under θ⁺", "log-probability",
          "rsr", "lark", "quality", "length", "size")  # fmt: skip
-ROUTING = ("reward", "router", "routed", "its shares", "best single", "random", "oracle",
-           "routed − shares", "p (Holm)", "routed − best single", "shuffled",
-           "final − shares")  # fmt: skip
 
 
 def responses(output: Path, teachers: int) -> dict[str, Any]:
@@ -103,40 +99,48 @@ def gains(output: Path, teachers: list[str]) -> tuple[list[str], np.ndarray]:
 
 
 def tournament(data: Data, output: Path) -> dict[str, Any]:
+    """Signals of all teachers; correlations over those that were probed, if they are enough."""
     found = responses(output, len(data.teachers))
     of = signals(found)
     of["quality"] = right(data, data.teachers, found["questions"])
     of["size"] = np.array([data.facts[t]["params_b"] for t in data.teachers])
-    probed, gain = gains(output, data.teachers)
-    places = [data.teachers.index(t) for t in probed]
-    of = {name: of[name][..., places] for name in ORDER}
-    mix = 0.6 * of["quality"]
+    of = {name: of[name] for name in ORDER}
     for name in ("target", "log-probability"):
-        of[f".6·right + .4·{name}"] = mix + 0.4 * normalized(of[name], "prompt")
-    draw = np.random.default_rng(0)
-    few = {}
-    for n in SUBSETS:
-        drawn = [draw.choice(len(of["target"]), n, replace=False) for _ in range(200)]
-        rhos = [correlate(of["target"][rows], gain) for rows in drawn]
-        few[str(n)] = {"rho": float(np.mean(rhos)), "sd": float(np.std(rhos))}
-    return {
+        of[f".6·right + .4·{name}"] = 0.6 * of["quality"] + 0.4 * normalized(of[name], "prompt")
+    probed, gain = gains(output, data.teachers)
+    told: dict[str, Any] = {
         "questions": len(found["questions"]),
         "texts": len(gain),
+        "probed": probed,
         "teachers": {
             t: {name: float(np.nanmean(v[..., i])) for name, v in of.items()}
-            | {"gain": interval(gain[:, i])}
-            for i, t in enumerate(probed)
+            | {"gain": interval(gain[:, probed.index(t)]) if t in probed else None}
+            for i, t in enumerate(data.teachers)
         },
-        "signals": correlations(of, gain),
         "with_length": {
             name: with_length(v, of["length"])
             for name, v in of.items()
             if v.ndim == 2 and name != "length"
         },
-        "gain between teachers, sd": float(gain.mean(0).std()),
-        "target by number of questions": few,
         "variance of the target signal": variance(of["target"]),
+        "signals": {},
     }
+    if len(probed) >= LEAST_TEACHERS:
+        places = [data.teachers.index(t) for t in probed]
+        of = {name: v[..., places] for name, v in of.items()}
+        told["signals"] = correlations(of, gain)
+        told["target by number of questions"] = few(of["target"], gain)
+    return told
+
+
+def few(values: np.ndarray, gain: np.ndarray) -> dict[str, dict[str, float]]:
+    """ρ of a signal that is measured on so many questions, 200 draws."""
+    draw, told = np.random.default_rng(0), {}
+    for n in SUBSETS:
+        drawn = [draw.choice(len(values), n, replace=False) for _ in range(200)]
+        rhos = [correlate(values[rows], gain) for rows in drawn]
+        told[str(n)] = {"rho": float(np.mean(rhos)), "sd": float(np.std(rhos))}
+    return told
 
 
 def correlate(values: np.ndarray, gain: np.ndarray) -> float:
@@ -238,97 +242,11 @@ def students(output: Path) -> dict[str, Any] | None:
     return told
 
 
-def describe(results: dict[str, Any]) -> str:
-    played = results["tournament"]
-    bare = "{:+.2f} [{:+.2f}, {:+.2f}]".format
-    rows = [
-        [
-            name,
-            bare(of["rho"], of["low"], of["high"]),
-            bare(of["tau"], of["tau_low"], of["tau_high"]),
-            f"{played['with_length'][name]:+.2f}" if name in played["with_length"] else "–",
-        ]
-        for name, of in sorted(played["signals"].items(), key=lambda item: -item[1]["rho"])
-    ]
-    lines = [
-        "# GSM8K with a student: results",
-        f"## Tournament: {len(played['teachers'])} teachers",
-        table(["signal", "Spearman ρ with the gain", "Kendall τ-b", "ρ with length"], rows),
-        f"Signals on {played['questions']} questions, gain on {played['texts']} references; 95% "
-        "bootstrap intervals over questions, references and teachers. RSR has a minus.",
-        table(
-            ["teacher", "gain", "target", "log-probability", "right"],
-            [
-                [
-                    t,
-                    "{:+.3f} [{:+.3f}, {:+.3f}]".format(*of["gain"].values()),
-                    f"{of['target']:+.3f}",
-                    f"{of['log-probability']:.3f}",
-                    f"{of['quality']:.2f}",
-                ]
-                for t, of in sorted(
-                    played["teachers"].items(), key=lambda item: -item[1]["gain"]["mean"]
-                )
-            ],
-        ),
-        "ρ of the target signal by the number of questions it is measured on (200 draws): "
-        + "; ".join(
-            f"{n}: {of['rho']:+.2f} ± {of['sd']:.2f}"
-            for n, of in played["target by number of questions"].items()
-        ),
-    ]
-    read = results["routing"]
-    lines += [
-        f"## Can a router read it from the question? {read['questions']} questions, "
-        f"{len(read['pool'])} teachers",
-        table(ROUTING, [_routing_row(line) for line in read["lines"]]),
-    ]
-    if taught := results["students"]:
-        judges = list(next(iter(taught["strategies"].values())))
-        lines += [
-            "## Students",
-            table(
-                ["student of", *(f"gain, {judge}" for judge in judges)],
-                [
-                    [name, *(_difference(of[judge]) for judge in judges)]
-                    for name, of in taught["strategies"].items()
-                ],
-            ),
-            table(
-                ["persyn minus", "judge", "difference", "p", "p (Holm)"],
-                [
-                    [c["other"], c["judge"], _difference(c), f"{c['p']:.4f}",
-                     f"{c['p_holm']:.4f}" if "p_holm" in c else "–"]
-                    for c in taught["comparisons"]
-                ],
-            ),
-        ]  # fmt: skip
-    return "\n\n".join(lines) + "\n"
-
-
-def _routing_row(line: dict[str, Any]) -> list[str]:
-    p = line["against shares"].get("p_holm")
-    return [
-        line["reward"],
-        line["router"],
-        *(f"{line[key]:.4f}" for key in ("routed", "shares", "single", "random", "oracle")),
-        _difference(line["against shares"]),
-        "–" if p is None else f"{p:.3f}",
-        _difference(line["against single"]),
-        f"{line['shuffled']:+.4f}",
-        _difference(line["final"]["against shares"]) if "final" in line else "–",
-    ]
-
-
-def _difference(of: dict[str, float]) -> str:
-    return f"{of['mean']:+.4f} [{of['low']:+.4f}, {of['high']:+.4f}]"
-
-
 def draw(played: dict[str, Any], path: Path) -> None:
     """Gain against four signals, a point per teacher."""
     names = ("target", "log-probability", "rsr", "quality")
     figure = Figure(figsize=(11, 3), layout="constrained")
-    teachers = list(played["teachers"].values())
+    teachers = [played["teachers"][t] for t in played["probed"]]
     for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
         of = played["signals"][name]
         axes.scatter(
@@ -352,9 +270,10 @@ def main(folder: str, student: str, output: str) -> None:
         "students": students(place),
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    (HERE / "results.md").write_text(describe(results))
-    draw(results["tournament"], HERE / "tournament.png")
-    print(describe(results))
+    (HERE / "results.md").write_text(tables.describe(results))
+    if results["tournament"]["signals"]:
+        draw(results["tournament"], HERE / "tournament.png")
+    print(tables.describe(results))
 
 
 if __name__ == "__main__":
