@@ -94,8 +94,8 @@ def save_model(
     }
     tiny |= {"initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
-    model_config = getattr(transformers, f"{kind}Config")(**(tiny | config))
-    model = getattr(transformers, f"{kind}For{head}")(model_config)
+    model_class = getattr(transformers, f"{kind}For{head}")
+    model = model_class(model_class.config_class(**(tiny | config)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

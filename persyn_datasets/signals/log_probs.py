@@ -168,13 +168,19 @@ def _body(
     """What the model has without its head; [0] are the hidden states (rows, length, size). The
     cache grows by these rows.
     """
-    return model.base_model(
+    return _trunk(model)(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         position_ids=positions.clamp(min=0).to(model.device),
         past_key_values=cache,
         use_cache=True,
     )
+
+
+def _trunk(model: PreTrainedModel) -> Any:
+    """What the model's forward calls for hidden states."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
 
 def _head(
@@ -186,7 +192,7 @@ def _head(
     """log p and rank of each target, by the model's own forward with `hidden` (positions, size) for
     what its body gives. The logits are made a few positions at a time.
     """
-    body: Any = model.base_model
+    body = _trunk(model)
     size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
     parts = []
     try:

@@ -3,12 +3,13 @@ import copy
 import pytest
 import torch
 from conftest import save_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from persyn_datasets import InputError, Student
+from persyn_datasets import BuildError, InputError, Student
 from persyn_datasets.signals import learnability, log_probs
 from persyn_datasets.signals.learnability import signals
 from persyn_datasets.store import memory
-from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids
+from persyn_datasets.store.models import free, load_causal_lm, load_tokenizer, prompt_ids
 
 TEXTS = ["the", "the other day", "x" * 90, "a + b = c\n" * 5, " ", "Zebra? 12", "er"]
 ROWS = [
@@ -55,6 +56,13 @@ def test_equals_the_models_own_loss(fixture, batch, logits, request, monkeypatch
     check_against_reference(request.getfixturevalue(fixture), SHARED)
 
 
+LINEAR_ATTENTION = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 ARCHITECTURES = {
     "Gemma2": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8, "sliding_window": 8},
     "Granite": {"logits_scaling": 6.0},
@@ -63,14 +71,101 @@ ARCHITECTURES = {
     "Phi": {},  # a head with a bias
     "Mistral": {"sliding_window": 8},  # shorter than the prompts
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},  # positions are learned
+    "HyperCLOVAX": {"logits_scaling": 0.2},
+    "ModernBertDecoder": {"num_key_value_heads": 4},  # its head has layers
+    "FalconH1": {  # attention and a state-space model side by side
+        "lm_head_multiplier": 0.3,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 16,
+    },
+    "Qwen3Next": LINEAR_ATTENTION | {"num_experts": 0},
+    "Qwen3_5": LINEAR_ATTENTION,
 }
+SHARE_NO_PROMPT = {"FalconH1", "Qwen3Next", "Qwen3_5"}
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_heads_that_scale_or_cap_their_logits(kind, tmp_path):
+def test_every_architecture_as_its_own_forward_has_it(kind, tmp_path, caplog):
+    """Heads that scale, cap or transform; caches that cannot be shared, which is said once."""
     model = save_model(tmp_path, kind, **ARCHITECTURES[kind])
     check_against_reference(model)
     check_against_reference(model, SHARED)
+    said = [r for r in caplog.records if r.name == log_probs.__name__]
+    assert len(said) == (kind in SHARE_NO_PROMPT)
+
+
+@pytest.mark.parametrize("fault", ["raises", "differs"])
+def test_a_model_of_ones_own_with_another_forward(fault, chat_model, monkeypatch, caplog):
+    """Whatever its body does with a cache or a mask: rows are right, and one sentence is said."""
+    free()
+    body = load_causal_lm(chat_model).base_model
+    own = body.forward
+
+    def forward(*args, **options):
+        if options.get("past_key_values") is not None and fault == "raises":
+            raise NotImplementedError("no cache")
+        output = own(*args, **options)
+        if options.get("past_key_values") is not None:
+            output.last_hidden_state = output.last_hidden_state * 1.1
+        return output
+
+    monkeypatch.setattr(type(body), "forward", lambda self, *args, **more: forward(*args, **more))
+    check_against_reference(chat_model)
+    check_against_reference(chat_model, SHARED)
+    [said] = [r for r in caplog.records if r.name == log_probs.__name__]
+    assert "LlamaForCausalLM" in said.getMessage()
+    monkeypatch.undo()
+    free()
+
+
+def test_too_little_memory_halves_the_batches(chat_model, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "CPU_TOKENS", 4096)
+    check_against_reference(chat_model, SHARED)  # the model is known
+    whole, sizes = log_probs._body, []
+
+    def small(model, ids, *more):
+        sizes.append(ids.numel())
+        if ids.numel() > 300:
+            raise torch.OutOfMemoryError
+        return whole(model, ids, *more)
+
+    monkeypatch.setattr(log_probs, "_body", small)
+    check_against_reference(chat_model, SHARED)
+    assert max(sizes) > 300
+    assert any(r.name == memory.__name__ for r in caplog.records)
+
+    def none(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(log_probs, "_body", none)
+    with pytest.raises(BuildError, match="memory"):
+        list(signals(Student(chat_model), SHARED))
+
+
+def test_the_budget_of_a_gpu_is_what_is_free(chat_model, monkeypatch):
+    model = load_causal_lm(chat_model)
+    assert memory.token_budget(model) == memory.CPU_TOKENS
+    free_bytes = 10_000 * memory.bytes_per_token(model)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free_bytes, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 0)
+    assert memory.token_budget(model) == int(10_000 * memory.SHARE)
+    # Llama 3.1 8B: 131,072 tokens' keys and values alone are 17 GB.
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        large = LlamaForCausalLM(config).to(torch.bfloat16)
+    assert 131_072 * memory.bytes_per_token(large) > 2 * 17e9
 
 
 def test_ranks_are_clipped(chat_model, monkeypatch):
@@ -81,21 +176,30 @@ def test_ranks_are_clipped(chat_model, monkeypatch):
     assert all(row["rsr"] <= before[i]["rsr"] for i, row in signals(Student(chat_model), ROWS))
 
 
-def test_bfloat16_is_near_float32(chat_model):
-    """As on GPUs. The head's sums are float32 all the same: only the hidden states are rounded, to
-    8 bits.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_probability_is_above_one_at_any_rounding(dtype, tmp_path):
+    """As on GPUs. A sharp model, whose likeliest tokens have nearly all of the probability: the
+    logit and the sum must be rounded alike.
     """
-    rows = [([5, 6, 7], list(range(3, 60))), ([5, 6, 7], list(range(60, 90)))]
-    exact = load_causal_lm(chat_model)
-    rounded = copy.deepcopy(exact).to(torch.bfloat16)
-    found = [
-        {i: p for i, p, _ in log_probs.response_log_probs(model, rows)}
-        for model in (exact, rounded)
-    ]
-    for i in range(2):
-        assert found[1][i].dtype == torch.float32
-        difference = (found[0][i].mean() - found[1][i].mean()).abs()
-        assert 0 < difference < 0.01 * found[0][i].mean().abs()
+    folder = save_model(tmp_path, initializer_range=1.0, tie_word_embeddings=True)
+    exact = load_causal_lm(folder)
+    rounded = copy.deepcopy(exact).to(dtype)
+    context = list(range(5, 40))
+    with torch.inference_mode():
+        likeliest = rounded(torch.tensor([context])).logits[0].argmax(-1).tolist()
+    rows = [(context[: i + 1], [likeliest[i]]) for i in range(len(context))]
+    rows += [([5, 6, 7], list(range(3, 60))), ([5, 6, 7], list(range(60, 90)))]
+    found = {i: (p, r) for i, p, r in log_probs.response_log_probs(rounded, rows)}
+    with torch.inference_mode():
+        for i, (x, y) in enumerate(rows):
+            logits = rounded(torch.tensor([x + y])).logits[0, len(x) - 1 : -1].float()
+            own = logits.log_softmax(-1).gather(-1, torch.tensor(y)[:, None])[:, 0]
+            log_p, ranks = found[i]
+            assert log_p.dtype == torch.float32
+            assert (log_p <= 0).all()
+            assert (log_p - own).abs().mean() <= log_probs.TOLERANCE[dtype]
+            assert (ranks >= 1).all()
+        assert all(r.item() == 1 for _, r in list(found.values())[:5])
 
 
 def test_an_empty_response_has_no_signals(chat_model):
