@@ -25,8 +25,9 @@ PYTHON, YAML, COMMAND = "python", "yaml", "command"
 def blocks():
     """(kind, text) of all that can be run, in its order."""
     found = []
-    pattern = r"^```(python|yaml)\n(.*?)^```|^    ((?:persyn|make|pip) .*?)(?:\s+#.*)?$"
-    for kind, text, command in re.findall(pattern, README, re.MULTILINE | re.DOTALL):
+    fenced = r"^```(python|yaml)\n(.*?)^```"
+    command = r"^    ((?:persyn|make|pip) [^\n]*?)(?: +#[^\n]*)?$"
+    for kind, text, command in re.findall(f"{fenced}|{command}", README, re.MULTILINE | re.DOTALL):
         found.append((kind or COMMAND, text or command))
     return found
 

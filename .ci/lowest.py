@@ -1,0 +1,14 @@
+"""Constraints that hold every dependency of pyproject.toml at the lowest version it allows.
+
+Without torch: constraints.txt names its version, and the older ones have no build for a CPU on an ordinary index.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+for dependency in project["dependencies"]:
+    name, lowest = re.match(r"([\w-]+)>=([\d.]+)", dependency).groups()
+    if name != "torch":
+        print(f"{name}=={lowest}")
