@@ -1,6 +1,7 @@
 """Constraints that hold every dependency of pyproject.toml at the lowest version it allows.
 
-Without torch: constraints.txt names its version, and the older ones have no build for a CPU on an ordinary index.
+Without torch, whose version is in constraints.txt: older ones have no build for a CPU on an
+ordinary index.
 """
 
 import re

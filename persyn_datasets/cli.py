@@ -84,13 +84,21 @@ def _build(options: argparse.Namespace) -> None:
     strategy = [f"strategy={options.strategy}"] if options.strategy else []
     recipe = Recipe.load(options.recipe, [*options.set, *strategy])
 
-    # Only now what takes seconds to import: a typo in the recipe is answered at once.
+    # Only now what takes seconds to import: a typo in the recipe is answered at once, a finished
+    # build soon.
+    from persyn_datasets.inputs import finished
+    from persyn_datasets.report.summary import summary
+
+    output = Path(options.output or Path("outputs") / recipe.title)
+    nothing_else = not options.dry_run and not options.push_to_hub and options.runner == "local"
+    if nothing_else and (stats := finished(recipe, output)):
+        print(summary(recipe, stats, output))
+        return
+
     from persyn_datasets import plan
     from persyn_datasets.builder import PersynBuilder
     from persyn_datasets.hub import publish as hub
-    from persyn_datasets.report.summary import summary
 
-    output = options.output or Path("outputs") / recipe.title
     builder = PersynBuilder(recipe, output, runner=options.runner)
     if options.push_to_hub:
         # After a finished build the version may be there already, with this very content.

@@ -10,8 +10,10 @@ model on the Hub by its commit, a table by its rows. What the strategy does not 
 
 import hashlib
 import inspect
+import json
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines.recorded import COLUMNS
+from persyn_datasets.report.text import to_yaml
 from persyn_datasets.signals import quality
 from persyn_datasets.store.identity import content_hash, weights_of
 from persyn_datasets.store.journal import digest
@@ -52,6 +55,17 @@ def build_id(recipe: Recipe, prompts: Dataset) -> str:
         InputError: something that the recipe names is not there.
     """
     return digest([stated(recipe), contents(recipe, prompts), __version__])
+
+
+def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+    """The numbers of the build in `output`, if it is this very recipe's; None if there is something
+    to do. It imports no library that builds: a second run takes a second or two.
+    """
+    stats, known = output / "dataset" / "stats.json", output / "dataset" / "recipe.yaml"
+    if not (stats.exists() and known.exists() and known.read_text() == to_yaml(recipe.to_dict())):
+        return None
+    numbers: dict[str, Any] = json.loads(stats.read_text())
+    return numbers if numbers["build"] == build_id(recipe, recipe.prompts.load()) else None
 
 
 def stated(recipe: Recipe) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The plan of a build: every check that costs nothing, and what the build will cost."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,7 @@ from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import engine_of
+from persyn_datasets.engines.account import wall
 from persyn_datasets.report.tables import table
 from persyn_datasets.signals import quality, trained_text
 from persyn_datasets.stages.generate import check_samples
@@ -213,18 +214,6 @@ def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]])
             / sum(line["new_tokens"] for line in lines)
         )
     return tokens / teacher.tokens_per_second if teacher.tokens_per_second else None
-
-
-def wall(teachers: Sequence[Teacher], seconds: Mapping[str, float | None]) -> float | None:
-    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints
-    do.
-
-    A teacher without seconds has nothing to do; None: it is not known how long.
-    """
-    if None in seconds.values():
-        return None
-    local = sum(seconds.get(t.name) or 0.0 for t in teachers if t.engine != "endpoint")
-    return max([local, *(seconds.get(t.name) or 0.0 for t in teachers if t.engine == "endpoint")])
 
 
 def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()) -> str:

@@ -26,8 +26,8 @@ def blocks():
     """(kind, text) of all that can be run, in its order."""
     found = []
     fenced = r"^```(python|yaml)\n(.*?)^```"
-    command = r"^    ((?:persyn|make|pip) [^\n]*?)(?: +#[^\n]*)?$"
-    for kind, text, command in re.findall(f"{fenced}|{command}", README, re.MULTILINE | re.DOTALL):
+    indented = r"^    ((?:persyn|make|pip) [^\n]*?)(?: +#[^\n]*)?$"
+    for kind, text, command in re.findall(f"{fenced}|{indented}", README, re.MULTILINE | re.DOTALL):
         found.append((kind or COMMAND, text or command))
     return found
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -191,6 +191,18 @@ def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in line.keys() - {"stage", "teacher"}:
             whole[key] += line[key]
     return list(merged.values())
+
+
+def wall(teachers: Sequence[Teacher], seconds: Mapping[str, float | None]) -> float | None:
+    """Seconds until all are done: local teachers work one after another, meanwhile all endpoints
+    do.
+
+    A teacher without seconds has nothing to do; None: it is not known how long.
+    """
+    if None in seconds.values():
+        return None
+    local = sum(seconds.get(t.name) or 0.0 for t in teachers if t.engine != "endpoint")
+    return max([local, *(seconds.get(t.name) or 0.0 for t in teachers if t.engine == "endpoint")])
 
 
 def account_table(lines: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported when they are used
 
 RESAMPLES = 9_999
 
@@ -12,7 +12,7 @@ def interval(values: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Mean and 95% percentile-bootstrap interval over the values, one per prompt, (prompts,)."""
     if len(values) < 2:
         return {"mean": float(values.mean()), "low": -np.inf, "high": np.inf}
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed, batch=1000
     )
     low, high = found.confidence_interval
@@ -37,7 +37,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict[str, flo
     ours, theirs = ours[differ], theirs[differ]
     if len(ours) == 1:  # SciPy wants two; one difference falls either way
         return found | {"p": 1.0}
-    test = stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (ours, theirs),
         difference,
         permutation_type="samples",
@@ -65,7 +65,7 @@ def spearman(x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, float]:
     """
 
     def rho(a: np.ndarray, b: np.ndarray) -> float:
-        return float(stats.spearmanr(a, b).statistic)
+        return float(scipy.stats.spearmanr(a, b).statistic)
 
     draws = np.random.default_rng(seed).integers(0, len(x), (1000, len(x)))
     drawn = [rho(x[d], y[d]) for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
