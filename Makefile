@@ -1,4 +1,4 @@
-.PHONY: demo test test-vllm bench-vllm lint bench study-gsm8k clean
+.PHONY: demo test test-slow test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -12,11 +12,36 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 	touch $@
 
 demo: .venv/installed  ## the main job, offline, on real small models
-	$(BIN)/python -m persyn_datasets.quickstart
-	$(BIN)/persyn build quickstart
+	$(BIN)/persyn demo
 
-test: .venv/installed  ## all tests
-	$(BIN)/python -m pytest
+test: .venv/installed  ## the quick tests: minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed  ## the others: whole builds, clusters, the README as it stands
+	$(BIN)/python -m pytest -m slow
+
+# What a user's resolver may choose, from the lowest to the newest: imports, commands, and the full fine-tuning of a
+# tiny router, which touches the most of torch, transformers and accelerate.
+EDGES := tests/config tests/report/test_report.py tests/router/test_router.py tests/test_cli.py -m "not slow" \
+  -k "fine_tuning or help or version or heavy or recipe or teacher or terminal or table"
+LOWEST := .venv-lowest/bin
+.venv-lowest/installed: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	$(LOWEST)/pip install --quiet --constraint constraints.txt --constraint .venv-lowest/constraints.txt --editable . "pytest>=8.0"
+	touch $@
+
+test-lowest: .venv-lowest/installed  ## with the lowest dependencies that pyproject.toml allows
+	$(LOWEST)/python -m pytest $(EDGES)
+
+NEWEST := .venv-newest/bin
+test-newest:  ## with the newest dependencies that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-newest
+	$(NEWEST)/pip install --quiet --upgrade --constraint constraints.txt --editable . pytest
+	$(NEWEST)/python -m pytest $(EDGES)
+
+test-wheel:  ## the wheel, installed by itself and used outside of the checkout
+	$(PYTHON) .ci/wheel.py
 
 # vllm's CPU build has its own name and pins other versions, hence an environment of its own. It asks for a torch build
 # and for companions of torch that an ordinary index does not have, and needs none of them here.
@@ -61,4 +86,4 @@ study-gsm8k: .venv/installed  ## which signal predicts a student's gain: ZEROEVA
 	$(STUDY).analyse outputs/gsm8k-data $(STUDENT) outputs/gsm8k
 
 clean:
-	rm -rf .venv .venv-vllm outputs
+	rm -rf .venv .venv-* outputs
