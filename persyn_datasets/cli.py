@@ -92,7 +92,7 @@ def _build(options: argparse.Namespace) -> None:
     output = Path(options.output or Path("outputs") / recipe.title)
     nothing_else = not options.dry_run and not options.push_to_hub and options.runner == "local"
     if nothing_else and (stats := finished(recipe, output)):
-        print(summary(recipe, stats, output))
+        print(f"\n{summary(recipe, stats, output)}")
         return
 
     from persyn_datasets import plan
