@@ -126,7 +126,8 @@ class ChatFormat:
         loss_from = common_prefix(prompt.ids, ids)
         spans = self._spans(text, ids, begin, stop) if offsets is None else _spans(offsets)
         inside = [i for i, span in enumerate(spans) if _overlaps(span, begin, stop)]
-        start = max(inside[0], loss_from) if inside else loss_from
+        # The first token of all is predicted from nothing, and so never trained.
+        start = max(inside[0], loss_from, 1) if inside else loss_from
         end = max(inside[-1] + 1, start) if inside else start
         trained_from = spans[loss_from][0] if loss_from < len(spans) else len(text)
         return TrainedText(ids, loss_from, start, end, text[trained_from:begin], dropped)

@@ -255,3 +255,13 @@ def test_auto_tokenizers_agree(tmp_path):
     before = AutoTokenizer.from_pretrained(folder).chat_template
     list(ChatFormat(Student(folder)).render([(USER, "5")]))
     assert load_tokenizer(folder).chat_template == before
+
+
+def test_the_first_token_of_all_is_predicted_from_nothing(tmp_path):
+    student = Student(with_template(tmp_path, "{{ messages[-1]['content'] }}"))
+    [text] = ChatFormat(student).render([(USER, "abc")])
+    assert (text.start, text.end, text.added) == (1, 3, "")
+    [(_, found)] = signals(student, [(USER, "abc")])
+    assert found["tokens"] == 2
+    [(_, found)] = signals(student, [(USER, "a")])
+    assert found["learnability"] is None

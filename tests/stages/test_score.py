@@ -1,11 +1,18 @@
+import json
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from persyn_datasets import InputError, Score, Student
 from persyn_datasets.data import schema
 from persyn_datasets.signals import quality
+from persyn_datasets.signals.learnability import SCORER
 from persyn_datasets.signals.learnability import signals as of_student
 from persyn_datasets.stages import score
 
@@ -173,3 +180,83 @@ def test_mistakes(chat_model):
     for nothing in (None, ""):
         with pytest.raises(InputError, match=r"'2 \+ 2\?' has no answer"):
             Score(student=chat_model)(BATCH | {"answer": ["2", nothing, "1"]})
+
+
+def test_scores_of_another_meaning_are_measured_again_and_said_once(
+    chat_model, scored_rows, journal_root, caplog
+):
+    old = journal_root / "learnability"
+    slug = Score(student=chat_model)(BATCH) and next(old.iterdir()).name.rpartition("-")[0]
+    assert scored_rows["student"] == 6
+    [folder] = list(old.iterdir())
+    identity = json.loads((folder / "identity.json").read_text())
+    assert identity["scorer"] == SCORER
+    assert set(identity) >= {"weights", "dtype", "template", "chat_template_kwargs", "date"}
+    shutil.rmtree(folder)
+    (old / f"{slug}-0123456789abcdef").mkdir()  # as version 0.1.0 left it
+    (old / f"{slug}-0123456789abcdef" / "identity.json").write_text(
+        json.dumps({"model": chat_model, "weights": "x", "dtype": "torch.float32"})
+    )
+    score._say_if_measured_anew.cache_clear()
+    for _ in range(2):
+        more = {key: BATCH[key][:] for key in BATCH}
+        more["responses"][0] = [response("a", f"Other {len(scored_rows)} {_}")]
+        Score(student=chat_model)(more)
+    said = [r for r in caplog.records if r.name == score.__name__]
+    assert len(said) == 1
+    assert f"{slug}-0123456789abcdef" in said[0].getMessage()
+
+
+def test_another_template_or_switch_is_another_score(chat_model, scored_rows, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "s")
+    first = Score(student=str(tmp_path / "s"))(BATCH)
+    switched = Student(str(tmp_path / "s"), chat_template_kwargs={"enable_thinking": False})
+    Score(student=switched)(BATCH)
+    assert scored_rows["student"] == 12
+    template = tmp_path / "s" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|assistant|>\n", "<|assistant|>\nSo: "))
+    Score(student=str(tmp_path / "s"))(BATCH)
+    assert scored_rows["student"] == 18
+    assert Score(student=str(tmp_path / "s")) == Score(student=str(tmp_path / "s"))
+    assert signals(first, "learnability")[0][0] < 0
+
+
+def test_a_student_on_the_hub_that_is_pushed_again_is_scored_again(chat_model, base_model, hub):
+    def push(folder):
+        files = {f.name: f.read_bytes() for f in Path(folder).iterdir()}
+        hub.put(
+            "org/student", files | {"chat_template.jinja": b"{{ messages[-1].content }}"}, "model"
+        )
+
+    push(chat_model)
+    first = signals(Score(student="org/student")(BATCH), "learnability")
+    assert signals(Score(student="org/student")(BATCH), "learnability") == first
+    model = AutoModelForCausalLM.from_pretrained(base_model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_()
+    with tempfile.TemporaryDirectory() as other:
+        shutil.copytree(chat_model, other, dirs_exist_ok=True)
+        model.save_pretrained(other)
+        push(other)
+    assert signals(Score(student="org/student")(BATCH), "learnability") != first
+
+
+def test_a_reward_model_trained_in_place_within_one_process(chat_model, reward_model, tmp_path):
+    """The scores are the new weights', and are kept under the new weights' name."""
+    place = tmp_path / "judge"
+    shutil.copytree(reward_model, place)
+    judge = Score(student=chat_model, quality={"reward_model": str(place)})
+    before = signals(judge(BATCH), "quality")
+    weights = place / "model.safetensors"
+    old = weights.stat()
+    model = AutoModelForSequenceClassification.from_pretrained(place)
+    with torch.no_grad():
+        model.score.weight.mul_(-1)
+    model.save_pretrained(place)
+    assert weights.stat().st_size == old.st_size
+    os.utime(weights, ns=(old.st_atime_ns, old.st_mtime_ns))
+    after = signals(judge(BATCH), "quality")
+    for b, a in zip(before, after, strict=True):
+        assert a[0] == pytest.approx(-b[0], abs=1e-4)
+        assert a[1] is b[1] is None
+    assert signals(judge(BATCH), "quality") == after
