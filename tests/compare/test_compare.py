@@ -15,6 +15,8 @@ from persyn_datasets.cli import main
 from persyn_datasets.compare import compare, train
 from persyn_datasets.compare import report as comparison
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("trl", reason='needs TRL: pip install "persyn-datasets[compare]"')
 pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "persyn-datasets[compare]"')
 NAMES = ["persyn", "strong", "random"]

@@ -16,6 +16,8 @@ from persyn_datasets.signals.learnability import signals
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("trl", reason='needs TRL: pip install "persyn-datasets[compare]"')
 QUICK = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 

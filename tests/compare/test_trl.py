@@ -12,6 +12,8 @@ from pool import built
 
 from persyn_datasets.hub.publish import publish
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("trl", reason='needs TRL: pip install "persyn-datasets[train]"')
 ORG = "org/tiny"
 

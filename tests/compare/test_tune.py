@@ -9,6 +9,8 @@ from pool import answer, make_recipe, problems, save, write_lines
 from persyn_datasets.cli import main
 from persyn_datasets.compare import train
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("trl", reason='needs TRL: pip install "persyn-datasets[compare]"')
 pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "persyn-datasets[compare]"')
 # From what the target says to what has nothing of it.

@@ -263,6 +263,7 @@ def test_check_unknown_model_names_the_nearest() -> None:
         assert message.endswith(" and 2 more.")
 
 
+@pytest.mark.slow
 def test_under_fire() -> None:
     with FaultServer() as server:
         teacher = teach(server.url, timeout=2, concurrency=64)

@@ -235,6 +235,7 @@ def test_what_is_refused(hub, first, tmp_path):
 FAULTS = [500, "drop", "lose"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_any_call_leaves_no_half_version(hub, first, second, fault, monkeypatch):
     """The n-th request of a publish fails, for every n."""

@@ -138,6 +138,7 @@ def test_thirds_of_few_and_of_unknown():
     ]
 
 
+@pytest.mark.slow
 def test_hits_against_router_size(tmp_path, chat_model, models_folder):
     """Each backbone's row is what a build with that backbone says of its router."""
     large = save_model(models_folder / "large", num_hidden_layers=4)

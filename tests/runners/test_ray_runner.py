@@ -33,6 +33,8 @@ from persyn_datasets.engines.account import Account
 from persyn_datasets.runners import local as runner
 from persyn_datasets.runners import ray as ray_runner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster():
