@@ -346,7 +346,11 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         available = None
         if recipe.strategy == "no-long-answers":
             available = strategies.without_long_answers(calibration["train"], router.names)
-        metrics = router.evaluate(calibration["test"], calibration["train"], available)
+        group = recipe.baselines.group
+        metrics = router.evaluate(calibration["test"], calibration["train"], available, group)
+        if recipe.router.freeze_backbone:  # heads are refitted in no time: all prompts may judge
+            kept = {key: metrics[key] for key in ("ceiling",) if key in metrics}
+            metrics = router.cross_fitted(ranked, available, group) | kept
         router = router.record(
             student=asdict(recipe.student),
             reward=asdict(recipe.effective_reward),

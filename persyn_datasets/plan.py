@@ -53,6 +53,12 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
             f"{len(prompts)}. "
             "Lower it, e.g. with --set calibration.size=…"
         )
+    group = recipe.baselines.group
+    if group and group not in prompts.column_names:
+        raise InputError(
+            f"baselines.group is {group!r}, and the prompts have no such column; they have "
+            f"{', '.join(prompts.column_names)}."
+        )
     routed = recipe.strategy in strategies.ROUTED
     if routed and not 1 <= round(recipe.router.holdout * size) < size:
         raise InputError(

@@ -39,6 +39,8 @@ class Baselines:
             2502.12143).
         beta: β of `car` (3 in arXiv 2411.07133).
         seed: of the draws of `mix` and `random`; each prompt draws for itself.
+        group: a column of the prompts, e.g. their subject: the best teacher of each group is what a
+            router must beat. Default: clusters of what the router reads.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -48,6 +50,7 @@ class Baselines:
     strong_share: float = 0.2
     beta: float = 3.0
     seed: int = 0
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.strong_share <= 1:

@@ -8,7 +8,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.report.tables import TERMINAL, cut
 from persyn_datasets.report.text import fill, notes, outcome, saved
-from persyn_datasets.report.verdict import proven, verdict
+from persyn_datasets.report.verdict import judged_on, proven, verdict
 from persyn_datasets.router.metrics import ORACLE, RANDOM, SINGLE
 
 TEACHERS = 8  # that are listed
@@ -75,7 +75,7 @@ def _shares(stats: dict[str, Any]) -> list[str]:
 def _rewards(router: dict[str, Any]) -> str:
     r = router["reward"]
     return (
-        f"Mean reward of {router['prompts']:,} held-out prompts: router {r['router']:.3f}, best "
+        f"Mean reward, {judged_on(router)}: router {r['router']:.3f}, best "
         f"single teacher {r[SINGLE]:.3f}, random {r[RANDOM]:.3f}, oracle {r[ORACLE]:.3f}."
     )
 

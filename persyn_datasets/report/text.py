@@ -14,7 +14,7 @@ from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
 from persyn_datasets.engines.account import account_table, wall
 from persyn_datasets.report.tables import TERMINAL, Table, explained, table
-from persyn_datasets.report.verdict import verdict, verdict_table
+from persyn_datasets.report.verdict import judged_on, verdict, verdict_table
 from persyn_datasets.router.ceiling import in_words
 from persyn_datasets.router.metrics import GROUP, NEAREST, ORACLE, RANDOM, SHARES, SINGLE
 from persyn_datasets.store.progress import usd
@@ -42,6 +42,7 @@ def facts(recipe: Recipe, stats: dict[str, Any]) -> dict[str, Any]:
         "recipe": recipe,
         "who": STRATEGIES[recipe.strategy],
         "verdict": outcome(recipe, stats),
+        "judged_on": judged_on(router) if router else "",
         "against": verdict_table(router or {}),
         "reward": reward_words(recipe),
         "notes": notes(stats),
@@ -166,7 +167,7 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
 
 
 def router_table(metrics: dict[str, Any]) -> str:
-    """The router on held-out prompts, beside all that it must be judged by."""
+    """The router, beside all that it must be judged by."""
     measures = ("hit@1", "hit@3", "reward", "regret")
     columns = [name for name in COLUMNS if name in metrics["reward"]]
 

@@ -17,7 +17,7 @@ LINES = (RANDOM, SHARES, GROUP, NEAREST, SINGLE)
 def verdict(metrics: dict[str, Any]) -> str:
     """Does routing beat sending everything to the best single teacher? Plainly."""
     single, a = metrics["best_single_teacher"], _against(metrics, SINGLE)
-    on = _prompts(metrics)
+    on = judged_on(metrics)
     if metrics["prompts"] < FEWEST_PROMPTS:
         return (
             f"No verdict: {on} are too few to judge a router by; {FEWEST_PROMPTS} are the fewest. "
@@ -82,7 +82,8 @@ def _against(metrics: dict[str, Any], line: str) -> dict[str, Any]:
     return metrics.get("against", {}).get(line) or metrics["advantage"]
 
 
-def _prompts(metrics: dict[str, Any]) -> str:
+def judged_on(metrics: dict[str, Any]) -> str:
+    """By which prompts: those held out, or all, each by a fit to the others."""
     n = metrics["prompts"]
     if metrics.get("cross_fitted"):
         return f"cross-fitted over {n:,} calibration prompts"

@@ -5,6 +5,7 @@ fitted, so that every calibration prompt judges, and none was fitted to what jud
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,41 +17,65 @@ from persyn_datasets.router.regression import fit_rewards
 FOLDS = 5
 CLUSTERS = (2, 4, 8, 16, 32)
 NEIGHBOURS = (10, 20, 50, 100)
-Predictor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # features, groups → scores
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What prompts of a calibration tell, each prompt once.
+
+    Attributes:
+        x: what the router's last layer sees, (prompts, features).
+        rewards: (prompts, teachers), NaN where the response failed.
+        groups: the group of each prompt; None: clusters of x stand in for it.
+    """
+
+    x: np.ndarray
+    rewards: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __getitem__(self, rows: np.ndarray) -> "Calibration":
+        groups = None if self.groups is None else self.groups[rows]
+        return Calibration(self.x[rows], self.rewards[rows], groups)
+
+    def known(self) -> "Calibration":
+        """Without the prompts of which every response failed."""
+        there = ~np.isnan(self.rewards).all(-1)
+        return replace(self[there], rewards=fill_failed(self.rewards))
 
 
 def cross_fitted(
-    x: np.ndarray,
-    rewards: np.ndarray,
+    calibration: Calibration,
     teachers: Sequence[str],
-    groups: Sequence[Any] | None = None,
     available: Sequence[bool] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`metrics.compare` of the frozen fit with the best single teacher, the best per group and the
-    nearest neighbours, each fold by a fit to the others.
+    """`metrics.compare` of the frozen fit with what needs no router, each fold by the others.
 
     Args:
-        x: what the router's last layer sees, (prompts, features), each prompt once.
-        rewards: (prompts, teachers), NaN where the response failed.
-        groups: the group of each prompt. Default: clusters of x.
         available: the teachers that the router may pick. Default: all.
     """
-    known = ~np.isnan(rewards).all(-1)
-    x, rewards = x[known], fill_failed(rewards)
-    groups = None if groups is None else np.asarray(groups)[known]
+    known = calibration.known()
     open_to_it = np.ones(len(teachers), bool) if available is None else np.array(available)
-    fold = np.random.default_rng(seed).permutation(len(x)) % min(FOLDS, len(x))
-    lines = {name: np.zeros(rewards.shape) for name in ("router", SINGLE, GROUP, NEAREST)}
+    fold = np.random.default_rng(seed).permutation(len(known.x)) % min(FOLDS, len(known.x))
+    lines: dict[str, np.ndarray] = {}
     for k in np.unique(fold):
-        seen, own = fold != k, fold == k
-        head = fit_rewards(x[seen], rewards[seen])
-        lines["router"][own] = np.where(open_to_it, head(x[own]), -np.inf)
-        lines[SINGLE][own] = rewards[seen].mean(0)
-        in_groups = best_per_group(x[seen], rewards[seen], None if groups is None else groups[seen])
-        lines[GROUP][own] = in_groups(x[own], None if groups is None else groups[own])
-        lines[NEAREST][own] = nearest(x[seen], rewards[seen])(x[own])
-    return compare(lines, rewards, teachers, seed) | {"cross_fitted": True}
+        seen, own = known[fold != k], known[fold == k]
+        head = fit_rewards(seen.x, seen.rewards)
+        of_fold = simple_lines(seen, own)
+        of_fold["router"] = np.where(open_to_it, head(own.x), -np.inf)
+        for name, scores in of_fold.items():
+            lines.setdefault(name, np.zeros(known.rewards.shape))[fold == k] = scores
+    return compare(lines, known.rewards, teachers, seed) | {"cross_fitted": True}
+
+
+def simple_lines(seen: Calibration, asked: Calibration) -> dict[str, np.ndarray]:
+    """What needs no router: scores (prompts, teachers) of the asked prompts by the seen ones."""
+    seen = seen.known()
+    return {
+        SINGLE: np.broadcast_to(seen.rewards.mean(0), asked.rewards.shape),
+        GROUP: best_per_group(seen.x, seen.rewards, seen.groups)(asked.x, asked.groups),
+        NEAREST: nearest(seen.x, seen.rewards)(asked.x),
+    }
 
 
 def best_per_group(
@@ -65,7 +90,7 @@ def best_per_group(
         means = group_means(np.searchsorted(names, groups), rewards, len(names) + 1)
 
         def of_group(_: np.ndarray, asked: np.ndarray | None) -> np.ndarray:
-            assert asked is not None  # groups are asked for as they were learned
+            assert asked is not None
             place = np.searchsorted(names, asked).clip(max=len(names) - 1)
             return means[np.where(names[place] == asked, place, len(names))]
 

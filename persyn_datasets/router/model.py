@@ -25,9 +25,10 @@ from persyn_datasets.config.recipe import apply_overrides, teachers_from
 from persyn_datasets.config.teacher import Message, Teacher
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.ceiling import ceiling, sampled_rewards
+from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_lines
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.heads import WithFeatures, head_of
-from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.metrics import compare, first_rows, mean_by_prompt
 from persyn_datasets.store.identity import content_hash
 from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
 
@@ -162,25 +163,58 @@ class Router:
         return unlike(typical, *self.read(prompts), prompts) if typical else []
 
     def evaluate(
-        self, held_out: Dataset, trained_on: Dataset, teachers: Sequence[str] | None = None
+        self,
+        held_out: Dataset,
+        trained_on: Dataset,
+        teachers: Sequence[str] | None = None,
+        group: str | None = None,
     ) -> dict[str, Any]:
-        """`metrics.router_metrics` on rows of `Rank`; `trained_on` names the best single teacher.
+        """`metrics.compare` on rows of `Rank`; `trained_on` tells what the best single teacher, the
+        best per group and the nearest neighbours are.
 
         With several responses of each teacher to a prompt there is a `ceiling`, too: see
         `ceiling.ceiling`. The router may pick these `teachers` only (default: all); the others
         still count for the oracle. A prompt that stands in several rows counts once.
+
+        Args:
+            group: a column that says which prompts go together. Default: clusters of what the
+                router reads.
         """
-        rewards, before = (rewards_of(ranked, self.names) for ranked in (held_out, trained_on))
         available = [teachers is None or name in teachers for name in self.names]
+        asked, seen = (self._calibration(rows, group) for rows in (held_out, trained_on))
         scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
-        ids = held_out["prompt_id"]
-        metrics = router_metrics(scores, rewards, before, self.names, prompt_ids=ids)
+        of_prompts = scores[first_rows(held_out["prompt_id"])]
+        metrics = compare(
+            simple_lines(seen, asked) | {"router": of_prompts}, asked.rewards, self.names
+        )
         sampled = sampled_rewards(held_out, self.names)
         if sampled.shape[-1] > 1:
             metrics["ceiling"] = ceiling(
                 scores, sampled, self.names.index(metrics["best_single_teacher"])
             )
         return metrics
+
+    def cross_fitted(
+        self,
+        ranked: Dataset,
+        teachers: Sequence[str] | None = None,
+        group: str | None = None,
+    ) -> dict[str, Any]:
+        """`crossfit.cross_fitted` over rows of `Rank`: of a router whose backbone was frozen, as
+        another one has seen its training prompts.
+        """
+        available = [teachers is None or name in teachers for name in self.names]
+        return cross_fitted(self._calibration(ranked, group), self.names, available)
+
+    def _calibration(self, ranked: Dataset, group: str | None) -> Calibration:
+        ids = ranked["prompt_id"]
+        rows = first_rows(ids)
+        first = ranked.select(rows)
+        return Calibration(
+            self.read(first["messages"])[1],
+            mean_by_prompt(rewards_of(ranked, self.names), ids),
+            np.array([str(value) for value in first[group]]) if group else None,
+        )
 
     def record(self, **facts: Any) -> "Router":
         """Write facts (JSON values) into the stored config of a local router."""
