@@ -10,15 +10,25 @@ itself, with a tiny random model; where we score, of `ChatFormat`.
 import json
 import re
 import tempfile
+from datetime import UTC, datetime
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import trl
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from persyn_datasets import InputError
+from persyn_datasets.config.student import Student
+from persyn_datasets.report.tables import table
+from persyn_datasets.signals.trained_text import ChatFormat, check
+
+PAGE = Path(__file__).parents[1] / "students.md"
+BEGIN = "## Every template in TRL's wheel"
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 QWEN = (
@@ -114,3 +124,69 @@ def trained_by_trl(
         return [
             (row["input_ids"], sum(label == -100 for label in row["labels"])) for row in prepared
         ]
+
+
+USER = [{"role": "user", "content": "What is 2+3?"}]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *USER]
+PLAIN, SPACED = "It is 5.", "  It is 5. \n"
+THINKING = "<think>\nTwo and three are five.\n</think>\n\nThe answer is 5."
+
+
+def row_of(name: str, folder: Path) -> list[str]:
+    """What one template does, and that what we score is what TRL trains."""
+    student = Student(save_student(name, folder))
+    try:
+        check(student, [USER])
+    except InputError as error:
+        why = "leaves the answer out" if "leaves the answer out" in str(error) else "refuses texts"
+        return [name, f"refused: {why} (for images)", "–", "–", "–", "–"]
+    form = ChatFormat(student)
+    rows = [(USER, answer) for answer in (PLAIN, THINKING, SPACED)]
+    plain, thinking, spaced = found = list(form.render(rows))
+    trained = trained_by_trl(student.model, form.tokenizer, rows)
+    same = [(text.ids, text.loss_from) for text in found] == trained
+    asked = form.tokenizer.apply_chat_template(USER, add_generation_prompt=True)["input_ids"]
+    left_out = form.tokenizer.decode(asked[plain.loss_from :])
+    if plain.added or left_out:
+        before = f"{plain.added!r}" + (f" for {left_out!r}" if left_out else "")
+    else:
+        before = "as asked"
+    reasoning = "left out" if thinking.dropped else "kept"
+    ends = form.tokenizer.decode(spaced.answer)
+    try:
+        check(student, [SYSTEM])
+        system = "yes"
+    except InputError as error:
+        system = "left out: refused" if "leaves out" in str(error) else "refused"
+    return [
+        name,
+        f"`{before}`" if before != "as asked" else before,
+        reasoning,
+        "kept" if ends == SPACED else f"`{ends!r}`",
+        system,
+        "yes" if same else "NO",
+    ]
+
+
+def main() -> None:
+    head = [
+        "template",
+        "before a plain answer, trained",
+        "reasoning in `<think>`",
+        "white space at the ends",
+        "system message",
+        "scored = trained",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row_of(name, Path(folder) / name) for name in names()]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers"))
+    text = PAGE.read_text().partition(BEGIN)[0] if PAGE.exists() else ""
+    PAGE.write_text(
+        f"{text}{BEGIN}\n\nMade by `python docs/scripts/students.py` with {versions}, "
+        f"{datetime.now(UTC):%d %B %Y}: {len(rows)} templates.\n\n{table(head, rows)}\n"
+    )
+
+
+if __name__ == "__main__":
+    disable_progress_bars()
+    main()
