@@ -25,6 +25,7 @@ from persyn_datasets.config.prompts import Benchmark
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.tables import load_table
+from persyn_datasets.engines import facts_of
 from persyn_datasets.engines.recorded import COLUMNS
 from persyn_datasets.report.text import to_yaml
 from persyn_datasets.signals import quality
@@ -144,7 +145,7 @@ def _teacher(teacher: Teacher, tables: dict[Any, str]) -> Any:
     """Its weights; its recorded answers, where several teachers share a table; or, of a server,
     the model's name there.
     """
-    if teacher.engine == "recorded":
+    if not facts_of(teacher).journalled:
         place = teacher.model, teacher.revision
         if place not in tables:
             table = load_table(

@@ -12,7 +12,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
-from persyn_datasets.engines import engine_of
+from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.report.tables import table
 from persyn_datasets.signals import quality, trained_text
@@ -28,6 +28,8 @@ def check(recipe: Recipe) -> Dataset:
         InputError: at the first thing that would not work, with its place and mend.
     """
     teachers = strategies.teachers_of(recipe)
+    for teacher in teachers:
+        check_keys(teacher)
     prompts, _ = contamination(recipe)
     if strategies.calibration_size(recipe, len(prompts)):
         _check_calibration(recipe, prompts)
@@ -210,7 +212,7 @@ def estimate(
 
 def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]]) -> float | None:
     """Of so many tokens, one answer among many."""
-    if teacher.engine == "recorded":
+    if not facts_of(teacher).journalled:
         return 0.0
     lines = [line for line in account if line["teacher"] == teacher.name and line["new_tokens"]]
     if lines:

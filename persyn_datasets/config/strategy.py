@@ -102,7 +102,7 @@ class Budget:
         free = [
             t.name
             for t in teachers
-            if not t.price and (t.engine == "endpoint" or not any(t.price for t in teachers))
+            if not t.price and (t.base_urls or not any(t.price for t in teachers))
         ]
         if self.usd is not None and free:
             raise InputError(

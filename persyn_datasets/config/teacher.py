@@ -1,9 +1,10 @@
 """Teachers: a model *and* how it is asked. A specification only; engines load the model."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, get_args
-from urllib.parse import urlsplit
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, urlsplit
 
 from persyn_datasets.config.errors import InputError
 
@@ -25,7 +26,8 @@ WHERE_AND_HOW_FAST = {
     "disable_log_stats",
     "block_size",
 }
-Engine = Literal["transformers", "vllm", "endpoint", "recorded"]
+# Of a query in a base_url, names whose values may be keys.
+SECRET_WORDS = re.compile("key|token|secret|passw|pwd|auth|credential|sig|sas|code|jwt", re.I)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Teacher:
 
     model: str
     name: str = ""
-    engine: Engine = "transformers"
+    engine: str = "transformers"
     revision: str | None = None
     engine_args: dict[str, Any] = field(default_factory=dict)
     num_gpus: float | None = None
@@ -162,34 +164,14 @@ class Teacher:
         object.__setattr__(self, "examples", tuple(self.examples))
         if self.base_url and not isinstance(self.base_url, str):
             object.__setattr__(self, "base_url", tuple(self.base_url))
-        if self.engine not in get_args(Engine):
-            raise InputError(
-                f"Teacher {self.name!r} has engine {self.engine!r}; expected one of "
-                f"{', '.join(get_args(Engine))}."
-            )
-        if self.engine == "endpoint" and not self.base_url:
-            raise InputError(
-                f"Teacher {self.name!r} has engine 'endpoint' but no base_url, e.g. "
-                "http://host:8080/v1."
-            )
-        if any(
-            "@" in urlsplit(url).netloc for url in self.base_urls
-        ):  # recipes and routers are published
-            raise InputError(
-                f"Teacher {self.name!r}: its base_url holds a user or a key; take it out, and "
-                "name the variable that "
-                "holds the key with api_key_env."
-            )
-        if self.engine != "endpoint" and self.base_url:
-            raise InputError(
-                f"Teacher {self.name!r} has a base_url but engine {self.engine!r}; expected "
-                "'endpoint'."
-            )
-        if self.engine != "vllm" and self.engine_args:
-            raise InputError(
-                f"Teacher {self.name!r} has engine_args but engine {self.engine!r}; expected "
-                "'vllm'."
-            )
+        # Recipes and routers are published with their addresses.
+        for url in map(urlsplit, self.base_urls):
+            named = [name for name, _ in parse_qsl(url.query, keep_blank_values=True)]
+            if "@" in url.netloc or url.fragment or any(map(SECRET_WORDS.search, named)):
+                raise InputError(
+                    f"Teacher {self.name!r}: its base_url holds a user or a key; take it out, and "
+                    "name the variable that holds the key with api_key_env."
+                )
         for key in (
             "num_gpus",
             "concurrency",
@@ -257,15 +239,14 @@ def check_names(teachers: Sequence[Teacher]) -> None:
 
 
 def check_prices(teachers: Iterable[Teacher], max_cost: float | None) -> None:
-    """Raises `InputError` if the limit cannot be kept: an endpoint without a price."""
+    """Raises `InputError` if the limit cannot be kept: somebody else's server without a price."""
     if max_cost is None:
         return
     if max_cost <= 0:
         raise InputError(f"max_cost is {max_cost}; expected more than 0 USD.")
     for teacher in teachers:
-        if teacher.engine == "endpoint" and not teacher.price:
+        if teacher.base_urls and not teacher.price:
             raise InputError(
                 f"max_cost is {max_cost}, but the teacher {teacher.name!r} has no price; add "
-                f"price: {{input: …, "
-                "output: …}, in USD per million tokens (0 if it is free)."
+                "price: {input: …, output: …}, in USD per million tokens (0 if it is free)."
             )

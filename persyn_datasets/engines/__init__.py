@@ -1,22 +1,58 @@
-"""Engines answer prompts: one module each, with `generate(requests)` and `check(teacher)`.
+"""Engines answer prompts: one module each, which says what it is and does these two things.
 
+FACTS: Facts
+    what the rest of the package has to know about it; nobody else knows its name.
 generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]
     yields (index of the request, its response) as responses complete, in any order. A request that
     fails yields a response with `error` set; it never raises for one row. Before a request is
     worked on, `account.admit(request)` is asked: if it refuses and nothing is in flight, the engine
     ends and leaves the rest unanswered. What is tried again within the engine is told to
     `account.retried(request)`. When `account.closed` is set it stops soon; when the iterator is
-    closed, at once.
+    closed, at once. Responses are made by `answered` and `failed`, so that every engine's answers
+    are treated alike.
 check(teacher: Teacher) -> None
     raises `InputError` if the teacher cannot be asked at all; costs nothing.
 """
 
-from dataclasses import replace
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import NamedTuple, TypedDict
 
+from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message, Sampling, Teacher
+
+EMPTY = "empty response"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an engine says about itself.
+
+    Attributes:
+        remote: its models run elsewhere: it needs no device here, and is asked while local ones
+            work. Else its teachers take turns.
+        in_process: the model is loaded by the process that asks, so that a process for each GPU is
+            a copy on each.
+        retried: what failed may succeed a moment later; it is asked once more at the end.
+        journalled: its answers are kept in the journal. Else they exist already, as a dataset, and
+            take no time.
+        keys: those of a `Teacher` that only this engine reads, besides those of all.
+        needs: those of `keys` that it cannot do without.
+    """
+
+    remote: bool = False
+    in_process: bool = False
+    retried: bool = False
+    journalled: bool = True
+    keys: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
@@ -35,10 +71,26 @@ class Request(NamedTuple):
         sampling = self.teacher.sampling or Sampling()
         return replace(sampling, seed=sampling.seed + self.sample)
 
+    @property
+    def stream(self) -> str:
+        """The name of its own random stream, made of seed, sample and prompt: no two prompts draw
+        the same noise, and each the same in every run.
+        """
+        return f"{self.sampling.seed}:{self.prompt_id}"
+
+    @property
+    def seed(self) -> int:
+        """`stream` as a number below 2^31, which every server takes."""
+        return int.from_bytes(hashlib.sha256(self.stream.encode()).digest()[:4]) >> 1
+
 
 class Response(TypedDict):
-    """What came back. `error` is empty for an answer; then `finish_reason` is `stop` or `length`,
-    else `error`.
+    """What came back; `error` is empty for an answer, and then `finish_reason` is `stop`, `length`
+    or a server's own word.
+
+    A response with an `error` has failed, for dispatch, account, score and split alike. If its
+    `finish_reason` is `error`, it may be asked for again; else it was answered, with no text, and
+    is kept as it is: to ask again would only cost again.
     """
 
     teacher: str
@@ -49,16 +101,96 @@ class Response(TypedDict):
     error: str
 
 
-def failed(teacher: Teacher, error: str) -> Response:
+def answered(
+    teacher: Teacher,
+    text: str,
+    finish_reason: str,
+    prompt_tokens: int | None = None,
+    completion_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    why_empty: str = "",
+) -> Response:
+    """What a teacher said, without white space at the ends.
+
+    Args:
+        stop: the text ends before the first of these. For engines whose servers may go on.
+        why_empty: says more of an answer without text.
+    """
+    cut = min((text.index(string) for string in stop if string in text), default=None)
+    text = text[:cut].strip()
+    return Response(
+        teacher=teacher.name,
+        text=text,
+        finish_reason=finish_reason if cut is None else "stop",
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        error="" if text else f"{EMPTY}: {why_empty}" if why_empty else EMPTY,
+    )
+
+
+def failed(
+    teacher: Teacher,
+    error: str,
+    prompt_tokens: int | None = None,
+    completion_tokens: int | None = None,
+) -> Response:
+    """No answer, and why. The tokens are those that were billed nevertheless."""
     return Response(
         teacher=teacher.name,
         text="",
         finish_reason="error",
-        prompt_tokens=None,
-        completion_tokens=None,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         error=error or "unknown error",
     )
 
 
+def names() -> list[str]:
+    """The engines that there are: the modules of this room that have a `generate`. None is
+    imported.
+    """
+    modules = [Path(room, f"{m.name}.py") for room in __path__ for m in iter_modules([room])]
+    return sorted(
+        module.stem for module in modules if "\ndef generate(" in module.read_text(encoding="utf-8")
+    )
+
+
 def engine_of(teacher: Teacher) -> ModuleType:
-    return import_module(f"persyn_datasets.engines.{teacher.engine}")
+    """The module of a teacher's engine.
+
+    Raises:
+        InputError: there is no such engine.
+    """
+    name = f"{__name__}.{teacher.engine}"
+    module = import_module(name) if teacher.engine.isidentifier() and find_spec(name) else None
+    if not hasattr(module, "FACTS"):
+        known = names()
+        nearest = get_close_matches(teacher.engine, known, n=1)
+        raise InputError(
+            f"Teacher {teacher.name!r}: there is no engine {teacher.engine!r}"
+            + (f"; did you mean {nearest[0]!r}?" if nearest else f"; expected {', '.join(known)}.")
+        )
+    assert module
+    return module
+
+
+def facts_of(teacher: Teacher) -> Facts:
+    facts = engine_of(teacher).FACTS
+    assert isinstance(facts, Facts)
+    return facts
+
+
+def check_keys(teacher: Teacher) -> None:
+    """Raises `InputError`: no such engine, or a key that it lacks or does not read."""
+    facts = facts_of(teacher)
+    for key in facts.needs:
+        if not getattr(teacher, key):
+            raise InputError(
+                f"Teacher {teacher.name!r}: its engine {teacher.engine!r} needs the key {key!r}."
+            )
+    for key in ("base_url", "engine_args"):
+        if getattr(teacher, key) and key not in facts.keys:
+            raise InputError(
+                f"Teacher {teacher.name!r}: its engine {teacher.engine!r} does not read the key "
+                f"{key!r}; remove it, or choose another engine."
+            )

@@ -1,18 +1,20 @@
 """The account: what each stage spends on each teacher, and the limit that it keeps to."""
 
+import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from persyn_datasets.config.teacher import Sampling, Teacher
-from persyn_datasets.engines import Request, Response
-from persyn_datasets.report.tables import table
+from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.engines import Request, Response, facts_of
+from persyn_datasets.engines.bound import tokens_at_most
 
-TEMPLATE_TOKENS = (
-    64  # of a chat template, at most: its own system prompt; and of each message's frame
-)
+Key: TypeAlias = tuple[str, str, int]  # of a request: teacher, prompt, sample
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,23 +49,36 @@ class Account:
         print(account)
 
     Every answer in use counts once, also one from the journal: the same command run again can never
-    spend `max_cost` again. An answer whose tokens neither the server nor a tokenizer counts costs
-    its highest price.
+    spend `max_cost` again. What a server billed for a request that failed counts too. An answer
+    whose tokens neither the server nor a tokenizer counts costs its highest price.
+
+    Requests are admitted by the highest price that they can have and settled by the tokens that
+    were used. So `max_cost` can be passed only by a server that bills more tokens than it was
+    allowed to write, or than it was sent bytes: then this is said, later requests of the teacher
+    are admitted at a price as much higher, and until its first answer only one is in flight. A
+    request that times out may be billed, too, and no client can know.
 
     Args:
         max_cost: USD. A request is sent only if everything asked so far and it, at its highest
             price (`max_tokens` in full), stay within. Teachers without a `price` cost nothing.
         before: USD of it that is spent already, as other accounts say.
+
+    Attributes:
+        said: the teachers of which something was said that is to be said once.
     """
 
     def __init__(self, max_cost: float | None = None, before: float = 0.0):
         self.max_cost, self.before = max_cost, before
         self.closed = threading.Event()  # set: engines stop asking, and drop what is in flight
         self.stage = ""
+        self.said: set[str] = set()
         self._tallies: dict[tuple[str, str], Tally] = {}
-        self._reserved: dict[tuple[str, str, int], float] = {}
-        self._counted: set[tuple[str, str, int]] = set()
+        self._reserved: dict[Key, float] = {}
+        self._counted: set[Key] = set()
         self._since: dict[str, float] = {}  # a teacher's last answer, before that its first request
+        self._known: set[str] = set()  # teachers that have answered, or failed
+        # By teacher, what an answer cost in terms of its highest price, at most; never below 1.
+        self._factor: defaultdict[str, float] = defaultdict(lambda: 1.0)
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,19 +111,28 @@ class Account:
 
     def admit(self, request: Request) -> bool:
         """May this request be sent? If so its highest price is set aside until `settle`."""
-        highest = highest_price(request)
+        name = request.teacher.name
         with self._lock:
             if self.closed.is_set():
                 return False
-            if (
-                self.max_cost is not None
-                and highest
-                and self.spent + self.reserved + highest > self.max_cost
-            ):
+            highest = self._factor[name] * highest_price(request)
+            limited = self.max_cost is not None and highest > 0
+            if limited and (self._is_unknown(request.teacher) or self._passes(highest)):
                 return False
-            self._reserved[_key(request)] = highest
-            self._since.setdefault(request.teacher.name, time.monotonic())
+            self._reserved[key_of(request)] = highest
+            self._since.setdefault(name, time.monotonic())
             return True
+
+    def _passes(self, usd: float) -> bool:
+        return self.max_cost is not None and self.spent + self.reserved + usd > self.max_cost
+
+    def _is_unknown(self, teacher: Teacher) -> bool:
+        """A request is in flight to a server that has not said yet how it counts."""
+        return (
+            teacher.name not in self._known
+            and facts_of(teacher).remote
+            and any(name == teacher.name for name, _, _ in self._reserved)
+        )
 
     def retried(self, request: Request) -> None:
         with self._lock:
@@ -116,35 +140,64 @@ class Account:
 
     def settle(self, request: Request, response: Response, reused: bool = False) -> None:
         """Count what came of a request."""
+        key = key_of(request)
         with self._lock:
-            reserved = self._reserved.pop(_key(request), 0.0)
+            reserved = self._reserved.pop(key, 0.0)
+            self._known.add(request.teacher.name)
             tally = self._tally(request.teacher)
-            if response["finish_reason"] == "error":
+            if response["error"]:
                 tally.failed += 1
-                return
-            tally.answers += 1
-            tally.reused += reused
-            if not reused and (since := self._since.get(request.teacher.name)) is not None:
-                now = self._since[request.teacher.name] = time.monotonic()
-                tally.seconds += now - since
-                tally.new_tokens += response["completion_tokens"] or 0
-            if _key(request) in self._counted:
-                return
-            self._counted.add(_key(request))
-            prompt, completion, price = (
-                response["prompt_tokens"],
-                response["completion_tokens"],
-                request.teacher.price,
-            )
-            tally.prompt_tokens += prompt or 0
-            tally.completion_tokens += completion or 0
-            usd = reserved
-            if price and prompt is not None and completion is not None:
-                usd = price.of(prompt, completion)
-            if reused:
-                tally.reused_usd += usd
             else:
-                tally.usd += usd
+                tally.answers += 1
+                tally.reused += reused
+            again = response["finish_reason"] == "error"
+            if not (reused or again):
+                self._time(request.teacher, tally, response)
+            if key in self._counted:
+                return
+            if not again:
+                self._counted.add(key)
+            self._pay(request, tally, response, reserved, reused)
+
+    def _time(self, teacher: Teacher, tally: Tally, response: Response) -> None:
+        if (since := self._since.get(teacher.name)) is not None:
+            now = self._since[teacher.name] = time.monotonic()
+            tally.seconds += now - since
+            tally.new_tokens += response["completion_tokens"] or 0
+
+    def _pay(
+        self, request: Request, tally: Tally, response: Response, reserved: float, reused: bool
+    ) -> None:
+        prompt, completion = response["prompt_tokens"], response["completion_tokens"]
+        tally.prompt_tokens += prompt or 0
+        tally.completion_tokens += completion or 0
+        if not (price := request.teacher.price):
+            return
+        if prompt is not None and completion is not None:
+            usd = price.of(prompt, completion)
+            if usd > (highest := highest_price(request)) > 0:
+                self._dearer(request.teacher, usd, highest)
+        else:  # an answer costs as much as it may; a failure was not billed, as far as we know
+            usd = 0.0 if response["finish_reason"] == "error" else reserved
+        if reused:
+            tally.reused_usd += usd
+        else:
+            tally.usd += usd
+
+    def _dearer(self, teacher: Teacher, usd: float, highest: float) -> None:
+        """An answer cost more than it could: so may the next ones."""
+        name = teacher.name
+        self._factor[name] = max(self._factor[name], usd / highest)
+        if self.max_cost is not None and name not in self.said:
+            self.said.add(name)
+            logger.warning(
+                "Teacher %r billed $%.6f for an answer that was to cost at most $%.6f: it counts "
+                "other tokens, or ignores max_tokens. From now on its answers are expected to "
+                "cost that much more.",
+                name,
+                usd,
+                highest,
+            )
 
     def answered(self, teacher: Teacher) -> int:
         """Answers of a teacher in this stage so far."""
@@ -161,23 +214,23 @@ class Account:
         return [asdict(tally) for tally in self.tallies]
 
     def __str__(self) -> str:
-        return account_table(self.to_list())
+        lines = [
+            f"{t.stage} · {t.teacher}: {t.answers:,} answers ({t.reused:,} reused, {t.failed:,} "
+            f"failed), {t.prompt_tokens:,} + {t.completion_tokens:,} tokens, "
+            f"${t.usd + t.reused_usd:,.4f}"
+            for t in self.tallies
+        ]
+        return "\n".join([*lines, f"all: ${self.spent:,.4f}"])
 
     def _tally(self, teacher: Teacher) -> Tally:
         return self._tallies.setdefault((self.stage, teacher.name), Tally(self.stage, teacher.name))
 
 
 def highest_price(request: Request) -> float:
-    """USD that an answer can cost at most: a prompt token has at least one byte; the answer fills
-    `max_tokens`.
-    """
+    """USD that an answer can cost at most; see `tokens_at_most`."""
     if not (price := request.teacher.price):
         return 0.0
-    prompt = (
-        sum(len(m["content"].encode()) + TEMPLATE_TOKENS for m in request.messages)
-        + TEMPLATE_TOKENS
-    )
-    return price.of(prompt, (request.teacher.sampling or Sampling()).max_tokens)
+    return float(price.of(tokens_at_most(request.messages), request.sampling.max_tokens))
 
 
 def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -201,41 +254,10 @@ def wall(teachers: Sequence[Teacher], seconds: Mapping[str, float | None]) -> fl
     """
     if None in seconds.values():
         return None
-    local = sum(seconds.get(t.name) or 0.0 for t in teachers if t.engine != "endpoint")
-    return max([local, *(seconds.get(t.name) or 0.0 for t in teachers if t.engine == "endpoint")])
+    remote = [t for t in teachers if facts_of(t).remote]
+    local = sum(seconds.get(t.name) or 0.0 for t in teachers if t not in remote)
+    return max([local, *(seconds.get(t.name) or 0.0 for t in remote)])
 
 
-def account_table(lines: list[dict[str, Any]]) -> str:
-    """The account as a Markdown table, with a last line of sums."""
-    head = [
-        "stage · teacher",
-        "answers",
-        "reused",
-        "failed",
-        "retries",
-        "prompt tokens",
-        "completion tokens",
-        "USD",
-        "tokens/s",
-    ]
-    keys = ["answers", "reused", "failed", "retries", "prompt_tokens", "completion_tokens"]
-    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {
-        "new_tokens": 0
-    }
-    rows = [
-        [
-            name,
-            *(f"{line[key]:,}" for key in keys),
-            f"{line['usd'] + line['reused_usd']:,.4f}",
-            f"{line['new_tokens'] / line['seconds']:,.0f}"
-            if line["new_tokens"] and line["seconds"]
-            else "–",
-        ]
-        for name, line in [(f"{line['stage']} · {line['teacher']}", line) for line in lines]
-        + [("all", total)]
-    ]
-    return table(head, rows)
-
-
-def _key(request: Request) -> tuple[str, str, int]:
+def key_of(request: Request) -> Key:
     return request.teacher.name, request.prompt_id, request.sample

@@ -2,19 +2,21 @@
 bought twice.
 """
 
+import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from threading import Lock
+from typing import Any
 
 from persyn_datasets.config.errors import BuildError
-from persyn_datasets.engines import Request, Response, engine_of
-from persyn_datasets.engines.account import Account
+from persyn_datasets.config.teacher import Sampling
+from persyn_datasets.engines import Request, Response, engine_of, facts_of
+from persyn_datasets.engines.account import Account, Key, key_of
 from persyn_datasets.store.journal import Journal
 from persyn_datasets.store.progress import Bar, usd
 
@@ -22,7 +24,8 @@ FIRST_FAILURES = 36  # of a teacher that has not answered once: it never will
 # Has requests answered, by `keep(request, response)`; with True as a third argument the answer is
 # in the journal.
 Ask = Callable[[list[Request], Account, Callable[..., None]], None]
-TRIED_AGAIN = ("endpoint", "vllm")  # other engines fail by a row's own fault only
+
+logger = logging.getLogger(__name__)
 
 
 def respond(
@@ -35,98 +38,178 @@ def respond(
     """The response to each request, in order.
 
     Endpoints are asked while local teachers work, one after another, in this thread. What failed is
-    tried once more at the end, and then is a response with an `error`. `ask` (default: `ask_here`)
-    has them answered.
+    tried once more at the end if that may help, and then is a response with an `error`. `ask`
+    (default: `ask_here`) has them answered.
 
     Raises:
         BuildError: every request to a teacher fails, more than the share `max_failed` of all
             failed, or `account.max_cost` is reached. What was answered is in the journal by then.
     """
-    asked = {_key(r): r for r in requests}
+    ask = ask or ask_here
     account.open(stage)
     with ExitStack() as stack:
-        journals: dict[tuple[str, int], Journal] = {}
-        for (name, sample), r in {(r.teacher.name, r.sample): r for r in asked.values()}.items():
-            if r.teacher.engine != "recorded":  # is a record already
-                asked_so = replace(r.teacher, sampling=r.sampling)
-                journal = Journal("responses", asked_so.model, asked_so.identity())
-                journals[name, sample] = stack.enter_context(journal)
-        responses: dict[tuple[str, str, int], Response] = {}
-        for (name, sample), journal in journals.items():
-            known = journal.get(key for teacher, key, j in asked if (teacher, j) == (name, sample))
-            responses.update({(name, key, sample): response for key, response in known.items()})
-        for key, response in responses.items():
-            account.settle(asked[key], response, reused=True)
-        todo = [request for key, request in asked.items() if key not in responses]
-        bar = stack.enter_context(
-            Bar(stage, total=len(asked), initial=len(responses), unit="answers")
-        )
-        in_a_row: Counter[str] = Counter()
-        tokens, start, lock = 0, time.monotonic(), Lock()
-
-        def keep(request: Request, response: Response, journalled: bool = False) -> None:
-            nonlocal tokens
-            name, failed = request.teacher.name, response["finish_reason"] == "error"
-            with lock:
-                responses[_key(request)] = response
-                account.settle(request, response)
-                # An empty answer was answered too: it stays, with its error, and is not bought
-                # again.
-                if not (failed or journalled) and (name, request.sample) in journals:
-                    journals[name, request.sample].put(request.prompt_id, response)
-                tokens += response["completion_tokens"] or 0
-                speed = f"{tokens / (time.monotonic() - start):.0f} tokens/s"
-                bar.note(usd(account.spent) if account.spent else speed, name)
-                bar.update()
-                in_a_row[name] = in_a_row[name] + 1 if failed else 0
-                never = in_a_row[name] == FIRST_FAILURES and not account.answered(request.teacher)
-                if never or (
-                    failed and in_a_row[name] > max(FIRST_FAILURES, max_failed * len(asked))
-                ):
-                    raise BuildError(
-                        f"{stage}: teacher {name!r} fails: {in_a_row[name]} requests in a row, "
-                        "the last with: "
-                        f"{response['error']}. All answers are kept: mend it, and the same "
-                        "command goes on."
-                    )
-
-        (ask or ask_here)(todo, account, keep)
-        failed = [asked[key] for key, r in responses.items() if r["finish_reason"] == "error"]
-        if again := [request for request in failed if request.teacher.engine in TRIED_AGAIN]:
-            for request in again:
-                account.again(request)
-            bar.update(-len(again))
-            in_a_row.clear()
-            (ask or ask_here)(again, account, keep)
-    if left := len(asked) - len(responses):
-        raise BuildError(
-            f"{stage}: max_cost ${account.max_cost:g} is reached: ${account.spent:,.4f} spent, "
-            "and the next request "
-            f"may pass it; {left:,} of {len(asked):,} are left. All answers are kept: raise "
-            "max_cost, and the same "
-            "command goes on."
-        )
-    reasons = Counter(
-        (key[0], r["error"]) for key, r in responses.items() if r["finish_reason"] == "error"
-    )
-    if (count := reasons.total()) > max_failed * len(asked):
-        most = "; ".join(
-            f"{n:,} × {name!r}: {error[:200]}" for (name, error), n in reasons.most_common(5)
-        )
-        raise BuildError(
-            f"{stage}: {count:,} of {len(asked):,} requests failed, and max_failed is "
-            f"{max_failed:.0%}: {most}. "
-            "All answers are kept: mend it, or raise max_failed, and the same command goes on."
-        )
-    return [responses[_key(r)] | {"teacher": r.teacher.name} for r in requests]
+        answers = _Answers(requests, stage, account, max_failed, stack)
+        ask(answers.missing(), account, answers.keep)
+        if again := answers.to_ask_again():
+            ask(again, account, answers.keep)
+        answers.check()
+    return [answers.responses[key_of(r)] | {"teacher": r.teacher.name} for r in requests]
 
 
-def _key(request: Request) -> tuple[str, str, int]:
-    return request.teacher.name, request.prompt_id, request.sample
+class _Answers:
+    """The responses of one call of `respond` as they come, with their journals."""
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        stage: str,
+        account: Account,
+        max_failed: float,
+        stack: ExitStack,
+    ) -> None:
+        self.asked = {key_of(r): r for r in requests}
+        self.stage, self.account, self.max_failed = stage, account, max_failed
+        self.responses: dict[Key, Response] = {}
+        self.journals: dict[tuple[str, int], Journal] = {}
+        self.in_a_row: Counter[str] = Counter()  # failures of a teacher
+        # Answers that are not in the journal yet: empty ones of teachers that say nothing.
+        self.silent: dict[str, list[tuple[Request, Response]]] = defaultdict(list)
+        self.tokens, self.start, self.lock = 0, time.monotonic(), Lock()
+        self._read_journals(stack)
+        self.bar = stack.enter_context(
+            Bar(stage, total=len(self.asked), initial=len(self.responses), unit="answers")
+        )
+
+    def _read_journals(self, stack: ExitStack) -> None:
+        keys: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for (name, prompt_id, sample), request in self.asked.items():
+            keys[name, sample].append(prompt_id)
+            if (name, sample) not in self.journals and facts_of(request.teacher).journalled:
+                teacher = replace(request.teacher, sampling=request.sampling)
+                journal = Journal("responses", teacher.model, teacher.identity())
+                self.journals[name, sample] = stack.enter_context(journal)
+        for (name, sample), journal in self.journals.items():
+            for prompt_id, response in journal.get(keys[name, sample]).items():
+                key = name, prompt_id, sample
+                self.responses[key] = response
+                self.account.settle(self.asked[key], response, reused=True)
+
+    def missing(self) -> list[Request]:
+        return [request for key, request in self.asked.items() if key not in self.responses]
+
+    def to_ask_again(self) -> list[Request]:
+        """What failed and may succeed now; its failure is taken back."""
+        again = [
+            self.asked[key]
+            for key, response in self.responses.items()
+            if response["finish_reason"] == "error" and facts_of(self.asked[key].teacher).retried
+        ]
+        for request in again:
+            self.account.again(request)
+        self.bar.update(-len(again))
+        self.in_a_row.clear()
+        return again
+
+    def keep(self, request: Request, response: Response, journalled: bool = False) -> None:
+        """Take a response in; safe to be called by several threads.
+
+        Raises:
+            BuildError: its teacher fails, and so does the build with it.
+        """
+        with self.lock:
+            self.responses[key_of(request)] = response
+            self.account.settle(request, response)
+            if response["finish_reason"] != "error" and not journalled:
+                self._write(request, response)
+            self._show(request, response)
+            self._check_teacher(request, response)
+
+    def _write(self, request: Request, response: Response) -> None:
+        """Put it into its journal; empty answers only once the teacher has said something.
+
+        An empty answer was paid for, and would be empty again. But of a teacher that says nothing
+        at all it is a fault of its server that somebody will fix, and then it is to be asked again.
+        """
+        self.silent[request.teacher.name].append((request, response))
+        if not response["error"] or self.account.answered(request.teacher):
+            self._put(request.teacher.name)
+
+    def _put(self, name: str) -> None:
+        for request, response in self.silent.pop(name):
+            if journal := self.journals.get((name, request.sample)):
+                journal.put(request.prompt_id, response)
+
+    def _show(self, request: Request, response: Response) -> None:
+        self.tokens += response["completion_tokens"] or 0
+        speed = f"{self.tokens / (time.monotonic() - self.start):.0f} tokens/s"
+        spent = usd(self.account.spent) if self.account.spent else ""
+        self.bar.note(spent or speed, request.teacher.name)
+        self.bar.update()
+
+    def _check_teacher(self, request: Request, response: Response) -> None:
+        name = request.teacher.name
+        if not response["error"]:
+            self.in_a_row[name] = 0
+            return
+        self.in_a_row[name] += 1
+        count = self.in_a_row[name]
+        never = count == FIRST_FAILURES and not self.account.answered(request.teacher)
+        if never or count > max(FIRST_FAILURES, self.max_failed * len(self.asked)):
+            raise BuildError(
+                f"{self.stage}: teacher {name!r} fails: {count} requests in a row, the last with: "
+                f"{response['error']}. Fix it and rerun the same command; all answers so far are "
+                "kept."
+            )
+
+    def check(self) -> None:
+        """Raises `BuildError`: requests are left, or too many failed. Says what looks wrong."""
+        if left := len(self.asked) - len(self.responses):
+            raise BuildError(
+                f"{self.stage}: max_cost ${self.account.max_cost:g} is reached: "
+                f"${self.account.spent:,.4f} spent, and the next request may pass it; {left:,} of "
+                f"{len(self.asked):,} are left. Raise max_cost and rerun the same command; all "
+                "answers so far are kept."
+            )
+        reasons = Counter((key[0], r["error"]) for key, r in self.responses.items() if r["error"])
+        if (count := reasons.total()) > self.max_failed * len(self.asked):
+            most = "; ".join(
+                f"{n:,} × {name!r}: {error[:200]}" for (name, error), n in reasons.most_common(5)
+            )
+            raise BuildError(
+                f"{self.stage}: {count:,} of {len(self.asked):,} requests failed, and max_failed "
+                f"is {self.max_failed:.0%}: {most}. Fix it, or raise max_failed, and rerun the "
+                "same command; all answers so far are kept."
+            )
+        for name in list(self.silent):
+            self._put(name)
+        self._check_samples()
+
+    def _check_samples(self) -> None:
+        """Say so where a teacher that draws gives the same answer each time."""
+        texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for (name, prompt_id, _), response in self.responses.items():
+            if not response["error"]:
+                texts[name][prompt_id].append(response["text"])
+        teachers = {r.teacher.name: r.teacher for r in self.asked.values()}
+        for name, of_prompt in texts.items():
+            several = [set(found) for found in of_prompt.values() if len(found) > 1]
+            temperature = (teachers[name].sampling or Sampling()).temperature
+            drawn = facts_of(teachers[name]).journalled and temperature > 0
+            equal = len(several) > 1 and all(len(found) == 1 for found in several)
+            if drawn and equal and name not in self.account.said:
+                self.account.said.add(name)
+                logger.warning(
+                    "The samples of teacher %r are equal to each other on all %d prompts, at "
+                    "temperature %g: its server may answer greedily whatever is asked. More than "
+                    "one sample says nothing then.",
+                    name,
+                    len(several),
+                    temperature,
+                )
 
 
 def ask_here(requests: list[Request], account: Account, keep: Callable[..., None]) -> None:
-    """Work on the requests; endpoints in a thread of their own, so that they and local teachers
+    """Work on the requests; remote teachers in a thread of their own, so that they and local ones
     wait for no other.
     """
 
@@ -135,12 +218,13 @@ def ask_here(requests: list[Request], account: Account, keep: Callable[..., None
             for i, response in answers:
                 keep(group[i], response)
 
-    by_engine = sorted(requests, key=lambda r: r.teacher.engine)
-    groups = {
-        engine: list(group) for engine, group in groupby(by_engine, key=lambda r: r.teacher.engine)
-    }
-    remote = [partial(work, groups.pop("endpoint"))] if "endpoint" in groups else []
-    side_by_side(account, remote, [partial(work, group) for group in groups.values()])
+    groups: dict[str, list[Request]] = defaultdict(list)
+    for request in requests:
+        groups[request.teacher.engine].append(request)
+    parts: dict[bool, list[Any]] = {True: [], False: []}
+    for _, group in sorted(groups.items()):
+        parts[facts_of(group[0].teacher).remote].append(partial(work, group))
+    side_by_side(account, parts[True], parts[False])
 
 
 def side_by_side(

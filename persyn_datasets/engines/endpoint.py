@@ -14,15 +14,23 @@ from threading import Thread
 from typing import Any
 
 from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.utils import get_session, get_token_to_send, httpx
+from huggingface_hub.utils import get_token_to_send, httpx
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.engines import Request, Response, failed
+from persyn_datasets.engines import Facts, Request, Response, failed
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.lane import POLL, Lane, Row
-from persyn_datasets.engines.server import Server, headers, says, short
+from persyn_datasets.engines.server import (
+    Server,
+    headers,
+    of_hugging_face,
+    says,
+    session,
+    short,
+)
 
+FACTS = Facts(remote=True, retried=True, keys=("base_url",), needs=("base_url",))
 CHECK_TIMEOUT = 10.0
 
 
@@ -70,7 +78,7 @@ def _check(teacher: Teacher, base_url: str) -> None:
         f"Teacher {teacher.name!r}: {base_url}",
     )
     try:
-        response = get_session().get(
+        response = session(url).get(
             url, headers=headers(key), timeout=CHECK_TIMEOUT, follow_redirects=False
         )
     except (httpx.HTTPError, OfflineModeIsEnabled) as error:
@@ -192,18 +200,15 @@ def _key(teacher: Teacher, base_url: str) -> str | None:
                 "character."
             )
         return key
-    url = httpx.URL(_url(teacher, base_url, ""))
-    return (
-        get_token_to_send(None)
-        if url.scheme == "https" and f".{url.host}".endswith(".huggingface.co")
-        else None
-    )
+    url = _url(teacher, base_url, "")
+    ours = url.startswith("https:") and of_hugging_face(url)
+    return get_token_to_send(None) if ours else None
 
 
 def _url(teacher: Teacher, base_url: str, path: str) -> str:
     with suppress(httpx.InvalidURL):
         url = httpx.URL(base_url)
-        if url.scheme in ("http", "https") and url.host:
+        if url.scheme in ("http", "https") and url.host and not url.userinfo:
             return str(url.copy_with(path=(url.path.rstrip("/") or "/v1") + path))
     raise InputError(
         f"Teacher {teacher.name!r}: base_url is {base_url!r}; expected e.g. http://host:8080/v1."

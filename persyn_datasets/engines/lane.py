@@ -19,8 +19,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.engines.account import Account
+from persyn_datasets.engines.chat import Refused, read_response, request_body
 from persyn_datasets.engines.rate import window
-from persyn_datasets.engines.server import Fault, Server, message, short, storable
+from persyn_datasets.engines.server import Fault, Server
 
 TRIES = 6
 BACKOFF = (
@@ -75,7 +76,7 @@ class Lane:
             (teacher.sampling or Sampling()).max_tokens
         )  # tokens to expect; later their mean
         self.gate = asyncio.Lock()  # places are given one after another
-        self.refuses_top_p = False
+        self.refused = refused(teacher.model, teacher.base_urls)
 
     @property
     def places(self) -> int:
@@ -152,21 +153,18 @@ class Lane:
         return min(free, key=lambda server: server.in_flight)
 
     async def _try(self, row: Row, server: Server, at: float, tokens: list[int]) -> Response:
-        request, key, body = row.request, self.keys[server], self._body(row.request)
+        request, key = row.request, self.keys[server]
+        body = request_body(request, self.refused)
         if row.sent:
             self.account.retried(request)
         row.began, row.sent = row.began or at, row.sent + 1
         try:
             output = await server.ask(at, body, key, request.teacher.timeout)
-            response = _response(request.teacher, output, key)
+            response = read_response(request, output, key)
         except Fault as fault:
             tokens[0] = 0
-            if (
-                body.get("top_p") == 1
-                and "top_p" in str(fault)
-                and str(fault).startswith(("HTTP 400", "HTTP 422"))
-            ):
-                self.refuses_top_p = fault.again = True
+            if self.refused.learn(request.teacher, body, fault):
+                fault.again = True
             elif not (fault.down and server.dead and not all(s.dead for s in self.servers)):
                 # Else it was no failure of this request, and another server takes it at once.
                 row.due = time.monotonic() + BACKOFF * 2**row.tries * random.uniform(0.5, 1.5)
@@ -197,56 +195,11 @@ class Lane:
         spent = {unit: window.spend(amounts[unit]) for unit, window in self.limits.items()}
         return spent.get("tokens", [0])
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        sampling = request.sampling
-        body = {
-            "model": request.teacher.model,
-            "messages": request.messages,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-            "stop": list(sampling.stop),
-            "stream": False,
-        }
-        # TGI refuses a top_p of 1; other servers, were it never sent, would take the model's
-        # default.
-        without = {"top_p"} if self.refuses_top_p and sampling.top_p == 1 else set()
-        return {key: value for key, value in body.items() if key not in without and value != []}
 
-
-def _response(teacher: Teacher, output: Any, key: str | None) -> Response:
-    match output:
-        case {
-            "choices": [
-                {
-                    "message": {"content": str() | None as text},
-                    "finish_reason": str() | None as reason,
-                },
-                *_,
-            ]
-        }:
-            if not text and not reason:
-                raise Fault("not a chat completion: the choice is empty")
-            text = storable(text or "").strip()  # as the local engines do
-        case _:
-            said = (
-                {k: v for k, v in output.items() if v is not None}
-                if isinstance(output, dict)
-                else output
-            )
-            raise Fault(f"not a chat completion: {short(message(said), key)}")
-    usage = output.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    prompt, completion = (counts.get(f"{part}_tokens") for part in ("prompt", "completion"))
-    return Response(
-        teacher=teacher.name,
-        text=text,
-        finish_reason="stop" if reason in (None, "", "eos_token", "stop_sequence") else reason,
-        prompt_tokens=prompt if isinstance(prompt, int) else None,
-        completion_tokens=completion if isinstance(completion, int) else None,
-        error="" if text else "empty response",
-    )
+@cache
+def refused(model: str, urls: tuple[str, ...]) -> Refused:
+    """One for all calls in this process: stages ask batch by batch."""
+    return Refused()
 
 
 @cache

@@ -10,9 +10,10 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.prompts import prompt_id, text_of, to_messages
 from persyn_datasets.data.tables import load_table
-from persyn_datasets.engines import Request, Response, failed
+from persyn_datasets.engines import Facts, Request, Response, answered, failed
 from persyn_datasets.engines.account import Account
 
+FACTS = Facts(journalled=False)
 COLUMNS = ("prompt", "teacher", "response")
 READ_AT_ONCE = 1000
 TABLES_IN_MEMORY = 4
@@ -89,7 +90,7 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
             texts = map(text_of, responses[[row for row in rows if row is not None]]["response"])
             for i, row in zip(part, rows, strict=True):
                 teacher, sample = requests[i].teacher, requests[i].sample
-                if not (text := "" if row is None else next(texts)):
+                if not (text := "" if row is None else (next(texts) or "").strip()):
                     which = f"answer number {sample + 1}" if sample else "answer"
                     yield (
                         i,
@@ -102,14 +103,7 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
                     continue
                 yield (
                     i,
-                    Response(
-                        teacher=teacher.name,
-                        text=text,
-                        finish_reason="stop",
-                        prompt_tokens=None,
-                        completion_tokens=None,
-                        error="",
-                    ),
+                    answered(teacher, text, "stop"),
                 )
 
 

@@ -5,14 +5,21 @@ are in seconds.
 import asyncio
 import json
 import logging
+import os
 import random
+import re
 import time
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from copy import copy
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from huggingface_hub import get_async_session
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session, httpx
+
+from persyn_datasets.config.errors import InputError
 
 GROW_AFTER = 8  # answers
 DEAD_AFTER = 5  # faults with no answer between them
@@ -24,12 +31,18 @@ PER_SESSION = (
     32  # an httpx pool slows with its requests, and huggingface_hub's opens at most 100 connections
 )
 
+Client = TypeVar("Client", httpx.Client, httpx.AsyncClient)
 logger = logging.getLogger(__name__)
 
 
 class Fault(Exception):
-    """Why a try failed. `again`: another may not; `busy`: the server pushes back, for `wait`;
-    `down`: it may be so.
+    """Why a try failed.
+
+    Attributes:
+        again: another may not.
+        busy: the server pushes back, for `wait` seconds.
+        down: it may be down.
+        status, body, words: of its answer, as it came: not to be shown, it may hold the key.
     """
 
     def __init__(
@@ -39,9 +52,14 @@ class Fault(Exception):
         busy: bool = False,
         down: bool = False,
         wait: float = 0.0,
+        reply: httpx.Response | None = None,
     ) -> None:
         super().__init__(why)
         self.again, self.busy, self.down, self.wait = again, busy, down, wait
+        self.status = 0 if reply is None else reply.status_code
+        body, words = (None, why) if reply is None else _read(reply)
+        self.body: Any = body
+        self.words = words
 
 
 class Server:
@@ -142,6 +160,7 @@ class Server:
                 busy=status in (408, 429, 503, 504),
                 down=status in (502, 503) and not wait,
                 wait=wait,
+                reply=reply,
             )
         try:
             return reply.json()
@@ -150,7 +169,7 @@ class Server:
 
     async def _connect(self) -> httpx.AsyncClient:
         """A session of huggingface_hub, with its hooks and what the user has set for it."""
-        session = await self._stack.enter_async_context(get_async_session())
+        session = await self._stack.enter_async_context(async_session(self.url))
         self._idle += [session] * (PER_SESSION - 1)
         return session
 
@@ -190,6 +209,67 @@ class Server:
         self.wake()
 
 
+def async_session(url: str) -> httpx.AsyncClient:
+    """A session of huggingface_hub, with what the user has set for it.
+
+    `HF_HUB_OFFLINE` is about the Hub: it forbids no other server.
+
+    Raises:
+        InputError: a proxy of the environment cannot be used.
+    """
+    with proxies():
+        return _without_hub(get_async_session(), url)
+
+
+def session(url: str) -> httpx.Client:
+    """The same, not asynchronous: not to be closed, since its connections are shared."""
+    with proxies():
+        return _without_hub(copy(get_session()), url)
+
+
+def _without_hub(client: Client, url: str) -> Client:
+    """The client without the Hub's own hooks, one of which keeps it from all servers offline."""
+    if not of_hugging_face(url):
+        client.event_hooks = {
+            when: [hook for hook in hooks if not hook.__module__.startswith("huggingface_hub")]
+            for when, hooks in client.event_hooks.items()
+        }
+    return client
+
+
+def of_hugging_face(url: str) -> bool:
+    """Hugging Face's own servers: the user's token is for them alone, and only over TLS."""
+    return f".{httpx.URL(url).host}".endswith(".huggingface.co")
+
+
+@contextmanager
+def proxies() -> Iterator[None]:
+    """Raises `InputError` if a proxy of the environment cannot be used by a session made here."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        name, value = _proxy()
+        if not value:
+            raise
+        raise InputError(
+            f"The proxy {name}={value} cannot be used ({short(str(error), None)}): write it as "
+            "http://… or, after `pip install socksio`, as socks5://…; or unset the variable."
+        ) from None
+
+
+def _proxy() -> tuple[str, str]:
+    """The variable of the environment that names a proxy, of several the likeliest to be wrong;
+    without its password.
+    """
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower() in ("all_proxy", "http_proxy", "https_proxy") and value
+    }
+    name = next((n for n, v in found.items() if not v.startswith("http")), next(iter(found), ""))
+    return name, re.sub("//[^/@]*@", "//***@", found.get(name, ""))
+
+
 def headers(key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
@@ -201,11 +281,16 @@ def says(response: httpx.Response, key: str | None) -> str:
             f"it redirects to {to}, which is not followed. If that is right, make it the base_url",
             key,
         )
+    return short(_read(response)[1] or response.reason_phrase, key)
+
+
+def _read(response: httpx.Response) -> tuple[Any, str]:
+    """The JSON of an error, if it is JSON, and its words."""
     try:
-        words = message(response.json())
+        body = response.json()
+        return body, message(body)
     except ValueError:
-        words = "" if response.text.lstrip().startswith("<") else response.text
-    return short(words or response.reason_phrase, key)
+        return None, "" if response.text.lstrip().startswith("<") else response.text
 
 
 def message(body: Any) -> str:
@@ -216,7 +301,10 @@ def message(body: Any) -> str:
 
 
 def short(text: str, key: str | None) -> str:
-    return " ".join(storable(text.replace(key, "***") if key else text).split())[:300]
+    """One line of at most 300 characters, without the key, in whatever notation it is echoed."""
+    for form in {key, quote(key, safe=""), json.dumps(key)[1:-1]} if key else ():
+        text = text.replace(form, "***")
+    return " ".join(storable(text).split())[:300]
 
 
 def storable(text: str) -> str:

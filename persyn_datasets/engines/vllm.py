@@ -8,7 +8,6 @@ would run a user's script again if it has no `__main__` guard, and cannot be sta
 """
 
 import ast
-import hashlib
 import json
 import logging
 import os
@@ -31,10 +30,11 @@ from jinja2 import TemplateError
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.engines import Request, Response, failed, transformers
+from persyn_datasets.engines import Facts, Request, Response, answered, failed, transformers
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store import models
 
+FACTS = Facts(retried=True, keys=("engine_args",))
 IN_FLIGHT = (
     2048  # rows that the child has; vLLM works on at most 1024 at a time unless told otherwise
 )
@@ -108,7 +108,7 @@ def _response(teacher: Teacher, answer: dict[str, Any] | str) -> Response:
     """Of an answer, or of the reason why there is none."""
     if isinstance(answer, str):
         return failed(teacher, answer)
-    return Response(teacher=teacher.name, **answer)  # type: ignore[typeddict-item]
+    return answered(teacher, **answer)
 
 
 def _rows(
@@ -150,12 +150,11 @@ def _arguments(teacher: Teacher) -> dict[str, Any]:
 def _sampling(request: Request) -> dict[str, Any]:
     """For `vllm.SamplingParams`. Each prompt has a random stream of its own."""
     sampling = request.sampling
-    stream = hashlib.sha256(f"{sampling.seed}:{request.prompt_id}".encode()).digest()
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
-        "seed": int.from_bytes(stream[:7]),
+        "seed": request.seed,
         "stop": list(sampling.stop),
     }
 

@@ -2,7 +2,7 @@
 socket.
 
 Receives the arguments of `vllm.LLM`, then rows: (index, token ids, arguments of `SamplingParams`).
-Sends lists of (index, answer): a `Response` but for the teacher's name, or the reason why there is
+Sends lists of (index, answer): the arguments of `engines.answered`, or the reason why there is
 none.
 """
 
@@ -85,13 +85,11 @@ def _watch() -> None:
 def _answer(prompt_tokens: int, completion: Any) -> dict[str, Any] | str:
     if completion.finish_reason not in ("stop", "length"):
         return f"vLLM ended it: {completion.finish_reason}"
-    text = completion.text.strip()
     return {
-        "text": text,
+        "text": completion.text,
         "finish_reason": completion.finish_reason,
         "prompt_tokens": prompt_tokens,
         "completion_tokens": len(completion.token_ids),
-        "error": "" if text else "empty response",
     }
 
 

@@ -13,12 +13,11 @@ import yaml
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
-from persyn_datasets.engines.account import account_table
 from persyn_datasets.hub.licenses import worked_out
 from persyn_datasets.hub.versions import rows
 from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS
-from persyn_datasets.report.tables import table
+from persyn_datasets.report.tables import account_table, table
 from persyn_datasets.report.text import to_yaml as to_yaml
 from persyn_datasets.store.journal import digest
 

@@ -13,6 +13,7 @@ from huggingface_hub.utils import httpx
 
 from persyn_datasets.config.recipe import Prompts
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.engines import facts_of
 
 TIMEOUT = 10.0  # seconds for one look at a card on the Hub
 
@@ -107,7 +108,7 @@ def sources(
         }
     ]
     for t in teachers:
-        of_model = hub.card(t.model, t.revision, "dataset" if t.engine == "recorded" else "model")
+        of_model = hub.card(t.model, t.revision, "model" if facts_of(t).journalled else "dataset")
         lines.append(
             {
                 "of": "teacher",
@@ -121,7 +122,7 @@ def sources(
         found = own or _license(hub.card(backbone, None, "model"))
         lines.append({"of": "router", "name": backbone, "family": None, "license": found})
     language = prompts.language or card.get("language") or []
-    models = {t.model: t.engine != "recorded" for t in teachers}
+    models = {t.model: facts_of(t).journalled for t in teachers}
     names = {prompts.path, *models, *(name for name in (student, backbone, target) if name)}
     return {
         "licenses": lines,

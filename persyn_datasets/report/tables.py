@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from textwrap import wrap
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -132,3 +133,35 @@ def explained(text: str) -> Markup:
 def cut(text: str, width: int) -> str:
     """At most so many characters, the last one … if some are missing."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def account_table(lines: list[dict[str, Any]]) -> str:
+    """The account as a Markdown table, with a last line of sums."""
+    head = [
+        "stage · teacher",
+        "answers",
+        "reused",
+        "failed",
+        "retries",
+        "prompt tokens",
+        "completion tokens",
+        "USD",
+        "tokens/s",
+    ]
+    keys = ["answers", "reused", "failed", "retries", "prompt_tokens", "completion_tokens"]
+    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {
+        "new_tokens": 0
+    }
+    rows = [
+        [
+            name,
+            *(f"{line[key]:,}" for key in keys),
+            f"{line['usd'] + line['reused_usd']:,.4f}",
+            f"{line['new_tokens'] / line['seconds']:,.0f}"
+            if line["new_tokens"] and line["seconds"]
+            else "–",
+        ]
+        for name, line in [(f"{line['stage']} · {line['teacher']}", line) for line in lines]
+        + [("all", total)]
+    ]
+    return table(head, rows)

@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
-from persyn_datasets.engines.account import account_table, wall
-from persyn_datasets.report.tables import TERMINAL, Table, explained, table
+from persyn_datasets.engines.account import wall
+from persyn_datasets.report.tables import TERMINAL, Table, account_table, explained, table
 from persyn_datasets.report.verdict import judged_on, verdict, verdict_table
 from persyn_datasets.router.ceiling import in_words
 from persyn_datasets.router.metrics import GROUP, NEAREST, ORACLE, RANDOM, SHARES, SINGLE

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, Features
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.engines import facts_of
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
@@ -73,7 +74,7 @@ def _fill_journal(rows: Dataset, stage: Generate | Synthesize, options: dict[str
     Under a `max_cost`, teachers with a price are left to the one process that keeps the account.
     """
     limited = stage.account.max_cost is not None
-    local = [t for t in stage.teachers if t.engine == "transformers" and not (limited and t.price)]
+    local = [t for t in stage.teachers if facts_of(t).in_process and not (limited and t.price)]
     if isinstance(stage, Synthesize):
         names = {t.name for t in local}
         rows = rows.filter(

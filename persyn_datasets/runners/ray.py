@@ -27,13 +27,14 @@ from ray.exceptions import RayTaskError
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data import schema
-from persyn_datasets.engines import Request, Response
+from persyn_datasets.engines import Request, Response, facts_of
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.dispatch import ask_here, respond, side_by_side
 from persyn_datasets.store.journal import default_root, digest
 
 ROWS_PER_BLOCK = 512  # of local models
 TURNS_PER_BLOCK = 32  # of endpoints: requests that a block has for each that is in flight at once
+REMOTE = "remote"  # the group of all teachers that run elsewhere
 CPUS = 0.25  # of an actor, so that small nodes have room for those of the next stage
 _REQUEST = Features(
     {
@@ -86,11 +87,9 @@ def ask(requests: list[Request], account: Account, keep: Callable[..., None]) ->
     groups: dict[str, list[Request]] = {}
     here = []
     for request in requests:
-        engine, limited = (
-            request.teacher.engine,
-            account.max_cost is not None and request.teacher.price,
-        )
-        if engine == "recorded" or (engine == "endpoint" and limited):
+        facts = facts_of(request.teacher)
+        limited = account.max_cost is not None and request.teacher.price
+        if not facts.journalled or (facts.remote and limited):
             here.append(request)
         else:
             groups.setdefault(_group(request.teacher), []).append(request)
@@ -107,7 +106,7 @@ def ask(requests: list[Request], account: Account, keep: Callable[..., None]) ->
             group = [request for request in group if id(request) not in sent]
 
     aside = [partial(ask_here, here, account, keep)]
-    aside += [partial(work, groups.pop("endpoint"))] if "endpoint" in groups else []
+    aside += [partial(work, groups.pop(REMOTE))] if REMOTE in groups else []
     side_by_side(account, aside, [partial(work, group) for group in groups.values()])
 
 
@@ -116,7 +115,7 @@ def _answers(requests: Sequence[Request], stage: str) -> Iterator[tuple[Request,
     teachers = {request.teacher.name: request.teacher for request in requests}
     first = requests[0].teacher
     gpus = _gpus(first)
-    if first.engine == "endpoint":
+    if facts_of(first).remote:
         least = min(
             min(t.concurrency, t.requests_per_minute or t.concurrency) for t in teachers.values()
         )
@@ -126,7 +125,8 @@ def _answers(requests: Sequence[Request], stage: str) -> Iterator[tuple[Request,
         blocks = max(actors, ceil(len(requests) / (TURNS_PER_BLOCK * in_flight)))
     else:
         actors, blocks = _actors(gpus, ceil(len(requests) / ROWS_PER_BLOCK))
-        blocks = actors if first.engine == "vllm" else blocks  # it is started anew for each block
+        # Outside of the actor's process a model is started anew for each block.
+        blocks = blocks if facts_of(first).in_process else actors
     rows = [
         {
             "index": i,
@@ -218,9 +218,9 @@ def _settle_in(journal: Path) -> None:
 
 
 def _group(teacher: Teacher) -> str:
-    """Teachers that are asked by the same actors: all endpoints; those that share a model."""
-    if teacher.engine == "endpoint":
-        return "endpoint"
+    """Teachers that are asked by the same actors: all remote ones; those that share a model."""
+    if facts_of(teacher).remote:
+        return REMOTE
     return digest(
         [teacher.engine, teacher.model, teacher.revision, teacher.engine_args, teacher.num_gpus]
     )
@@ -239,7 +239,7 @@ def _gpus(teacher: Teacher) -> float:
     """GPUs of one copy of a teacher. Default: those that vLLM shares its model between; else one if
     there is one.
     """
-    if teacher.engine == "endpoint":
+    if facts_of(teacher).remote:
         return 0.0
     if teacher.num_gpus is not None:
         return teacher.num_gpus

@@ -7,7 +7,7 @@ from typing import Any
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher, check_names
 from persyn_datasets.data.prompts import messages_of, prompt_id
-from persyn_datasets.engines import Request
+from persyn_datasets.engines import Request, check_keys, facts_of
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.dispatch import Ask, respond
 
@@ -44,6 +44,8 @@ class Generate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", tuple(self.teachers))
         check_names(self.teachers)
+        for teacher in self.teachers:
+            check_keys(teacher)
         check_samples(self.teachers, self.samples)
 
     def __call__(
@@ -80,7 +82,7 @@ def check_samples(teachers: Sequence[Teacher], samples: int) -> None:
     if samples < 1:
         raise InputError(f"samples is {samples}; expected at least 1.")
     for teacher in teachers if samples > 1 else ():
-        if teacher.engine != "recorded" and (teacher.sampling or Sampling()).temperature == 0:
+        if facts_of(teacher).journalled and (teacher.sampling or Sampling()).temperature == 0:
             raise InputError(
                 f"samples is {samples}, but the teacher {teacher.name!r} is greedy (temperature "
                 "0): all its answers to "

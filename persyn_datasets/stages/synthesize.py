@@ -7,7 +7,7 @@ from typing import Any
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher, check_names
 from persyn_datasets.data.prompts import messages_of, prompt_id
-from persyn_datasets.engines import Request
+from persyn_datasets.engines import Request, check_keys
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.dispatch import Ask, respond
 
@@ -32,6 +32,8 @@ class Synthesize:
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", tuple(self.teachers))
         check_names(self.teachers)
+        for teacher in self.teachers:
+            check_keys(teacher)
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None

@@ -5,6 +5,7 @@ import pytest
 from persyn_datasets import Teacher
 from persyn_datasets.engines import Request, Response
 from persyn_datasets.engines.account import Account, merge
+from persyn_datasets.report.tables import account_table
 
 TEACHER = Teacher("org/teacher", name="ann")
 
@@ -41,7 +42,7 @@ def test_throughput_is_that_of_what_was_generated_now(monkeypatch):
     account.settle(ask("c"), answer(50))  # 503
     (line,) = account.to_list()
     assert (line["new_tokens"], line["seconds"], line["completion_tokens"]) == (130, 13.0, 1130)
-    cells = [row.split("|")[-2].strip() for row in str(account).splitlines()]
+    cells = [row.split("|")[-2].strip() for row in account_table(account.to_list()).splitlines()]
     assert cells[0] == "tokens/s" and cells[2:] == ["10", "–"]
     (both,) = merge([line, line])
     assert (both["new_tokens"], both["seconds"]) == (260, 26.0)
@@ -57,4 +58,4 @@ def test_no_throughput_of_records_nor_in_no_time_nor_without_a_count(asked, toke
     account.settle(ask("b"), answer(tokens))
     (line,) = account.to_list()
     assert line["seconds"] == 0 and line["answers"] == 2
-    assert str(account).splitlines()[2].split("|")[-2].strip() == "–"
+    assert account_table(account.to_list()).splitlines()[2].split("|")[-2].strip() == "–"

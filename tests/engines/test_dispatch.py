@@ -2,6 +2,7 @@
 
 import threading
 import time
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,10 @@ from chat_server import ChatServer, completion, echo
 from persyn_datasets import BuildError, Generate, Price, Sampling, Teacher
 from persyn_datasets.engines import Request, Response, lane, transformers
 from persyn_datasets.engines.account import Account, highest_price
+from persyn_datasets.engines.bound import tokens_at_most
 from persyn_datasets.engines.dispatch import FIRST_FAILURES
+from persyn_datasets.report.tables import account_table
+from persyn_datasets.store.models import load_tokenizer, prompt_ids
 
 PRICE = Price(input=1.0, output=10.0)
 
@@ -205,7 +209,7 @@ def test_max_cost_is_never_passed_and_goes_on_with_more():
         limit = 60 * one
         account = Account(max_cost=limit)
         with pytest.raises(
-            BuildError, match=r"Generate: max_cost \$[\d.]+ is reached: .* left.*raise max_cost"
+            BuildError, match=r"Generate: max_cost \$[\d.]+ is reached: .* left.*Raise max_cost"
         ):
             Generate([teacher], account=account)(prompts(1000))
         paid = sum(PRICE.of(7, n % 90) for n in range(1, server.count + 1))
@@ -249,5 +253,98 @@ def test_one_account_for_two_stages_counts_each_answer_once():
         and lines["m"]["prompt_tokens"] == 70
     )
     assert lines["free"]["usd"] == 0 and lines["free"]["completion_tokens"] > 0
-    table = str(account).splitlines()
+    assert str(account).splitlines()[0].startswith("Generate · m: 20 answers (10 reused, 0 failed)")
+    table = account_table(account.to_list()).splitlines()
     assert "Generate · m" in table[2] and table[-1].startswith("| all")
+
+
+def says(reply, n=60, **more):
+    """n prompts for one teacher; the account, the server, and what was raised."""
+    with ChatServer(reply) as server:
+        account = Account()
+        teacher = teach(server, price=PRICE, **more)
+        try:
+            rows, error = flat(Generate([teacher], account=account)(prompts(n))), ""
+        except BuildError as raised:
+            rows, error = [], str(raised)
+        return rows, error, account, server
+
+
+def test_a_teacher_that_says_nothing_is_stopped_like_one_that_fails_and_asked_again_once_fixed():
+    thoughts = completion(None)
+    thoughts["choices"][0]["message"]["reasoning_content"] = "Hmm, let me see."
+    with ChatServer(lambda request, nth: (200, {}, thoughts)) as server:
+        with pytest.raises(BuildError, match="'m' fails: 36 .*reasoning_content"):
+            Generate([teach(server)])(prompts(500))
+        assert server.count < FIRST_FAILURES + 64
+        server.reply = echo  # somebody has fixed its server
+        assert not any(r["error"] for r in flat(Generate([teach(server)])(prompts(500))))
+
+
+def test_an_empty_answer_among_others_is_kept_and_not_bought_again():
+    def reply(request, nth):
+        empty = request["messages"][-1]["content"].endswith("7")
+        return (200, {}, completion("" if empty else "words"))
+
+    with ChatServer(reply) as server:
+        for _ in range(2):
+            rows = flat(Generate([teach(server)])(prompts(40)))
+            assert sum(bool(r["error"]) for r in rows) == 4
+        assert server.count == 40
+        with pytest.raises(BuildError, match="4 of 40 requests failed"):
+            Generate([teach(server)], max_failed=0.09)(prompts(40))
+        assert server.count == 40
+
+
+def test_half_an_answer_is_an_error_that_was_paid_for_and_may_be_asked_again():
+    half = completion("The sum foll", "error")
+    half["choices"][0]["error"] = {"code": 502, "message": "Provider disconnected"}
+
+    def reply(request, nth):
+        return (200, {}, half if nth <= 10 else completion("one two"))
+
+    rows, error, account, server = says(reply, 10)
+    assert not error and [r["text"] for r in rows] == ["one two"] * 10 and server.count == 20
+    assert account.spent == pytest.approx(10 * PRICE.of(7, 3) + 10 * PRICE.of(7, 2))
+    rows, error, account, server = says(lambda request, nth: (200, {}, half), 3)
+    assert {(r["text"], r["finish_reason"]) for r in rows} == {("", "error")}
+    assert all("Provider disconnected" in r["error"] for r in rows)
+    [line] = account.to_list()
+    assert (line["answers"], line["failed"], server.count) == (0, 3, 6)
+    assert account.spent == pytest.approx(6 * PRICE.of(7, 3))
+
+
+@pytest.mark.parametrize(("temperature", "warned"), [(0.7, 1), (0.7, 0)])
+def test_samples_that_are_all_equal_are_remarked_once(temperature, warned, caplog):
+    def reply(request, nth):
+        return (200, {}, completion("same" if warned else f"text {request['seed'] % 5}"))
+
+    with ChatServer(reply) as server:
+        account = Account()
+        for part in (10, 20):
+            Generate([teach(server)], account=account, samples=3)(prompts(part))
+    found = [r for r in caplog.records if "equal to each other" in r.getMessage()]
+    assert len(found) == warned
+
+
+def test_max_cost_holds_where_the_server_counts_more_than_it_was_sent(caplog):
+    """The first answer shows it; until then only one request is in flight."""
+    dear = completion("word") | {"usage": {"prompt_tokens": 90_000, "completion_tokens": 1}}
+    with ChatServer(lambda request, nth: (time.sleep(0.01), (200, {}, dear))[1]) as server:
+        account = Account(max_cost=1.0)  # 11 answers of 0.09001 USD
+        with pytest.raises(BuildError, match="max_cost"):
+            Generate([teach(server, price=PRICE)], account=account)(prompts(100))
+        assert server.count == 11
+        assert account.spent == pytest.approx(11 * PRICE.of(90_000, 1))
+    assert len([r for r in caplog.records if "billed" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("text", ["什么是光合作用？", "ﷺ" * 9, "㍿", "é" * 5, "𝒜b", "\ufdfa"])
+def test_no_prompt_has_more_tokens_than_its_bound(text, chat_model):
+    """Each byte in its longest normal form is a token, at most, and so are frames and templates."""
+    messages = [{"role": "user", "content": text}] * 3
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        written = 3 * len(unicodedata.normalize(form, text).encode())
+        assert tokens_at_most(messages) > written + 900
+    tokenizer = load_tokenizer(chat_model)
+    assert tokens_at_most(messages) > len(prompt_ids(tokenizer, messages))

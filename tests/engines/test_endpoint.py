@@ -15,7 +15,7 @@ from asking import KEY, after, answers, ask, closed_port, in_turn, one, refusal,
 from chat_server import ChatServer, completion, echo
 from datasets import Dataset
 from fault_server import KINDS, FaultServer
-from huggingface_hub import set_async_client_factory
+from huggingface_hub import close_session, set_async_client_factory
 from huggingface_hub.utils import httpx
 from huggingface_hub.utils._http import default_async_client_factory
 
@@ -221,9 +221,37 @@ def test_check_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(teach(url))
     assert f"{url} cannot be reached" in message and "refused" in message
     assert "expected e.g. http://host:8080/v1" in refusal(teach("localhost:8080/v1"))
+
+
+def test_offline_is_about_the_hub_and_forbids_no_other_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Compute nodes are offline by habit, and their servers run beside them."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refusal(teach(url))
-    assert "HF_HUB_OFFLINE" in answers(ask(teach(url), "hi"))[0]["error"]
+    with ChatServer(models=["m"]) as server:
+        endpoint.check(teach(server))
+        assert answers(ask(teach(server), "hi"))[0]["error"] == ""
+    ours = teach("https://router.huggingface.co/v1")
+    assert "HF_HUB_OFFLINE" in refusal(ours)
+    assert "HF_HUB_OFFLINE" in answers(ask(ours, "hi"))[0]["error"]
+
+
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:9/", "socks5://me:pass@127.0.0.1:9", "x:y"])
+def test_a_proxy_that_cannot_be_used_is_one_sentence(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("all_proxy", proxy)
+    close_session()
+    with ChatServer(models=["m"]) as server:
+        for work in (
+            lambda: endpoint.check(teach(server)),
+            lambda: answers(ask(teach(server), "hi")),
+        ):
+            with pytest.raises(InputError, match="all_proxy") as error:
+                work()
+            assert "me:pass" not in str(error.value)
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -32,7 +32,7 @@ def test_sampling_reaches_the_server() -> None:
         "temperature": 0,
         "top_p": 0.9,
         "max_tokens": 5,
-        "seed": 11,
+        "seed": ask(teach("http://h/v1", sampling=sampling), "hi")[0].seed,
         "stop": ["END"],
         "stream": False,
     }
@@ -40,17 +40,21 @@ def test_sampling_reaches_the_server() -> None:
     assert server.bodies[0]["temperature"] == 0.7 and "stop" not in server.bodies[0]
 
 
-def test_seed_is_the_same_for_every_prompt() -> None:
+def test_every_prompt_and_sample_has_a_seed_of_its_own() -> None:
+    """A server starts its noise at the seed: one for all would give all prompts the same noise."""
     with ChatServer() as server:
-        answers(ask(teach(server, sampling=Sampling(seed=3)), "a", "b", "c"))
-        assert [body["seed"] for body in server.bodies] == [3, 3, 3]
-        answers(
-            [
-                request._replace(sample=2)
-                for request in ask(teach(server, sampling=Sampling(seed=3)), "a")
-            ]
-        )
-        assert server.bodies[3]["seed"] == 5
+
+        def sent(seed: int, sample: int, *prompts: str) -> list[int]:
+            del server.bodies[:]
+            requests = ask(teach(server, sampling=Sampling(seed=seed), concurrency=1), *prompts)
+            answers([request._replace(sample=sample) for request in requests])
+            return [body["seed"] for body in server.bodies]
+
+        first = sent(3, 0, *words(50))
+        assert len(set(first)) == 50 and all(0 <= seed < 2**31 for seed in first)
+        assert sent(3, 0, *words(50)) == first  # in every run
+        assert set(sent(3, 1, *words(50))).isdisjoint(first)
+        assert sent(4, 0, *words(50)) == sent(3, 1, *words(50))  # sample j has seed + j
 
 
 def test_top_p_of_one_is_left_out_where_it_is_refused() -> None:

@@ -1,0 +1,208 @@
+"""The words of a chat completion: the body that is sent, and what comes back in whatever shape."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.engines import Request, Response, answered, failed
+from persyn_datasets.engines.server import Fault, message, short, storable
+
+REFUSALS = re.compile(
+    "unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|forbidden"
+    "|deprecated|only the default|not available|not implemented|removed|cannot be (used|set|spec)"
+    "|invalid (param|arg|field)|extra (input|field)|additional propert",
+    re.IGNORECASE,
+)
+OPTIONAL = ("temperature", "top_p", "seed", "stop")  # the server's defaults are then in force
+RENAMED = {"max_tokens": "max_completion_tokens"}
+FINISHED = {"eos_token": "stop", "stop_sequence": "stop"}  # TGI's words
+
+logger = logging.getLogger(__name__)
+
+
+class Refused:
+    """The parameters that a teacher's servers do not take, as learnt from their own words."""
+
+    def __init__(self) -> None:
+        self.without: set[str] = set()
+        self.renamed: dict[str, str] = {}
+
+    def learn(self, teacher: Teacher, body: dict[str, Any], fault: Fault) -> bool:
+        """Whether the request may succeed without, or by another name for, a parameter.
+
+        What is learnt is said once. `max_tokens` is never left out: it bounds the price.
+        """
+        if fault.status not in (400, 422):
+            return False
+        for name, other in RENAMED.items():
+            if name in body and other in fault.words:
+                if name not in self.renamed:
+                    self.renamed[name] = other
+                return True
+        for name in _named(fault):
+            # TGI refuses a top_p of 1 as out of its range; 1 is what it does without.
+            if name in body and (REFUSALS.search(fault.words) or body[name] == 1):
+                if name not in self.without:
+                    self.without.add(name)
+                    self._say(teacher, name, body[name], fault)
+                return True
+        return False
+
+    def _say(self, teacher: Teacher, name: str, value: Any, fault: Fault) -> None:
+        if (name, value) != ("top_p", 1.0):
+            logger.warning(
+                "Teacher %r does not take %s, so it is asked without (%s).",
+                teacher.name,
+                name,
+                fault,
+            )
+
+
+def _named(fault: Fault) -> list[str]:
+    """The parameters that a refusal is about: in a field for that, else anywhere in its words."""
+    found = [name for name in OPTIONAL if name in set(_fields(fault.body))]
+    return found or [
+        name for name in OPTIONAL if re.search(rf"(?<![\w.]){name}(?!\w)", fault.words)
+    ]
+
+
+def _fields(body: Any) -> Iterator[str]:
+    """OpenAI's `param`, and the ends of pydantic's `loc`."""
+    if isinstance(body, list):
+        for part in body:
+            yield from _fields(part)
+    if isinstance(body, dict):
+        param, loc = body.get("param"), body.get("loc")
+        if isinstance(param, str):
+            yield param
+        if isinstance(loc, list) and loc:
+            yield str(loc[-1])
+        for part in body.values():
+            yield from _fields(part)
+
+
+def request_body(request: Request, refused: Refused) -> dict[str, Any]:
+    sampling = request.sampling
+    body = {
+        "model": request.teacher.model,
+        "messages": request.messages,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": request.seed,
+        "stop": list(sampling.stop),
+        "stream": False,
+    }
+    return {
+        refused.renamed.get(key, key): value
+        for key, value in body.items()
+        if key not in refused.without and value != []
+    }
+
+
+def read_response(request: Request, output: Any, key: str | None) -> Response:
+    """What a server answered.
+
+    A choice that cannot be read, or that a provider broke off, but was billed for, is a response:
+    another try would be billed as well.
+
+    Raises:
+        Fault: it is no chat completion, and nothing was billed: another try may be one.
+    """
+    teacher, choice = request.teacher, _choice(output)
+    prompt, completion = usage(output)
+    reason = choice.get("finish_reason")
+    said = choice.get("message")
+    said = said if isinstance(said, dict) else {}
+    text = text_of(said.get("content"))
+    if reason == "error" or (choice.get("error") and not text):
+        words = short(message(choice.get("error") or output), key) if choice.get("error") else ""
+        why = f"the server broke off (finish_reason error){': ' * bool(words)}{words}"
+        return failed(teacher, why, prompt, completion)
+    reason = reason if isinstance(reason, str) else None
+    if text is None or not said or not (text or reason):
+        if completion:
+            why = f"an answer in a shape that is not known: {_shown(choice, key)}"
+            return failed(teacher, why, prompt, completion) | {"finish_reason": reason or "stop"}
+        raise Fault(f"not a chat completion: {_shown(output, key)}")
+    return answered(
+        teacher,
+        storable(text),
+        FINISHED.get(reason or "stop", reason or "stop"),
+        prompt,
+        completion,
+        stop=request.sampling.stop,
+        why_empty=_why_empty(said),
+    )
+
+
+def _choice(output: Any) -> dict[str, Any]:
+    choices = output.get("choices") if isinstance(output, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def text_of(content: Any) -> str | None:
+    """A message's text: as it is, or the text parts of a list, without those of thoughts; None if
+    it is something else.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type") in (None, "text", "output_text"):
+            text = part.get("text")
+            text = text.get("value") if isinstance(text, dict) else text
+            if not isinstance(text, str):
+                return None
+            texts.append(text)
+    return "".join(texts)
+
+
+def usage(output: Any) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the completion, where they are counted.
+
+    Thoughts are billed: where a server counts them in the total only, they are the completion's.
+    """
+    counts = output.get("usage") if isinstance(output, dict) else None
+    counts = counts if isinstance(counts, dict) else {}
+    prompt, completion, total = (
+        next((n for name in names if (n := _count(counts.get(name))) is not None), None)
+        for names in (
+            ("prompt_tokens", "input_tokens"),
+            ("completion_tokens", "output_tokens"),
+            ("total_tokens",),
+        )
+    )
+    if total and prompt is not None:
+        completion = max(completion or 0, total - prompt)
+    return prompt, completion
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        return None
+    return int(value) if value < 2**53 else None
+
+
+def _why_empty(said: dict[str, Any]) -> str:
+    """Where the words went, if anywhere."""
+    for key in ("reasoning_content", "reasoning", "thinking", "refusal", "tool_calls"):
+        if said.get(key):
+            return f"all that it wrote is in the message's {key!r}"
+    return ""
+
+
+def _shown(output: Any, key: str | None) -> str:
+    if isinstance(output, dict):
+        output = {k: v for k, v in output.items() if v is not None}
+    return short(message(output) if output else json.dumps(output), key)
