@@ -80,9 +80,12 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     from persyn_datasets.config.recipe import Recipe
+    from persyn_datasets.engines import check_engine
 
     strategy = [f"strategy={options.strategy}"] if options.strategy else []
     recipe = Recipe.load(options.recipe, [*options.set, *strategy])
+    for teacher in recipe.teachers:
+        check_engine(teacher)
 
     # Only now what takes seconds to import: a typo in the recipe is answered at once, a finished
     # build soon.

@@ -18,8 +18,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -146,10 +146,13 @@ def failed(
 
 
 def names() -> list[str]:
-    """The engines that there are: the modules of this room that have a `generate`. None is
-    imported.
-    """
-    modules = [Path(room, f"{m.name}.py") for room in __path__ for m in iter_modules([room])]
+    """The engines that there are: the modules of this room that have a `generate`."""
+    return _names(tuple(__path__))
+
+
+@cache
+def _names(rooms: tuple[str, ...]) -> list[str]:
+    modules = [Path(room, f"{m.name}.py") for room in rooms for m in iter_modules([room])]
     return sorted(
         module.stem for module in modules if "\ndef generate(" in module.read_text(encoding="utf-8")
     )
@@ -161,17 +164,18 @@ def engine_of(teacher: Teacher) -> ModuleType:
     Raises:
         InputError: there is no such engine.
     """
-    name = f"{__name__}.{teacher.engine}"
-    module = import_module(name) if teacher.engine.isidentifier() and find_spec(name) else None
-    if not hasattr(module, "FACTS"):
-        known = names()
+    check_engine(teacher)
+    return import_module(f"{__name__}.{teacher.engine}")
+
+
+def check_engine(teacher: Teacher) -> None:
+    """Raises `InputError`: there is no such engine. Imports none, so that a typo is seen at once."""
+    if teacher.engine not in (known := names()):
         nearest = get_close_matches(teacher.engine, known, n=1)
         raise InputError(
             f"Teacher {teacher.name!r}: there is no engine {teacher.engine!r}"
             + (f"; did you mean {nearest[0]!r}?" if nearest else f"; expected {', '.join(known)}.")
         )
-    assert module
-    return module
 
 
 def facts_of(teacher: Teacher) -> Facts:

@@ -94,7 +94,7 @@ def test_set_overrides_anything(values, tmp_path):
         ("teachers=gpt", "teachers"),
         ("calibration.size=many", "calibration.size: found 'many'"),
         ("calibration.size=2.5", "calibration.size: found 2.5"),
-        ("teachers.0.engine=magic", "teachers.0.engine: found 'magic'"),
+        ("teachers.0.engine=[magic]", "teachers.0.engine: found"),
         ("teachers.0.sampling.top_p=0", "top_p is 0"),
         ("teachers.0.sampling.max_token=9", "did you mean 'max_tokens'"),
         ("teachers.0.price={input: 1}", "teachers.0.price.output' is missing"),
