@@ -169,7 +169,7 @@ def engine_of(teacher: Teacher) -> ModuleType:
 
 
 def check_engine(teacher: Teacher) -> None:
-    """Raises `InputError`: there is no such engine. Imports none, so that a typo is seen at once."""
+    """Raises `InputError`: there is no such engine. Imports none: a typo is seen at once."""
     if teacher.engine not in (known := names()):
         nearest = get_close_matches(teacher.engine, known, n=1)
         raise InputError(

@@ -247,7 +247,7 @@ def proxies() -> Iterator[None]:
     """Raises `InputError` if a proxy of the environment cannot be used by a session made here."""
     try:
         yield
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
         name, value = _proxy()
         if not value:
             raise

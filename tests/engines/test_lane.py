@@ -192,11 +192,9 @@ def test_servers_that_stay_down_fail_their_requests_at_once(
 
 
 def test_tries_end_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "IN_ALL", 0.1)
+    monkeypatch.setattr(lane, "IN_ALL", 0.8)
     monkeypatch.setattr(lane, "TRIES", 1000)
-    response, server = one(
-        lambda request, nth: (time.sleep(0.03), (500, {}, {"error": "again"}))[1]
-    )
+    response, server = one(lambda request, nth: (time.sleep(0.1), (500, {}, {"error": "again"}))[1])
     assert 2 <= server.count < 10
     assert response["error"] == f"HTTP 500: again (tried {server.count} times)"
 
