@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from persyn_datasets.report.tables import table
-from persyn_datasets.signals.quality import _load, reward_model_scores
+from persyn_datasets.signals.reward_model import _load, score
 
 BATCH_SIZES = (1, 4, 16)
 
@@ -56,7 +56,7 @@ def main() -> None:
             AutoModelForSequenceClassification.from_config(shapes.smollm2(num_labels=1)), folder
         )
         ways: dict[str, Callable[[], list[float]]] = {
-            "persyn": lambda: reward_model_scores(rows, folder)
+            "persyn": lambda: score([(row[:-1], row[-1]["content"]) for row in rows], {}, folder)
         }
         ways |= {f"batch size {b}": lambda b=b: as_they_come(folder, rows, b) for b in BATCH_SIZES}
         as_they_come(folder, rows[:4], 1)  # to warm up

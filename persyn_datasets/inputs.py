@@ -9,17 +9,15 @@ model on the Hub by its commit, a table by its rows. What the strategy does not 
 """
 
 import hashlib
-import inspect
 import json
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
 
-from persyn_datasets import __version__
+from persyn_datasets import __version__, signals
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.prompts import Benchmark
 from persyn_datasets.config.recipe import Recipe
@@ -28,13 +26,11 @@ from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
 from persyn_datasets.engines.recorded import COLUMNS
 from persyn_datasets.report.text import to_yaml
-from persyn_datasets.signals import quality
-from persyn_datasets.store.identity import content_hash, weights_of
+from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.strategies import baselines as strategies
 
 ROWS_AT_ONCE = 1000
-VERIFIER = ("math-verify", "latex2sympy2_extended")
 # Nothing of these is in a build (`sampling` is in each teacher's own), or only where a strategy has
 # a router, or needs a calibration.
 NOT_BUILT = ("training", "evaluation", "max_cost", "sampling")
@@ -102,7 +98,7 @@ def contents(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
     if strategies.calibration_size(recipe, 1):
         student = recipe.student
         found["student"] = _weights("student.model", student.model, student.revision)
-        found["quality"] = _quality(recipe.quality)
+        found["quality"] = signals.identity(recipe.quality)
         if recipe.target:
             rows = recipe.target.load()
             columns = ["messages", recipe.target.response_column]
@@ -157,17 +153,3 @@ def _teacher(teacher: Teacher, tables: dict[Any, str]) -> Any:
     if teacher.base_urls:
         return [teacher.model, teacher.base_urls[0]]
     return _weights(f"teacher {teacher.name!r}", teacher.model, teacher.revision)
-
-
-def _quality(how: str | dict[str, Any]) -> Any:
-    """Reward model's weights, verifier's versions, or the bytes of the file with the function."""
-    if isinstance(how, dict):
-        model = how.get("reward_model")
-        if not isinstance(model, str):
-            raise InputError(f"quality: found {how}; expected the key 'reward_model'.")
-        return _weights("quality.reward_model", model, how.get("revision"))
-    if how == quality.MATH_VERIFY:
-        return {name: version(name) for name in VERIFIER}
-    function = quality.resolve(how)
-    file = inspect.getsourcefile(inspect.unwrap(function)) if inspect.isroutine(function) else None
-    return content_hash(file) if file else how

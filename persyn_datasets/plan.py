@@ -1,12 +1,12 @@
 """The plan of a build: every check that costs nothing, and what the build will cost."""
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoConfig
 
+from persyn_datasets import signals
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
@@ -15,7 +15,7 @@ from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.report.tables import table
-from persyn_datasets.signals import quality, trained_text
+from persyn_datasets.signals import trained_text
 from persyn_datasets.stages.generate import check_samples
 from persyn_datasets.store.models import load_tokenizer, template_of
 from persyn_datasets.strategies import baselines as strategies
@@ -67,8 +67,9 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
             f"router.holdout {recipe.router.holdout} of {size} calibration prompts leaves none; "
             "change it."
         )
-    _check_quality(
-        recipe, prompts if routed and recipe.second_opinion else calibration(recipe, prompts)
+    signals.check(
+        recipe.quality,
+        prompts if routed and recipe.second_opinion else calibration(recipe, prompts),
     )
     _check_model("student.model", recipe.student.model, recipe.student.revision)
     trained_text.check(
@@ -105,31 +106,6 @@ def _check_model(key: str, model: str, revision: str | None) -> None:
         raise InputError(
             f"{key}: model {model!r} not found: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _check_quality(recipe: Recipe, rows: Dataset) -> None:
-    if isinstance(recipe.quality, dict):
-        if "reward_model" not in recipe.quality:
-            raise InputError(f"quality: found {recipe.quality}; expected the key 'reward_model'.")
-        _check_model(
-            "quality.reward_model", recipe.quality["reward_model"], recipe.quality.get("revision")
-        )
-    elif recipe.quality != quality.MATH_VERIFY:
-        quality.resolve(recipe.quality)
-    elif "answer" not in rows.column_names:
-        raise InputError(
-            "quality: math-verify compares with reference answers; name their column with "
-            "prompts.answer_column."
-        )
-    else:
-        importlib.import_module("math_verify")
-        for row, answer in enumerate(rows["answer"]):
-            if answer in (None, "") or not quality.parse_answer(str(answer)):
-                raise InputError(
-                    f"The answer {answer!r} to the prompt "
-                    f"{rows[row]['messages'][-1]['content'][:60]!r} is not "
-                    "understood by math-verify; expected a number or LaTeX. Mend or remove the row."
-                )
 
 
 def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:

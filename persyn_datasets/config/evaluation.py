@@ -2,14 +2,19 @@
 See `evaluate`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_datasets.config.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+TASKS = Path(__file__).parents[1] / "tasks"
+_READERS = {".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,24 @@ class Evaluation:
 
     `tasks`: names of tasks or groups of lm-evaluation-harness; `include_path`: a folder with YAML
     files of your own ones, which may run code; a group there may only name tasks from there.
-    `limit`: prompts per task, at most. The other keys are those of `lm_eval.simple_evaluate`.
+    `data`: of a task, the file (JSON, JSON Lines, CSV or Parquet) that is read instead of its data
+    set on the Hub, with the same columns. `limit`: prompts per task, at most. `max_gen_toks`: new
+    tokens of an answer, at most, where a task states no limit of its own; half the student's
+    context, if that is less. The other keys are those of `lm_eval.simple_evaluate`.
+
+    Beside the harness's tasks there are `persyn_math` and `persyn_svamp`, graded by the verifier
+    that scores teachers' answers; see `docs/verifiers.md`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     tasks: tuple[str, ...] = ()
     include_path: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
     num_fewshot: int | None = None
     apply_chat_template: bool = True
+    max_gen_toks: int = 1024
     batch_size: int | str = 8
     held_out: HeldOut | None = None
 
@@ -99,14 +112,18 @@ class Evaluation:
                 "evaluation: there is nothing to do; give tasks, e.g. [gsm8k], or held_out: "
                 "{path: …}."
             )
+        if self.max_gen_toks < 1:
+            raise InputError(f"evaluation.max_gen_toks is {self.max_gen_toks}; expected 1 or more.")
         known = manager(self).all_tasks if self.tasks else []
-        for task in self.tasks:
+        for task in (*self.tasks, *self.data):
             if task not in known:
                 raise InputError(
                     f"evaluation.tasks: lm-evaluation-harness has no task {task!r}; `lm-eval ls "
                     "tasks` lists them, and "
                     "evaluation.include_path names a folder with your own."
                 )
+        for task in self.tasks:
+            self._build(task)
         if self.held_out:
             seen = set(prompts["prompt_id"])
             if both := sum(key in seen for key in self.held_out.load()["prompt_id"]):
@@ -115,16 +132,44 @@ class Evaluation:
                     "them."
                 )
 
+    def named(self, task: str) -> str | dict[str, Any]:
+        """A task as the harness takes it: its name, or its name with another file to read."""
+        if task not in self.data:
+            return task
+        file = self.data[task]
+        return {
+            "task": task,
+            "dataset_path": _READERS.get(Path(file).suffix, "json"),
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {"test": file}},
+        }
 
-@lru_cache(maxsize=1)
+    def _build(self, task: str) -> None:
+        """A task that cannot be built (a package, a data set or a file is missing) would fail after
+        everything was paid for.
+        """
+        try:
+            manager(self).load([self.named(task)])
+        except Exception as error:  # whatever the task's own code raises
+            reason = str(error).strip().splitlines() or [""]
+            raise InputError(
+                f"evaluation.tasks: {task!r} cannot be built: {type(error).__name__}: {reason[0]}"
+            ) from error
+
+
 def manager(evaluation: Evaluation) -> Any:
     """The tasks there are. The harness's take seconds to list: not if `include_path` has all that
     are named.
     """
+    return _manager(evaluation.tasks, evaluation.include_path)
+
+
+@lru_cache(maxsize=1)
+def _manager(tasks: tuple[str, ...], include_path: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    if evaluation.include_path:
-        local = TaskManager(include_path=evaluation.include_path, include_defaults=False)
-        if set(evaluation.tasks) <= set(local.all_tasks):
-            return local
-    return TaskManager(include_path=evaluation.include_path)
+    folders = [str(TASKS), *([include_path] if include_path else [])]
+    local = TaskManager(include_path=folders, include_defaults=False)
+    if set(tasks) <= set(local.all_tasks):
+        return local
+    return TaskManager(include_path=folders)

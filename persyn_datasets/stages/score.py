@@ -5,19 +5,18 @@ and quality r_q.
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data.prompts import messages_of
-from persyn_datasets.signals import quality as q
+from persyn_datasets.signals import Quality, identity, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
 from persyn_datasets.signals.trained_text import ChatFormat
@@ -27,8 +26,6 @@ from persyn_datasets.store.models import dtype, use_device
 from persyn_datasets.store.progress import Bar
 
 logger = logging.getLogger(__name__)
-
-Quality = str | Mapping[str, Any] | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,13 @@ class Score:
     """
 
     student: str | Student
-    quality: Quality = q.MATH_VERIFY
+    quality: Quality = "math-verify"
     target: Target | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.student, str):
             object.__setattr__(self, "student", Student(self.student))
-        if isinstance(self.quality, Mapping) and "reward_model" not in self.quality:
-            raise InputError(
-                f"quality: found {dict(self.quality)}; expected the key 'reward_model'."
-            )
-        if isinstance(self.quality, str) and self.quality != q.MATH_VERIFY:
-            q.resolve(self.quality)
+        signal_of(self.quality)
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
@@ -82,11 +74,11 @@ class Score:
         for row in responses:
             for r in row:
                 r["quality"] = r["learnability"] = r["rsr"] = None
+        cut = getattr(signal_of(self.quality)[0], "CUT", None)
         for (_, r), quality, told in zip(
             places, self._quality(rows, columns), self.of_student(rows), strict=True
         ):
-            unfinished = self.quality == q.MATH_VERIFY and r["finish_reason"] == "length"
-            r["quality"] = 0.0 if unfinished else quality
+            r["quality"] = cut if cut is not None and r["finish_reason"] == "length" else quality
             r["learnability"], r["rsr"] = told["learnability"], told["rsr"]
         if self.target:
             for row in responses:
@@ -142,58 +134,25 @@ class Score:
     def _quality(
         self, rows: list[tuple[list[Message], str]], columns: dict[str, list[Any]]
     ) -> list[float | None]:
-        """r_q of each row. A user's function is called each time: its content has no address to
-        journal it by.
-        """
-        completions = [[{"role": "assistant", "content": text}] for _, text in rows]
-        if callable(self.quality) or (
-            isinstance(self.quality, str) and self.quality != q.MATH_VERIFY
-        ):
-            function = q.resolve(self.quality) if isinstance(self.quality, str) else self.quality
-            return q.call(function, [m for m, _ in rows], completions, columns)
-        if isinstance(self.quality, Mapping):
-            model = {"model" if k == "reward_model" else k: v for k, v in self.quality.items()}
-            whole = [m + c for (m, _), c in zip(rows, completions, strict=True)]
-            identity = model | {
-                "weights": weights_of(model["model"], model.get("revision")),
-                "dtype": str(dtype()),
-            }
-            return self._journalled(
-                model["model"], identity, whole, lambda todo: q.reward_model_scores(todo, **model)
-            )
-        if "answer" not in columns:
-            raise InputError(
-                "quality 'math-verify' compares with a column 'answer', and there is none; "
-                "rename yours."
-            )
-        missing = next(
-            (m for (m, _), a in zip(rows, columns["answer"], strict=True) if a in (None, "")), None
-        )
-        if missing is not None:
-            raise InputError(
-                f"The prompt {missing[-1]['content'][:60]!r} has no answer; math-verify needs one."
-            )
-        answered = [(str(a), text) for a, (_, text) in zip(columns["answer"], rows, strict=True)]
-        return self._journalled(q.MATH_VERIFY, {"verifier": q.MATH_VERIFY}, answered, q.math_verify)
-
-    @staticmethod
-    def _journalled(
-        name: str,
-        identity: dict[str, Any],
-        rows: list[Any],
-        score: Callable[[list[Any]], list[float]],
-    ) -> list[float | None]:
-        keys = [digest(row) for row in rows]
-        with Journal("quality", name, identity) as journal:
+        """r_q of each row, from the journal or by the signal, where it says that it is kept."""
+        signal, spec = signal_of(self.quality)
+        if not getattr(signal, "JOURNALLED", True):
+            scored: list[float | None] = signal.score(rows, columns, **spec)
+            return scored
+        used = [name for name in getattr(signal, "COLUMNS", ()) if name in columns]
+        keys = [
+            digest([row, {name: columns[name][i] for name in used}]) for i, row in enumerate(rows)
+        ]
+        facts = identity(self.quality) | {"dtype": str(dtype())}
+        with Journal("quality", facts["signal"], facts) as journal:
             known = journal.get(keys)
-            todo = list(
-                {key: row for key, row in zip(keys, rows, strict=True) if key not in known}.items()
-            )
-            for (key, _), value in zip(
-                todo, score([row for _, row in todo]) if todo else (), strict=True
-            ):
-                known[key] = value
-                journal.put(key, value)
+            todo = list({key: i for i, key in enumerate(keys) if key not in known}.values())
+            if todo:
+                chosen = {name: [cells[i] for i in todo] for name, cells in columns.items()}
+                found = signal.score([rows[i] for i in todo], chosen, **spec)
+                for i, value in zip(todo, found, strict=True):
+                    known[keys[i]] = value
+                    journal.put(keys[i], value)
         return [known[key] for key in keys]
 
 

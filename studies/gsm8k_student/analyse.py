@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from persyn_datasets.compare.tournament import LEAST_TEACHERS, correlations, with_length
-from persyn_datasets.signals.quality import math_verify
+from persyn_datasets.signals.math_verify import verdicts
 from persyn_datasets.stages.rank import normalized
 from persyn_datasets.store.statistics import holm, interval, paired
 from studies.gsm8k_student import common, measure, routing, tables
@@ -86,7 +86,7 @@ def right(data: Data, teachers: list[str], questions: list[int]) -> np.ndarray:
         for q in questions
         for t in teachers
     ]
-    return np.array(math_verify(pairs)).reshape(len(questions), -1)
+    return np.array(verdicts(pairs)).reshape(len(questions), -1)
 
 
 def gains(output: Path, teachers: list[str]) -> tuple[list[str], np.ndarray]:

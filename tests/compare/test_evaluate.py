@@ -3,13 +3,17 @@
 """
 
 import json
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset
 from pool import answer, make_recipe, problems, write_lines
 
-from persyn_datasets import InputError, Recipe, Student
+from persyn_datasets import BuildError, InputError, Recipe, Student
 from persyn_datasets.compare import evaluate
 from persyn_datasets.config.evaluation import Evaluation, HeldOut
 from persyn_datasets.engines import Response
@@ -76,10 +80,12 @@ def test_the_harness_runs_and_keeps_each_prompt(chat_model, tasks, tmp_path, mon
         "both/acc",
         "both/acc_norm",
         "both/−exact_match",
+        "both/−cut",
     }
     assert list(measured["chooses/acc"]) == [f"chooses:{i}" for i in range(4)]
     assert measured["both/acc"] == measured["chooses/acc"]
     assert set(measured["both/−exact_match"].values()) == {0.0}
+    assert set(measured["both/−cut"].values()) == {-1.0}  # after the task's own 8 tokens
     samples = [
         json.loads(line) for line in (tmp_path / "out/chooses.jsonl").read_text().splitlines()
     ]
@@ -243,3 +249,82 @@ def test_a_recipe_says_it(tmp_path, held_out, tasks):
             InputError, match=f"unknown key '{section}.{key}'; did you mean '{nearest}'"
         ):
             Recipe.from_dict(make_recipe(tmp_path, "org/student", **{section: {key: 1}}))
+
+
+def test_a_task_without_a_limit_of_its_own_gets_ours(chat_model, tasks, tmp_path, caplog):
+    path = Path(tasks) / "writes.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["generation_kwargs"]
+    path.write_text(yaml.safe_dump(values))
+    evaluation = Evaluation(tasks=("writes",), include_path=tasks, limit=2, max_gen_toks=5)
+    measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
+    assert set(measured["writes/−cut"].values()) == {-1.0}
+    assert "2 of 2 answers were cut off" in caplog.text
+    lines = (tmp_path / "out/writes.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["arguments"][0][1].get("max_gen_toks", 5) == 5 for line in lines)
+
+
+def test_the_mean_of_a_ratio_over_parts_is_the_harnesss():
+    """IFEval counts instructions, not prompts: 3 of 6 here, not (1 + 1/4 + 1) / 3."""
+    parts = [[True], [True, False, False, False], [True]]
+    samples = [
+        {"metrics": ["inst"], "inst": p, "doc_id": i, "filter": "none"} for i, p in enumerate(parts)
+    ]
+    found = evaluate._by_prompt("t", {"samples": {"t": samples}, "higher_is_better": {"t": {}}})
+    assert np.mean(list(found["t/inst"].values())) == pytest.approx(3 / 6)
+    samples = [
+        {"metrics": ["acc"], "acc": v, "doc_id": i, "filter": "none"} for i, v in enumerate([1, 0])
+    ]
+    found = evaluate._by_prompt("t", {"samples": {"t": samples}, "higher_is_better": {"t": {}}})
+    assert found["t/acc"] == {"t:0": 1.0, "t:1": 0.0}
+
+
+def test_a_student_of_nan_is_refused(chat_model, tasks, held_out, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    broken = AutoModelForCausalLM.from_pretrained(chat_model)
+    for weights in broken.parameters():
+        torch.nn.init.constant_(weights, float("nan"))
+    shutil.copytree(chat_model, tmp_path / "m")
+    broken.save_pretrained(tmp_path / "m")
+    student = Student(str(tmp_path / "m"))
+    for evaluation in (
+        Evaluation(tasks=("chooses",), include_path=tasks, limit=2),
+        Evaluation(held_out=HeldOut(held_out.path, response_column="solution")),
+    ):
+        with pytest.raises(BuildError, match="NaN"):
+            evaluate.evaluate(student, evaluation, tmp_path / "out")
+
+
+def test_a_task_that_cannot_be_built_is_refused_at_the_start(tasks):
+    with open(f"{tasks}/utils.py", "w") as file:
+        file.write('raise ModuleNotFoundError("antlr4-python3-runtime==4.11 is required")\n')
+    with open(f"{tasks}/writes.yaml", "a") as file:
+        file.write("process_docs: !function utils.process_docs\n")
+    with pytest.raises(InputError, match="'writes' cannot be built.*antlr4"):
+        Evaluation(tasks=("writes",), include_path=tasks).check(Dataset.from_dict({}))
+    with pytest.raises(InputError, match="max_gen_toks is 0"):
+        Evaluation(tasks=("chooses",), include_path=tasks, max_gen_toks=0).check(
+            Dataset.from_dict({})
+        )
+
+
+def test_our_mathematics_tasks_read_a_file_and_are_graded_by_our_verifier(tmp_path, chat_model):
+    mathematics = [{"problem": "Half of 7?", "answer": r"\frac{7}{2}"}]
+    words = [{"Body": "He has 3.", "Question": "How many?", "Answer": "3.0"}]
+    data = {
+        "persyn_math": write_lines(tmp_path / "m.jsonl", mathematics),
+        "persyn_svamp": write_lines(tmp_path / "s.jsonl", words),
+    }
+    evaluation = Evaluation(tasks=tuple(data), data=data, max_gen_toks=4)
+    evaluation.check(Dataset.from_dict({"prompt_id": []}))
+    measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
+    assert set(measured) == {f"{task}/{m}" for task in data for m in ("right", "−cut")}
+    sample = json.loads((tmp_path / "out/persyn_math.jsonl").read_text())
+    assert "Half of 7?" in sample["arguments"][0][0]
+
+    from persyn_datasets.tasks.grade import process_results
+
+    assert process_results(mathematics[0], ["Answer: 7 halves? No: \\boxed{3.5}"]) == {"right": 1.0}
+    assert process_results(words[0], ["The answer is 3 apples."]) == {"right": 1.0}
+    assert process_results(words[0], ["The answer is 4 apples."]) == {"right": 0.0}

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from persyn_datasets import InputError, Score, Student
 from persyn_datasets.data import schema
-from persyn_datasets.signals import quality
+from persyn_datasets.signals import math_verify
+from persyn_datasets.signals import reward_model as rewards
 from persyn_datasets.signals.learnability import SCORER
 from persyn_datasets.signals.learnability import signals as of_student
 from persyn_datasets.stages import score
@@ -60,12 +61,12 @@ def scored_rows(monkeypatch):
         given["student"] += len(rows)
         return of_student(student, rows)
 
-    def verifier(rows, verify=quality.math_verify):
+    def verifier(rows, verify=math_verify.verdicts):
         given["verifier"] += len(rows)
         return verify(rows)
 
     monkeypatch.setattr(score, "signals", learnability)
-    monkeypatch.setattr(quality, "math_verify", verifier)
+    monkeypatch.setattr(math_verify, "verdicts", verifier)
     return given
 
 
@@ -144,10 +145,8 @@ def test_quality_by_reward_model_and_by_dotted_path(
     found = signals(
         Score(student=chat_model, quality={"reward_model": reward_model})(BATCH), "quality"
     )
-    whole = [*ROWS[0]["messages"], {"role": "assistant", "content": "It is 7."}]
-    assert found[0][2] == pytest.approx(
-        quality.reward_model_scores([whole], reward_model)[0], abs=1e-4
-    )
+    [alone] = rewards.score([(ROWS[0]["messages"], "It is 7.")], {}, reward_model)
+    assert found[0][2] == pytest.approx(alone, abs=1e-4)
     assert found[0][1] is None
     (tmp_path / "my_rewards.py").write_text(
         "def one(completions):\n    return [1] * len(completions)\n"

@@ -1,0 +1,176 @@
+"""Quality by a reward model: the raw output of a sequence classifier with one label for the whole
+conversation, by its own chat template (paper §3, r_q for instructions: Skywork-Reward).
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Message
+from persyn_datasets.store.identity import weights_of
+from persyn_datasets.store.models import (
+    batches,
+    context_length,
+    load_classifier,
+    load_tokenizer,
+)
+
+KEYS = frozenset({"reward_model", "revision", "trust_remote_code"})
+TOKENS_PER_BATCH = 16_384 if torch.cuda.is_available() else 1024  # a CPU wants its cache
+# Weights of a local folder up to this size are loaded by `check`; larger ones are a build's work.
+BYTES_TO_TRY = 2 * 2**30
+_logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def score(
+    rows: Sequence[tuple[list[Message], str]],
+    columns: Mapping[str, list[Any]],
+    reward_model: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[float | None]:
+    """The raw scalar output (no activation) of each conversation.
+
+    A conversation longer than the model's context has no score, and takes no part: cut, it would be
+    another conversation. How many there are is logged.
+
+    Raises:
+        InputError: the model has not one label, or no chat template.
+    """
+    loaded, tokenizer = _load(reward_model, revision, trust_remote_code)
+    ids = [_ids(tokenizer, [*messages, _assistant(text)]) for messages, text in rows]
+    limit = context_length(loaded)
+    scores: list[float | None] = [None] * len(rows)
+    fits = [i for i, row in enumerate(ids) if len(row) <= limit]
+    if len(fits) < len(rows):
+        _logger.warning(
+            "quality.reward_model: %d of %d conversations are longer than the %d tokens of %s; "
+            "they have no reward and take no part.",
+            len(rows) - len(fits),
+            len(rows),
+            limit,
+            reward_model,
+        )
+    # The model's own padding, not the tokenizer's: it scores the last token that is not this.
+    # Without it, row by row.
+    pad = loaded.config.get_text_config().pad_token_id
+    lengths = [len(ids[i]) for i in fits]
+    for batch in batches(lengths, TOKENS_PER_BATCH, rows=1 if pad is None else None):
+        for b, value in zip(batch, _forward(loaded, [ids[fits[b]] for b in batch]), strict=True):
+            scores[fits[b]] = value
+    return scores
+
+
+def _forward(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[float]:
+    """One batch, longest row first."""
+    pad, width = model.config.get_text_config().pad_token_id, len(ids[0])
+    padded = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=model.device)
+    lengths = torch.tensor([[len(row)] for row in ids], device=model.device)
+    mask = (torch.arange(width, device=model.device) < lengths).long()
+    found: list[float] = model(padded, attention_mask=mask).logits[:, 0].float().tolist()
+    return found
+
+
+def check(spec: Mapping[str, Any], prompts: Any) -> None:
+    """One label, a chat template, room for an answer behind each prompt; weights of a local folder
+    score one real row.
+
+    Raises:
+        InputError: one of these is missing, or the model is not found.
+    """
+    name = spec["reward_model"]
+    weights = name, spec.get("revision"), bool(spec.get("trust_remote_code", False))
+    config = _config(*weights)
+    _check_labels(name, config.num_labels)
+    try:
+        with torch.device("meta"):
+            AutoModelForSequenceClassification.from_config(config, trust_remote_code=weights[2])
+        tokenizer = load_tokenizer(*weights)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"quality.reward_model: {name!r} is no reward model that transformers can load: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    _check_template(name, tokenizer)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for row, messages in enumerate(prompts["messages"]):
+        used = len(_ids(tokenizer, [*messages, _assistant("Yes.")]))
+        if limit and used > limit:
+            raise InputError(
+                f"quality.reward_model: the prompt {messages[-1]['content'][:60]!r} (row {row}) "
+                f"and a short answer are {used} tokens, and the context of {name!r} is {limit}; "
+                "remove it, or take another reward model."
+            )
+    folder = Path(name)
+    if folder.is_dir() and sum(f.stat().st_size for f in folder.iterdir()) <= BYTES_TO_TRY:
+        score([(prompts[0]["messages"], "Yes.")], {}, **spec)
+
+
+def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's weights, by content.
+
+    Raises:
+        InputError: they are not found.
+    """
+    try:
+        return {"weights": weights_of(spec["reward_model"], spec.get("revision"))}
+    except InputError as error:
+        raise InputError(f"quality.reward_model: {error}") from error
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, conversation: list[Message]) -> list[int]:
+    text: Any = tokenizer.apply_chat_template(conversation, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _config(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"quality.reward_model: model {model!r} not found: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _check_labels(name: str, labels: int | None) -> None:
+    if labels != 1:
+        raise InputError(
+            f"quality.reward_model: {name!r} has {labels} labels; a reward model has one."
+        )
+
+
+def _check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            f"quality.reward_model: the tokenizer of {name!r} has no chat template; expected one."
+        )
+
+
+def _load(
+    model: str, revision: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    loaded = load_classifier(model, revision, trust_remote_code)
+    _check_labels(model, loaded.config.num_labels)
+    tokenizer = load_tokenizer(model, revision, trust_remote_code)
+    _check_template(model, tokenizer)
+    config = loaded.config.get_text_config()
+    if config.pad_token_id is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        config.pad_token_id = tokenizer.pad_token_id
+    return loaded, tokenizer
