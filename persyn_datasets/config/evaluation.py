@@ -2,10 +2,13 @@
 See `evaluate`.
 """
 
+import tempfile
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from persyn_datasets.config.errors import InputError
 
@@ -82,10 +85,10 @@ class Evaluation:
 
     `tasks`: names of tasks or groups of lm-evaluation-harness; `include_path`: a folder with YAML
     files of your own ones, which may run code; a group there may only name tasks from there.
-    `data`: of a task, the file (JSON, JSON Lines, CSV or Parquet) that is read instead of its data
-    set on the Hub, with the same columns. `limit`: prompts per task, at most. `max_gen_toks`: new
-    tokens of an answer, at most, where a task states no limit of its own; half the student's
-    context, if that is less. The other keys are those of `lm_eval.simple_evaluate`.
+    `data`: of a task of ours, the file (JSON, JSON Lines, CSV or Parquet) that is read instead of
+    its data set on the Hub, with the same columns. `limit`: prompts per task, at most.
+    `max_gen_toks`: new tokens of an answer, at most, where a task states no limit of its own; half
+    the student's context, if that is less. The other keys are those of `lm_eval.simple_evaluate`.
 
     Beside the harness's tasks there are `persyn_math` and `persyn_svamp`, graded by the verifier
     that scores teachers' answers; see `docs/verifiers.md`.
@@ -115,7 +118,15 @@ class Evaluation:
         if self.max_gen_toks < 1:
             raise InputError(f"evaluation.max_gen_toks is {self.max_gen_toks}; expected 1 or more.")
         known = manager(self).all_tasks if self.tasks else []
-        for task in (*self.tasks, *self.data):
+        for task in self.data:
+            if not (TASKS / f"{task}.yaml").exists() or task not in self.tasks:
+                ours = ", ".join(sorted(file.stem for file in TASKS.glob("*.yaml")))
+                raise InputError(
+                    f"evaluation.data: found {task!r}; expected one of {ours} that is among "
+                    "evaluation.tasks. For another, put a YAML file with your data into "
+                    "evaluation.include_path."
+                )
+        for task in self.tasks:
             if task not in known:
                 raise InputError(
                     f"evaluation.tasks: lm-evaluation-harness has no task {task!r}; `lm-eval ls "
@@ -132,17 +143,9 @@ class Evaluation:
                     "them."
                 )
 
-    def named(self, task: str) -> str | dict[str, Any]:
-        """A task as the harness takes it: its name, or its name with another file to read."""
-        if task not in self.data:
-            return task
-        file = self.data[task]
-        return {
-            "task": task,
-            "dataset_path": _READERS.get(Path(file).suffix, "json"),
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {"test": file}},
-        }
+    def named(self, task: str) -> str:
+        """A task as the harness takes it: its name, or a YAML file of it with other data."""
+        return _with_data(task, self.data[task]) if task in self.data else task
 
     def _build(self, task: str) -> None:
         """A task that cannot be built (a package, a data set or a file is missing) would fail after
@@ -155,6 +158,19 @@ class Evaluation:
             raise InputError(
                 f"evaluation.tasks: {task!r} cannot be built: {type(error).__name__}: {reason[0]}"
             ) from error
+
+
+@lru_cache
+def _with_data(task: str, file: str) -> str:
+    values = {
+        "include": str(TASKS / f"{task}.yaml"),
+        "task": task,
+        "dataset_path": _READERS.get(Path(file).suffix, "json"),
+        "dataset_kwargs": {"data_files": {"test": file}},
+    }
+    path = Path(tempfile.mkdtemp(prefix="persyn-task-")) / f"{task}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
 
 
 def manager(evaluation: Evaluation) -> Any:

@@ -15,10 +15,12 @@ from pool import answer, make_recipe, problems, write_lines
 
 from persyn_datasets import BuildError, InputError, Recipe, Student
 from persyn_datasets.compare import evaluate
+from persyn_datasets.config import evaluation as config
 from persyn_datasets.config.evaluation import Evaluation, HeldOut
 from persyn_datasets.engines import Response
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.signals.learnability import signals
+from persyn_datasets.store.models import load_tokenizer
 
 pytest.importorskip("lm_eval", reason='needs lm-eval: pip install "persyn-datasets[compare]"')
 ROWS = [
@@ -85,7 +87,6 @@ def test_the_harness_runs_and_keeps_each_prompt(chat_model, tasks, tmp_path, mon
     assert list(measured["chooses/acc"]) == [f"chooses:{i}" for i in range(4)]
     assert measured["both/acc"] == measured["chooses/acc"]
     assert set(measured["both/−exact_match"].values()) == {0.0}
-    assert set(measured["both/−cut"].values()) == {-1.0}  # after the task's own 8 tokens
     samples = [
         json.loads(line) for line in (tmp_path / "out/chooses.jsonl").read_text().splitlines()
     ]
@@ -251,17 +252,40 @@ def test_a_recipe_says_it(tmp_path, held_out, tasks):
             Recipe.from_dict(make_recipe(tmp_path, "org/student", **{section: {key: 1}}))
 
 
-def test_a_task_without_a_limit_of_its_own_gets_ours(chat_model, tasks, tmp_path, caplog):
+def test_a_task_without_a_limit_of_its_own_gets_ours(chat_model, tasks, tmp_path, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    generate, asked = HFLM._model_generate, []
+
+    def noted(self, context, max_length, *args, **options):
+        asked.append(max_length - context.shape[1])
+        return generate(self, context, max_length, *args, **options)
+
+    monkeypatch.setattr(HFLM, "_model_generate", noted)
     path = Path(tasks) / "writes.yaml"
-    values = yaml.safe_load(path.read_text())
-    del values["generation_kwargs"]
-    path.write_text(yaml.safe_dump(values))
-    evaluation = Evaluation(tasks=("writes",), include_path=tasks, limit=2, max_gen_toks=5)
-    measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
-    assert set(measured["writes/−cut"].values()) == {-1.0}
-    assert "2 of 2 answers were cut off" in caplog.text
-    lines = (tmp_path / "out/writes.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["arguments"][0][1].get("max_gen_toks", 5) == 5 for line in lines)
+    for own, expected in (({"max_gen_toks": 8}, 8), ({"do_sample": False}, 5)):
+        values = yaml.safe_load(path.read_text()) | {"generation_kwargs": own | {"until": ["@"]}}
+        path.write_text(yaml.safe_dump(values))
+        evaluation = Evaluation(tasks=("writes",), include_path=tasks, limit=2, max_gen_toks=5)
+        config._manager.cache_clear()
+        evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
+        assert asked.pop() == expected
+
+
+def test_answers_that_were_cut_are_counted(chat_model, caplog):
+    tokenizer = load_tokenizer(chat_model)
+    texts = ["the " * 20, "the"]
+    samples = [
+        {"doc_id": i, "arguments": [("p", {"until": []})], "resps": [[text]]}
+        for i, text in enumerate(texts)
+    ]
+    most = len(tokenizer(texts[0], add_special_tokens=False)["input_ids"])
+    found = evaluate._cut("t", {"samples": {"t": samples}}, tokenizer, most)
+    assert found == {"t/−cut": {"t:0": -1.0, "t:1": 0.0}}
+    assert "1 of 2 answers were cut off" in caplog.text
+    samples[0]["arguments"][0][1]["max_gen_toks"] = 10 * most  # the task's own limit
+    found = evaluate._cut("t", {"samples": {"t": samples}}, tokenizer, most)
+    assert found == {"t/−cut": {"t:0": 0.0, "t:1": 0.0}}
 
 
 def test_the_mean_of_a_ratio_over_parts_is_the_harnesss():
@@ -318,6 +342,8 @@ def test_our_mathematics_tasks_read_a_file_and_are_graded_by_our_verifier(tmp_pa
     }
     evaluation = Evaluation(tasks=tuple(data), data=data, max_gen_toks=4)
     evaluation.check(Dataset.from_dict({"prompt_id": []}))
+    with pytest.raises(InputError, match=r"evaluation\.data: found 'gsm8k'.*persyn_math"):
+        Evaluation(tasks=("persyn_math",), data={"gsm8k": "x"}).check(Dataset.from_dict({}))
     measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
     assert set(measured) == {f"{task}/{m}" for task in data for m in ("right", "−cut")}
     sample = json.loads((tmp_path / "out/persyn_math.jsonl").read_text())
