@@ -259,6 +259,11 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
             f"calibration, {others:,.1f} for "
             "the rest if spread evenly"
         )
+    if recipe.target and c:
+        words.append(
+            f"Target: {len(recipe.target.load()):,} reference answers; the student takes "
+            f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
+        )
     if told := contamination(recipe)[1]:
         words.append(in_words(told))
     return "\n".join(words)

@@ -1,6 +1,7 @@
 """Routers that read a reward from the question's text, judged by cross-fitting over questions."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def predict(router: str, seen: np.ndarray, rewards: np.ndarray, asked: np.ndarra
     fold = np.arange(len(seen)) % FOLDS
     for k in range(FOLDS):
         inside = fold != k
-        for c, choice in enumerate(choices):
-            found = _fit(router, choice, seen[inside], rewards[inside], seen[~inside])
-            errors[c] += ((_centred(found) - _centred(rewards[~inside])) ** 2).sum()
-    return _fit(router, choices[int(errors.argmin())], seen, rewards, asked)
+        found = _fits(router, choices, seen[inside], rewards[inside], seen[~inside])
+        errors += [((_centred(f) - _centred(rewards[~inside])) ** 2).sum() for f in found]
+    [best] = _fits(router, [choices[int(errors.argmin())]], seen, rewards, asked)
+    return best
 
 
 def _centred(rewards: np.ndarray) -> np.ndarray:
@@ -52,19 +53,25 @@ def _centred(rewards: np.ndarray) -> np.ndarray:
     return rewards - rewards.mean(-1, keepdims=True)
 
 
-def _fit(
-    router: str, choice: float, seen: np.ndarray, rewards: np.ndarray, asked: np.ndarray
-) -> np.ndarray:
+def _fits(
+    router: str,
+    choices: Sequence[float],
+    seen: np.ndarray,
+    rewards: np.ndarray,
+    asked: np.ndarray,
+) -> list[np.ndarray]:
+    """The predictions for the asked questions by each choice of the penalty or prior."""
     mean, y = rewards.mean(0), _centred(rewards) - _centred(rewards).mean(0)
     if router == "ridge":
         centre = seen.mean(0)
-        x = seen - centre
-        weights = np.linalg.solve(x.T @ x + choice * np.eye(x.shape[1]), x.T @ y)
-        return mean + (asked - centre) @ weights
+        x, new = seen - centre, asked - centre
+        values, vectors = np.linalg.eigh(x @ x.T)  # in the dual: fewer questions than features
+        turned, kernel = vectors.T @ y, new @ x.T @ vectors
+        return [mean + kernel @ (turned / (values + c)[:, None]) for c in choices]
     distance = ((asked[:, None] - seen[None]) ** 2).sum(-1)
     nearest = distance.argsort(-1)[:, :NEIGHBOURS]
     k = nearest.shape[1]
-    return mean + y[nearest].mean(1) * k / (k + choice)
+    return [mean + y[nearest].mean(1) * k / (k + c) for c in choices]
 
 
 def judged(router: str, x: np.ndarray, rewards: np.ndarray, seed: int = 0) -> dict[str, Any]:

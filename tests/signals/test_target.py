@@ -154,7 +154,10 @@ def test_a_recipe_says_so_before_anything_is_spent(tmp_path, chat_model, target)
         Recipe.from_dict(values)
     spec = {"path": target.path, "response_column": "solution"}
     recipe = Recipe.from_dict(values | {"target": spec})
-    assert len(plan.check(recipe)) == 24
+    prompts = plan.check(recipe)
+    assert len(prompts) == 24
+    told = plan.describe(recipe, prompts)
+    assert "12 reference answers" in told and "20 steps" in told
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))).target == recipe.target
     rows = [{"prompt": "3 times 4?", "solution": "12"}]
     leaky = spec | {"path": write_lines(tmp_path / "leaky.jsonl", rows)}
