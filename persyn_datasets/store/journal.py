@@ -19,15 +19,15 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HOME
 
@@ -35,6 +35,7 @@ from persyn_datasets.config.errors import BuildError
 
 SYNC_SECONDS = 2.0
 ROWS_PER_PART = 4096
+ROWS_AT_ONCE = 512  # that are read into memory
 SMALL_PARTS = 64  # of fewer than `ROWS_PER_PART` rows; more than so many are merged
 DEAD_AFTER = 86_400.0  # seconds without a change: the writer of a log is gone
 _SCHEMA = pa.schema({"key": pa.string(), "record": pa.string()})
@@ -78,6 +79,7 @@ class Journal:
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """The records that are there, by key."""
         wanted = frozenset(keys)
+        numbers = _sorted_numbers(wanted)
         found: dict[str, Any] = {}
         read: set[Path] = set()
         while (
@@ -87,14 +89,8 @@ class Journal:
                 with suppress(
                     FileNotFoundError
                 ):  # merged meanwhile: the next listing has what it became
-                    table = _read(file) if file.suffix == ".log" else None
-                    if hits := wanted & (
-                        frozenset(table["key"].to_pylist()) if table else _keys(file)
-                    ):
-                        table = table or _read(file)
-                        table = table.filter(pc.is_in(table["key"], pa.array(hits, pa.string())))
-                        records = map(json.loads, table["record"].to_pylist())
-                        found.update(zip(table["key"].to_pylist(), records, strict=True))
+                    if _may_hold(file, numbers):
+                        found.update(_hits(file, wanted))
             read |= files
         return found
 
@@ -136,18 +132,18 @@ class Journal:
                 left = file.suffix in (".log", ".tmp") and file.stat().st_mtime < dead
                 if left and file.suffix == ".tmp":
                     file.unlink()
-                elif left or (file.suffix == ".parquet" and len(_keys(file)) < ROWS_PER_PART):
+                elif left or (file.suffix == ".parquet" and len(_numbers(file)) < ROWS_PER_PART):
                     small.append(file)
         if len(small) > SMALL_PARTS:
             self._merge(small)
 
     def _merge(self, files: list[Path]) -> None:
         with suppress(FileNotFoundError):
-            keys, records = pa.concat_tables(map(_read, files)).to_pydict().values()
-            rows = dict(zip(keys, records, strict=True))
+            table = pa.Table.from_batches([b for f in files for b in _batches(f)], schema=_SCHEMA)
+            rows = dict(zip(table["key"].to_pylist(), range(len(table)), strict=True))
+            table = table.take(pa.array(rows.values(), pa.int64()))  # the last record of each key
             sink = pa.BufferOutputStream()
-            columns = [list(rows.keys()), list(rows.values())]
-            pq.write_table(pa.table(columns, schema=_SCHEMA), sink, compression="zstd")
+            pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
             replace_file(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
             for file in files:
                 file.unlink()
@@ -176,23 +172,84 @@ class Journal:
             self.tidy()
 
 
+def _number(key: str) -> int:
+    """64 bits of a key: millions of them fit in memory where the keys would not."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+
+
+def _sorted_numbers(keys: Iterable[str]) -> np.ndarray:
+    return np.unique(np.fromiter(map(_number, keys), np.uint64))
+
+
 @lru_cache(maxsize=4096)
-def _keys(part: Path) -> frozenset[str]:
-    """Kept, since parts never change: many small batches do not read a large journal again and
-    again.
+def _numbers(part: Path) -> np.ndarray:
+    """The numbers of a part's keys, sorted. Kept, since parts never change: many small batches do
+    not read a large journal again and again.
     """
-    return frozenset(_read(part, ["key"])["key"].to_pylist())
+    return _sorted_numbers(
+        key for batch in _batches(part, ["key"]) for key in batch["key"].to_pylist()
+    )
 
 
-def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
-    if file.suffix == ".parquet":
-        with pa.OSFile(str(file)) as part:
-            return pq.ParquetFile(part).read(columns)
-    *lines, _ = (
-        file.read_bytes().decode(errors="replace").split("\n")
-    )  # without a half line at the end
-    rows = [line.split("\t", 1) for line in lines]
-    return pa.table([[key for key, _ in rows], [record for _, record in rows]], schema=_SCHEMA)
+def _may_hold(file: Path, wanted: np.ndarray) -> bool:
+    """False: none of the keys of these numbers is in the file."""
+    if file.suffix == ".log":
+        return True
+    kept = _numbers(file)
+    if not len(kept):
+        return False
+    places = np.searchsorted(kept, wanted).clip(max=len(kept) - 1)
+    return bool((kept[places] == wanted).any())
+
+
+def _hits(file: Path, wanted: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """The wanted records of a file; what a torn line has left of one is no record."""
+    for batch in _batches(file):
+        for key, record in zip(batch["key"].to_pylist(), batch["record"].to_pylist(), strict=True):
+            if key in wanted:
+                with suppress(ValueError):
+                    yield key, json.loads(record)
+
+
+def _batches(file: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Its rows, a bounded number at a time.
+
+    Raises:
+        BuildError: a part is damaged.
+    """
+    if file.suffix != ".parquet":
+        yield from _read_log(file)
+        return
+    with pa.OSFile(str(file)) as part:
+        try:
+            whole = pq.ParquetFile(part, pre_buffer=False)  # which would read all of it
+            for group in range(whole.num_row_groups):
+                yield from whole.iter_batches(ROWS_AT_ONCE, [group], columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BuildError(
+                f"The journal's file {file} is damaged ({error}). Move it away and rerun the same "
+                "command: only what it held is asked for again."
+            ) from error
+
+
+def _read_log(file: Path) -> Iterator[pa.RecordBatch]:
+    """The whole lines of a log: a crash may tear any, and leave null bytes."""
+    rows = []
+    with file.open("rb") as lines:
+        for line in lines:
+            key, tab, record = line.decode(errors="replace").rstrip("\n").partition("\t")
+            if tab and line.endswith(b"\n") and _is_json(record):
+                rows.append({"key": key, "record": record})
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield pa.RecordBatch.from_pylist(rows[start : start + ROWS_AT_ONCE], schema=_SCHEMA)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def replace_file(path: Path, data: Any) -> None:

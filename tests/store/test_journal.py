@@ -4,9 +4,11 @@ import subprocess
 import sys
 import threading
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from persyn_datasets.config.errors import BuildError
 from persyn_datasets.store import journal as module
 from persyn_datasets.store.journal import Journal, default_root, digest
 
@@ -212,3 +214,69 @@ def test_reading_while_another_writes(monkeypatch):
 def test_digest_is_of_the_content():
     assert digest({"a": 1, "b": [2]}) == digest({"b": (2,), "a": 1})
     assert len({digest(v) for v in ({"a": 1}, {"a": 2}, {"a": "1"}, [["a", 1]], "ä", "a")}) == 6
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"no tab at all\n",
+        b'k2\t{"half": "of a rec\n',
+        b"\0\0\0\0\0\0\n",
+        b"k2\t\n",
+        b"\n",
+        b"\xff\xfe\t1\xff\n",
+        b'k2\t{"no line end": 1}',
+    ],
+)
+def test_a_torn_line_costs_its_own_record_only(torn, monkeypatch):
+    """Whatever a crash leaves, in a log and in the part that the log becomes."""
+    journal = Journal("kind", "n", {})
+    journal.put("k1", {"text": "one"})
+    [log] = journal.folder.glob("*.log")
+    log.write_bytes(torn + log.read_bytes() if torn.endswith(b"\n") else log.read_bytes() + torn)
+    assert journal.get(["k1", "k2"]) == {"k1": {"text": "one"}}
+    monkeypatch.setattr(module, "DEAD_AFTER", -1.0)
+    monkeypatch.setattr(module, "SMALL_PARTS", 0)
+    with Journal("kind", "n", {}) as later:
+        later.put("k3", 3)
+    assert not list(journal.folder.glob("*.log"))
+    assert Journal("kind", "n", {}).get(["k1", "k2", "k3"]) == {"k1": {"text": "one"}, "k3": 3}
+
+
+def test_a_part_that_an_older_version_made_of_a_torn_line_is_read():
+    journal = Journal("kind", "n", {})
+    table = pa.table({"key": ["k1", "k2"], "record": ["1", '{"hal']})
+    pq.write_table(table, journal.folder / "old.parquet")
+    assert journal.get(["k1", "k2"]) == {"k1": 1}
+
+
+def test_a_damaged_part_is_named():
+    journal = Journal("kind", "n", {})
+    (journal.folder / "bad.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(BuildError, match="bad.parquet"):
+        journal.get(["k"])
+
+
+def test_get_reads_a_bounded_part_into_memory():
+    """Of 64 MB of records, merged from many small parts, Arrow never holds more than a few."""
+    code = """
+import pyarrow as pa, pyarrow.parquet as pq, os
+rows = 16_000
+record = [__import__('json').dumps({'text': os.urandom(1500).hex()}) for _ in range(rows)]
+table = pa.table({'key': [f'k{i}' for i in range(rows)], 'record': record})
+size = table.nbytes
+pq.write_table(table, j.folder / 'large.parquet', row_group_size=m.ROWS_AT_ONCE)
+del table, record
+before = pa.total_allocated_bytes()
+watch = type('W', (), {'most': 0})
+read = m._batches
+def watched(*a):
+    for batch in read(*a):
+        watch.most = max(watch.most, pa.total_allocated_bytes() - before)
+        yield batch
+m._batches = watched
+assert len(j.get([f'k{i}' for i in range(0, rows, 1000)])) == 16
+print(size, watch.most)
+"""
+    size, most = map(int, child(code).communicate()[0].split())
+    assert size > 4.8e7 and most < size / 4
