@@ -227,7 +227,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         routing = [c for c in ("prompt_id", "teacher", "router_scores") if c in routed.column_names]
         _write(self.folder / "routing", DatasetDict(train=routed.select_columns(routing)))
         answered = answered.remove_columns(
-            [c for c in ("messages", "router_scores") if c in answered.column_names]
+            schema.steering(answered.column_names)
+            + [c for c in answered.column_names if c == "router_scores"]
         )
         splits = {
             "train": answered.filter(lambda error: error == "", input_columns="error"),

@@ -158,7 +158,7 @@ def synthesize(
         rows = run(
             rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, runner, batch_size=None
         )
-        return rows.remove_columns(["messages"]), account.to_list()
+        return rows.remove_columns(schema.steering(rows.column_names)), account.to_list()
 
     address = digest([router.content, names, [t.identity() for t in teachers]])
     unfinished = unfinished_of(output)

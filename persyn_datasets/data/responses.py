@@ -24,6 +24,7 @@ class Responses:
     """
 
     def __init__(self, column: pa.ChunkedArray):
+        column = without_json(column)
         if not hasattr(column.type, "value_type") or pa.types.is_null(column.type.value_type):
             column = column.cast(
                 Features(schema.RANKED).arrow_schema.field("responses").type
@@ -45,7 +46,12 @@ class Responses:
 
     def numbers(self, name: str) -> np.ndarray:
         """A field of each response, float64 (responses,); NaN where there is none."""
+        self._require(name)
         return self.field(name).cast(pa.float64()).to_numpy()
+
+    def _require(self, name: str) -> None:
+        stage = "Pairify" if name == "reward" else "Rank"
+        schema.require(self.fields(), name, stage, where="responses' field")
 
     def failed(self) -> np.ndarray:
         """Whether it has an `error`, bool (responses,)."""
@@ -80,13 +86,18 @@ class Responses:
         ]  # the last to be written is the first response
         return first.argsort(-1, kind="stable")
 
-    def with_fields(self, **fields: pa.Array) -> pa.ChunkedArray:
-        """The column with more fields (a value per response each), or other values for them."""
+    def with_fields(self, **fields: pa.Array | None) -> pa.ChunkedArray:
+        """The column with more fields (a value per response each), or other values for them, or
+        without them (None).
+        """
         chunks, start = [], 0
         for chunk in self._column.chunks or [self._column.combine_chunks()]:
             flat = chunk.flatten()
             of_chunk = dict(zip([f.name for f in flat.type], flat.flatten(), strict=True))
-            of_chunk |= {name: values.slice(start, len(flat)) for name, values in fields.items()}
+            for name, values in fields.items():
+                of_chunk.pop(name, None)
+                if values is not None:
+                    of_chunk[name] = values.slice(start, len(flat))
             ends = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy().cumsum()
             offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
             chunks.append(
@@ -96,6 +107,17 @@ class Responses:
             )
             start += len(flat)
         return pa.chunked_array(chunks)
+
+
+def without_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column in Arrow's own types, where `datasets` has kept it as JSON: it does so if one row
+    of a file has other keys.
+    """
+    if "arrow.json" not in str(column.type):
+        return column
+    kind = Features.from_arrow_schema(pa.schema([("cells", column.type)]))
+    rows = kind.decode_batch({"cells": column.to_pylist()})["cells"]
+    return pa.chunked_array([pa.array(rows)])
 
 
 def rewards_of(ranked: Dataset, names: Sequence[str], signal: str = "reward") -> np.ndarray:

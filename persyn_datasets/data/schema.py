@@ -6,9 +6,12 @@ A stage returns only the columns that it adds or replaces; every other column pa
 rows.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import List, Value
+
+from persyn_datasets.config.errors import BuildError, InputError
 
 PROMPT_ID = {"prompt_id": Value("string")}
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -50,3 +53,47 @@ SYNTHESIZED = PROMPT_ID | {
 def with_target(stage: dict[str, Any]) -> dict[str, Any]:
     """`SCORED` or `RANKED` of a `Score` that has a target."""
     return stage | {"responses": List(stage["responses"].feature | TARGET)}
+
+
+# Columns that trainers take for something of their own, beside `prompt` and `completion` (TRL 1.16:
+# `text` and `messages` are trained instead or change the end token, `chosen` and `rejected` make
+# pairs of it, `input_ids` and its like are taken for tokens, the others change the template).
+STEERING = (
+    *("messages", "conversations", "text", "chosen", "rejected"),
+    *("tools", "chat_template_kwargs", "image", "images"),
+    *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks"),
+)
+
+
+def steering(columns: Iterable[str]) -> list[str]:
+    """Those of the columns that would change what a trainer trains on."""
+    return [column for column in columns if column in STEERING]
+
+
+_ADDED_BY = {"messages": "load_prompts", "prompt_id": "Generate", "responses": "Generate"}
+_ADDED_BY |= {"teacher": "Route", "router_scores": "Route"}
+_ADDED_BY |= {key: "Score" for key in ("quality", "learnability", "rsr", "target")}
+_ADDED_BY |= {key: "Rank" for key in ("reward", "rank", "best_teacher")}
+
+
+def require(found: Iterable[str], needed: str, stage: str, where: str = "column") -> None:
+    """Raises `InputError` if what a stage needs is not there, with the stage that adds it."""
+    if needed not in (found := list(found)):
+        raise InputError(
+            f"{stage} needs the {where} {needed!r}, which {_ADDED_BY[needed]} adds; found "
+            f"{', '.join(found) or 'none'}. Map {_ADDED_BY[needed]} over the rows first."
+        )
+
+
+MOST_BYTES = 2**31 - 1  # of the texts in one column of a batch
+
+
+def check_size(texts: Sequence[str], stage: str) -> None:
+    """Raises `BuildError` if Arrow cannot hold the answers of one batch."""
+    characters = sum(map(len, texts))
+    if 4 * characters <= MOST_BYTES or sum(len(text.encode()) for text in texts) <= MOST_BYTES:
+        return
+    raise BuildError(
+        f"{stage}: the answers of this batch have {characters / 2**30:.1f} GiB, and a batch holds "
+        "2. They are kept: give map a batch_size, e.g. 1000, and run it again."
+    )

@@ -115,3 +115,9 @@ def check(teacher: Teacher) -> None:
             f"Teacher {teacher.name!r}: {teacher.model} has no answers of it; it has "
             f"{', '.join(sorted(answers))}."
         )
+
+
+def answer_bytes(teacher: Teacher) -> float:
+    """The mean size of a row of the dataset, which is more than its answer's."""
+    table = load_table(teacher.model, revision=teacher.revision, texts=("teacher", "response"))
+    return table.data.nbytes / max(1, len(table))

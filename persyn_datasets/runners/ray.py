@@ -70,7 +70,9 @@ def map_rows(rows: Dataset, stage: Any, features: Features) -> Dataset:
     connect()
     gpus = min(1.0, _gpus_of_cluster())
     actors, blocks = _actors(gpus, ceil(len(rows) / ROWS_PER_BLOCK))
-    tables = _blocks(rows, blocks, _Stage, (stage, features, default_root()), actors, gpus)
+    tables = _blocks(
+        rows, blocks, _Stage, (stage, rows.features, features, default_root()), actors, gpus
+    )
     return Dataset(pa.concat_tables(tables).cast(features.arrow_schema))
 
 
@@ -175,12 +177,12 @@ def _blocks(
 class _Stage:
     """An actor that works on blocks with a stage."""
 
-    def __init__(self, stage: Any, features: Features, journal: Path):
+    def __init__(self, stage: Any, found: Features, features: Features, journal: Path):
         _settle_in(journal)
-        self.stage, self.schema = stage, features.arrow_schema
+        self.stage, self.found, self.schema = stage, found, features.arrow_schema
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        made = self.stage(table.to_pydict())
+        made = self.stage(self.found.decode_batch(table.to_pydict()))  # as `map` hands them over
         columns = [
             pa.array(made[f.name], f.type) if f.name in made else table[f.name] for f in self.schema
         ]

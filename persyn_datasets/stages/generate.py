@@ -6,6 +6,7 @@ from typing import Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher, check_names
+from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of, prompt_id
 from persyn_datasets.engines import Request, check_keys, facts_of
 from persyn_datasets.engines.account import Account
@@ -69,6 +70,7 @@ class Generate:
         responses = [
             {**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)
         ]
+        schema.check_size([answer["text"] for answer in answers], "Generate")
         n = len(self.teachers) * self.samples
         return {
             "prompt_id": ids,

@@ -10,8 +10,8 @@ from datasets import Features
 
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data.prompts import messages_of
-from persyn_datasets.data.responses import Responses, table_of, with_columns
-from persyn_datasets.data.schema import PAIRS
+from persyn_datasets.data.responses import Responses, table_of, with_columns, without_json
+from persyn_datasets.data.schema import PAIRS, require
 
 TYPES = Features(PAIRS).arrow_schema
 
@@ -34,12 +34,17 @@ class Pairify:
     def __call__(
         self, batch: pa.Table | Mapping[str, Sequence[Any]]
     ) -> pa.Table | dict[str, list[Any]]:
+        found = batch.column_names if isinstance(batch, pa.Table) else batch
+        for column in ("prompt_id", "responses"):
+            require(found, column, "Pairify")
         if not isinstance(batch, pa.Table):
             return self._pairs(table_of(batch, messages=_column(messages_of(batch)))).to_pydict()
         if "messages" not in batch.column_names:
-            batch = with_columns(
-                batch, messages=_column(messages_of({"prompt": batch["prompt"].to_pylist()}))
-            )
+            prompts = {name: batch[name].to_pylist() for name in found if name == "prompt"}
+            batch = with_columns(batch, messages=_column(messages_of(prompts)))
+        elif batch["messages"].type != TYPES.field("messages").type:
+            messages = without_json(batch["messages"]).to_pylist()
+            batch = with_columns(batch, messages=_column(messages_of({"messages": messages})))
         return self._pairs(batch)
 
     def _pairs(self, batch: pa.Table) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.reward import Learnability, Normalize, Reward
+from persyn_datasets.data import schema
 from persyn_datasets.data.responses import Responses, table_of, with_columns
 
 COLUMNS = {"log-probability": "learnability", "rsr": "rsr", "target": "target"}
@@ -63,6 +64,9 @@ class Rank:
     def __call__(
         self, batch: pa.Table | Mapping[str, Sequence[Any]]
     ) -> pa.Table | dict[str, list[Any]]:
+        found = batch.column_names if isinstance(batch, pa.Table) else batch
+        for column in ("prompt_id", "responses"):
+            schema.require(found, column, "Rank")
         if isinstance(batch, pa.Table):
             return self._ranked(batch)
         return self._ranked(table_of(batch)).drop_columns("prompt_id").to_pydict()

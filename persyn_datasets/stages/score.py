@@ -15,6 +15,7 @@ from typing import Any
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.signals import Quality, identity, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
@@ -62,6 +63,7 @@ class Score:
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
     ) -> dict[str, list[Any]]:
         use_device(rank)
+        schema.require(batch, "responses", "Score")
         messages = messages_of(batch)
         responses = [[dict(r) for r in row] for row in batch["responses"]]
         places = [(i, r) for i, row in enumerate(responses) for r in row if not r["error"]]

@@ -6,6 +6,7 @@ from typing import Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher, check_names
+from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of, prompt_id
 from persyn_datasets.engines import Request, check_keys
 from persyn_datasets.engines.account import Account
@@ -45,7 +46,8 @@ class Synthesize:
 
             use_device(rank)
         messages, teachers = messages_of(batch), {t.name: t for t in self.teachers}
-        unknown = sorted(set(batch["teacher"]) - set(teachers))
+        schema.require(batch, "teacher", "Synthesize")
+        unknown = [name for name in batch["teacher"] if name not in teachers]
         if unknown:
             raise InputError(
                 f"Rows are assigned to {unknown[0]!r}; the teachers here are {', '.join(teachers)}."
@@ -56,6 +58,7 @@ class Synthesize:
             for name, key, m in zip(batch["teacher"], ids, messages, strict=True)
         ]
         responses = respond(requests, "Synthesize", self.account, self.max_failed, self.ask)
+        schema.check_size([r["text"] for r in responses], "Synthesize")
         copied = ("finish_reason", "prompt_tokens", "completion_tokens", "error")
         columns: dict[str, list[Any]] = {key: [r[key] for r in responses] for key in copied}  # type: ignore[literal-required]
         return columns | {

@@ -1,12 +1,24 @@
 """The same results in one process and in one for each device."""
 
+import subprocess
+import sys
+
 import multiprocess
 import pytest
 import torch
-from datasets import Features
+from datasets import Dataset, Features
 from pool import make_recipe, problems, save, write_lines
 
-from persyn_datasets import Generate, Sampling, Score, Synthesize, Teacher, load_prompts
+from persyn_datasets import (
+    BuildError,
+    Generate,
+    Rank,
+    Sampling,
+    Score,
+    Synthesize,
+    Teacher,
+    load_prompts,
+)
 from persyn_datasets.cli import main
 from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
@@ -40,12 +52,7 @@ def teachers(chat_model):
 @pytest.fixture
 def two_gpus(monkeypatch):
     """So many are counted; there are none, and the CPU does the work."""
-    methods = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(
-        multiprocess, "set_start_method", lambda method, force: methods.append(method)
-    )
-    return methods
 
 
 def test_a_rank_has_a_device_of_its_own(monkeypatch):
@@ -90,11 +97,10 @@ def test_a_stage_runs_on_all_gpus_that_are_there(
         answered = runner.run(routed, Synthesize(teachers), schema.SYNTHESIZED, batch_size=None)
         return answered.to_list()
 
+    method = multiprocess.get_start_method(allow_none=True)
     spread = build()
-    assert (
-        two_gpus == ["spawn"] * 3
-        and len(list((journal_root / "responses").glob("*/*.parquet"))) >= 4
-    )
+    assert multiprocess.get_start_method(allow_none=True) == method
+    assert len(list((journal_root / "responses").glob("*/*.parquet"))) >= 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("PERSYN_JOURNAL", str(journal_root / "another"))
     assert rounded(spread) == rounded(build())
@@ -110,3 +116,99 @@ def test_an_unknown_runner_or_one_that_is_not_installed_is_refused(
     monkeypatch.setattr(runner, "find_spec", lambda name: None)
     assert main(["build", recipe, "--runner", "ray"]) == 1
     assert 'pip install "persyn-datasets[ray]"' in capsys.readouterr().err
+
+
+SCRIPT = """
+from datasets import Dataset
+import torch
+torch.cuda.device_count = lambda: 2
+with open({log!r}, "a") as log:
+    log.write("once ")
+
+def length(prompts, completions):
+    return [float(len(c[0]["content"])) for c in completions]
+
+from persyn_datasets import Score
+from persyn_datasets.data import schema
+from persyn_datasets.runners.local import run
+
+told = {{"teacher": "a", "sample": 0, "finish_reason": "stop", "error": "", "prompt_tokens": None}}
+told |= {{"completion_tokens": None}}
+rows = Dataset.from_list(
+    [{{"prompt": f"{{i}}?", "responses": [told | {{"text": "x" * i}}]}} for i in range(1, 6)]
+)
+scored = run(rows, Score({model!r}, quality=length), schema.SCORED, batch_size=None)
+assert [row["responses"][0]["quality"] for row in scored] == [1, 2, 3, 4, 5]
+"""
+
+
+def test_a_users_script_runs_once_guarded_or_not(chat_model, tmp_path):
+    """Several GPUs want processes that are started afresh; a reward function of the script works
+    there.
+    """
+    log, script = tmp_path / "log", tmp_path / "script.py"
+    script.write_text(SCRIPT.format(log=str(log), model=chat_model))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert log.read_text() == "once "
+
+
+def generated(n=40):
+    told = {"finish_reason": "stop", "error": "", "prompt_tokens": None, "completion_tokens": 1}
+    rows = [
+        {
+            "prompt_id": f"{i:032d}",
+            "messages": [{"role": "user", "content": f"{i}?"}],
+            "responses": [
+                told
+                | {"teacher": t, "sample": 0, "text": f"{t} {i} " * 9, "quality": (i * k) % 5 / 4}
+                | {"learnability": -((i + k) % 7) / 3, "rsr": None}
+                | ({"error": "x", "quality": None} if (i + k) % 9 == 0 else {})
+                for k, t in enumerate("abc", start=1)
+            ][: i % 4],
+        }
+        for i in range(n)
+    ]
+    features = Features({**schema.PROMPT, **schema.SCORED})
+    return Dataset.from_list(rows, features=features)
+
+
+@pytest.mark.parametrize("normalize", ["prompt", "corpus"])
+def test_ranks_in_parts_are_those_of_the_whole(monkeypatch, normalize):
+    rows, rank = generated().with_format("arrow"), Rank(normalize=normalize)
+    whole = runner.run(rows, rank, schema.RANKED, batch_size=None)
+    monkeypatch.setattr(runner, "BYTES_AT_ONCE", 3 * rows.data.nbytes / len(rows))
+    assert runner.rows_at_once(rows, rank) == 3
+    parts = runner.run(rows, rank, schema.RANKED, batch_size=None)
+    assert parts.with_format(None).to_list() == whole.with_format(None).to_list()
+    assert parts.features == whole.features
+    assert len(set(parts.with_format(None)["best_teacher"])) > 2
+
+
+def test_answers_in_parts_are_those_of_the_whole(monkeypatch, tmp_path):
+    """A part has as many rows as their answers, by `max_tokens` or as recorded, leave room for."""
+    answers = [{"prompt": f"{i}?", "teacher": "a", "response": "x" * 1000} for i in range(30)]
+    teacher = Teacher(write_lines(tmp_path / "a.jsonl", answers), name="a", engine="recorded")
+    rows = Dataset.from_dict({"prompt": [f"{i}?" for i in range(30)], "teacher": ["a"] * 30})
+    for stage, adds in (
+        (Generate([teacher]), schema.GENERATED),
+        (Synthesize([teacher]), schema.SYNTHESIZED),
+    ):
+        monkeypatch.setattr(runner, "BYTES_AT_ONCE", 2**30)
+        whole = runner.run(rows, stage, adds, batch_size=None).to_list()
+        monkeypatch.setattr(runner, "BYTES_AT_ONCE", 5000)
+        assert runner.rows_at_once(rows, stage) == 4
+        assert runner.run(rows, stage, adds, batch_size=None).to_list() == whole
+    local = Teacher("m", name="b", sampling=Sampling(max_tokens=100))
+    assert runner.rows_at_once(rows, Generate([local], samples=3)) == 4
+
+
+def test_more_answers_than_a_batch_holds_are_a_sentence(monkeypatch, tmp_path):
+    answers = [{"prompt": f"{i}?", "teacher": "a", "response": "ä" * 1000} for i in range(3)]
+    teacher = Teacher(write_lines(tmp_path / "a.jsonl", answers), name="a", engine="recorded")
+    rows = Dataset.from_dict({"prompt": [f"{i}?" for i in range(3)], "teacher": ["a"] * 3})
+    monkeypatch.setattr(schema, "MOST_BYTES", 5999)
+    for stage in (Generate([teacher]), Synthesize([teacher])):
+        with pytest.raises(BuildError, match="give map a batch_size"):
+            rows.map(stage, batched=True, batch_size=None)
+        assert len(rows.map(stage, batched=True, batch_size=2)) == 3

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from chat_server import ChatServer, echo
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, Features, Json, List, Value, load_dataset
 from pool import make_recipe
 from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
@@ -22,8 +22,10 @@ from persyn_datasets import (
     InputError,
     PersynBuilder,
     Price,
+    Rank,
     Recipe,
     Sampling,
+    Score,
     Synthesize,
     Teacher,
 )
@@ -226,3 +228,67 @@ def test_more_gpus_than_a_node_has_are_refused(cluster):
     half = replace(teacher, engine="transformers", engine_args={}, num_gpus=0.5)
     with pytest.raises(InputError, match="needs 0.5 GPUs"):
         ray_runner.ask([request._replace(teacher=half)], Account(), None)
+
+
+def kinds(prompts, completions, meta, votes, **columns):
+    """What the columns are worth as a quality function sees them."""
+    seen = [repr((m, v, type(m).__name__)) for m, v in zip(meta, votes, strict=True)]
+    return [
+        None if "none" in c[0]["content"] else float(sum(map(ord, s)))
+        for s, c in zip(seen, completions, strict=True)
+    ]
+
+
+def test_blocks_give_the_bytes_of_the_local_table(cluster, chat_model, monkeypatch):
+    """With nothing for a score, NaN, failed rows, objects that are null, JSON and labels."""
+    monkeypatch.setattr(ray_runner, "ROWS_PER_BLOCK", 2)
+    told = {"sample": 0, "finish_reason": "stop", "prompt_tokens": None, "completion_tokens": 1}
+    good, bad = told | {"text": "so", "error": ""}, told | {"text": "", "error": "it failed"}
+    responses = [
+        [good | {"teacher": "a"}, bad | {"teacher": "b"}],
+        [good | {"teacher": "a", "text": "none"}],
+        [],
+        [bad | {"teacher": "a"}],
+        [good | {"teacher": "b"}, good | {"teacher": "a"}],
+        [good | {"teacher": "a"}],
+    ]
+    meta = [{"a": 1, "b": "x"}, None, {"a": None, "b": None}, None, {"a": 2, "b": None}, None]
+    votes = [{"x": 1}, ["007", 7], None, "text", {"y": {"z": 1.5}}, 3e-12]
+    features = Features(
+        {
+            **schema.PROMPT,
+            "meta": {"a": Value("int64"), "b": Value("string")},
+            "votes": Json(),
+            "old": Value("float64"),
+            "label": ClassLabel(names=["no", "yes"]),
+            "responses": List(schema.RESPONSE),
+        }
+    )
+    rows = [
+        {
+            "prompt_id": f"{i:032d}",
+            "messages": [{"role": "user", "content": f"{i}?"}],
+            "meta": meta[i],
+            "votes": votes[i],
+            "old": [None, float("nan"), 0.1][i % 3],
+            "label": i % 2,
+            "responses": responses[i],
+        }
+        for i in range(6)
+    ]
+    table = Dataset.from_list(rows, features=features)
+    score = Score(chat_model, quality="test_ray_runner.kinds")
+    here, there = (
+        runner.run(table, score, schema.SCORED, where, batch_size=None)
+        for where in ("local", "ray")
+    )
+    assert there.features == here.features
+    assert there.data.table.schema.equals(here.data.table.schema)
+    assert repr(there.to_list()) == repr(here.to_list())
+    assert here["responses"][0][0]["quality"] is not None
+    assert here["responses"][1][0]["quality"] is None
+    here, there = (
+        rows.with_format("arrow").map(Rank(), batched=True).with_format(None)
+        for rows in (here, there)
+    )
+    assert repr(there.to_list()) == repr(here.to_list())
