@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.prompts import Benchmark, Decontaminate
 from persyn_datasets.data.tables import load_table
 
@@ -33,11 +34,26 @@ def overlaps(prompts: Dataset, against: Iterable[str | Benchmark]) -> dict[str, 
     Raises:
         InputError: a benchmark cannot be read.
     """
-    known = {}
+    tables = {}
     for b in (Benchmark(b) if isinstance(b, str) else b for b in against):
         table = load_table(b.path, name=b.name, split=b.split, revision=b.revision)
-        name = Path(b.path).name if Path(b.path).exists() else b.path
-        known[name] = {run for row in table for text in _texts(row) for run in runs(text)}
+        tables[Path(b.path).name if Path(b.path).exists() else b.path] = table
+    # The plan and the build of one recipe ask the same.
+    content = (prompts._fingerprint, *((name, t._fingerprint) for name, t in tables.items()))
+    if content not in _last_found:
+        _last_found.clear()
+        _last_found[content] = _overlaps(prompts, tables)
+    return _last_found[content]
+
+
+_last_found: dict[tuple[Any, ...], dict[str, list[int]]] = {}
+
+
+def _overlaps(prompts: Dataset, tables: dict[str, Dataset]) -> dict[str, list[int]]:
+    known = {
+        name: {run for row in table for text in _texts(row) for run in runs(text)}
+        for name, table in tables.items()
+    }
     found: dict[str, list[int]] = {name: [] for name in known}
     for i, messages in enumerate(prompts["messages"]):
         of_prompt = {run for message in messages for run in runs(message["content"])}
@@ -50,6 +66,9 @@ def overlaps(prompts: Dataset, against: Iterable[str | Benchmark]) -> dict[str, 
 def clean(prompts: Dataset, how: Decontaminate) -> tuple[Dataset, dict[str, Any]]:
     """The prompts, without those that overlap if they are to be dropped; and what was found, as
     JSON values.
+
+    Raises:
+        InputError: every prompt would be dropped.
     """
     found = overlaps(prompts, how.against)
     rows = {i for of_benchmark in found.values() for i in of_benchmark}
@@ -65,6 +84,12 @@ def clean(prompts: Dataset, how: Decontaminate) -> tuple[Dataset, dict[str, Any]
             for name, of_one in found.items()
         },
     }
+    if how.drop and len(rows) == len(prompts):
+        raise InputError(
+            f"prompts.decontaminate: each of the {len(prompts):,} prompts shares {WORDS} words in "
+            f"a row with a benchmark ({', '.join(found)}), so that none is left. Compare with "
+            "others, or set prompts.decontaminate.drop=false."
+        )
     if how.drop and rows:
         prompts = prompts.select([i for i in range(len(prompts)) if i not in rows])
     return prompts, told

@@ -4,6 +4,7 @@ from pool import make_recipe, problems, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, plan
 from persyn_datasets.config.recipe import apply_overrides
+from persyn_datasets.data import contamination
 from persyn_datasets.data.contamination import (
     Benchmark,
     Decontaminate,
@@ -113,3 +114,24 @@ def test_a_recipe_from_the_hub_names_no_file_of_this_machine(tmp_path):
     values = {"prompts": {"path": "org/prompts", "decontaminate": {"against": [benchmark]}}}
     with pytest.raises(InputError, match=r"sets prompts\.decontaminate\.against\.0"):
         apply_overrides(values, [], "The recipe")
+
+
+def test_prompts_are_compared_once(tmp_path, monkeypatch):
+    """The plan and the build ask the same; other prompts, or another benchmark there, do not."""
+    benchmark = write_lines(tmp_path / "bench.jsonl", [{"q": text(0, 15)}])
+    calls = []
+    monkeypatch.setattr(
+        contamination, "_texts", lambda value: calls.append(value) or iter(value.values())
+    )
+    rows = prompts(text(0, 14), text(16, 30))
+    assert [overlaps(rows, [benchmark]) for _ in range(3)] == [{"bench.jsonl": [0]}] * 3
+    assert len(calls) == 1
+    assert overlaps(rows.select([1, 0]), [benchmark]) == {"bench.jsonl": [1]}
+    write_lines(tmp_path / "bench.jsonl", [{"q": text(15, 30)}])
+    assert overlaps(rows, [benchmark]) == {"bench.jsonl": [1]}
+
+
+def test_nothing_that_is_left_is_said(tmp_path):
+    benchmark = write_lines(tmp_path / "bench.jsonl", [{"q": text(0, 30)}])
+    with pytest.raises(InputError, match=r"each of the 2 prompts .*bench\.jsonl.* none is left"):
+        clean(prompts(text(0, 14), text(15, 30)), Decontaminate((benchmark,), drop=True))

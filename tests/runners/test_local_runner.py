@@ -87,6 +87,7 @@ def test_num_proc_with_rank_gives_the_same_in_order(
     assert rounded(scored) == rounded(alone)
 
 
+@pytest.mark.slow
 def test_a_stage_runs_on_all_gpus_that_are_there(
     prompts, teachers, chat_model, two_gpus, monkeypatch, journal_root
 ):
@@ -142,6 +143,7 @@ assert [row["responses"][0]["quality"] for row in scored] == [1, 2, 3, 4, 5]
 """
 
 
+@pytest.mark.slow
 def test_a_users_script_runs_once_guarded_or_not(chat_model, tmp_path):
     """Several GPUs want processes that are started afresh; a reward function of the script works
     there.
