@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import save_model
+from conftest import make_tokenizer, save_model
 from datasets import Dataset
 from pool import answer, problems
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,3 +131,21 @@ def test_packing_without_steps_is_refused():
         match=r"training\.packing .* strategies do not compare; give training\.max_steps",
     ):
         Training(packing=True)
+
+
+def test_switches_of_the_template_reach_the_trainer_and_the_trained_student(tmp_path, data):
+    folder = save_model(tmp_path / "student")
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}"
+        "{% endfor %}{{ ' loud' if loud }}"
+    )
+    make_tokenizer(template).save_pretrained(folder)
+    student = Student(folder, chat_template_kwargs={"loud": True})
+    training = Training(**QUICK, max_steps=1)
+    trainer = _trainer(student, data, training, 0, tmp_path / "checkpoints")
+    ids = next(iter(trainer.train_dataset))["input_ids"]
+    assert trainer.processing_class.decode(ids).endswith(" loud")
+    place = train(student, data, training, 0, tmp_path)
+    own = AutoTokenizer.from_pretrained(place / "model")
+    assert own.apply_chat_template(data["prompt"][0], tokenize=False).endswith(" loud")
+    assert place != train(Student(folder), data, training, 0, tmp_path)
