@@ -24,7 +24,9 @@ from huggingface_hub.constants import HF_HOME
 from persyn_datasets import __version__, plan
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
+from persyn_datasets.data.conversations import conversations
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id
@@ -42,6 +44,7 @@ from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store.journal import replace_file
+from persyn_datasets.store.models import load_tokenizer, with_template
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
 from persyn_datasets.strategies import budget, second_opinion
@@ -124,16 +127,13 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 is passed.
         """
         prompts = self.recipe.prompts.load()
-        build = build_id(self.recipe, prompts)
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
-        if (
-            self.stats
-            and self.stats["build"] == build
-            and mode == DownloadMode.REUSE_DATASET_IF_EXISTS
-        ):
+        known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
+        if known and known["build"] == build_id(self.recipe, prompts):
             self._write_recipe_anew()
             return
         self._prompts = plan.check(self.recipe)
+        build = build_id(self.recipe, prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "stats.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "second_opinions", ignore_errors=True)
@@ -156,6 +156,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 "was built. All answers are kept: run the same command again."
             )
         self._write_card()
+        router = cards.files(self.output / "router", cards.ROUTER_FILES)
+        self._stats["router_files"] = cards.router_digest(router) if self._stats["router"] else None
         # Last: its presence says that the build is whole.
         replace_file(self.folder / "stats.json", json.dumps(self._stats, indent=2).encode())
 
@@ -230,6 +232,10 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             schema.steering(answered.column_names)
             + [c for c in answered.column_names if c == "router_scores"]
         )
+        chats = conversations(answered)
+        _write(self.folder / "messages", DatasetDict(train=chats))
+        known = strategies.calibration_size(recipe, len(prompts))  # else nobody looked for it
+        self._stats["max_length"] = longest(recipe.student, chats) if known else None
         splits = {
             "train": answered.filter(lambda error: error == "", input_columns="error"),
             "failed": answered.filter(lambda error: error != "", input_columns="error"),
@@ -406,6 +412,17 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _write_card(self) -> None:
         figures.draw(self.recipe, self._stats, self.folder / "figures")
         cards.write(self.output, self.recipe, self._stats)
+
+
+def longest(student: Student, chats: Dataset) -> int | None:
+    """Tokens of the longest conversation in the student's template; None: there is no row."""
+    tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code)
+    template = with_template(tokenizer)
+    most = 0
+    for messages in chats["messages"]:
+        text: Any = template.apply_chat_template(messages, tokenize=False)
+        most = max(most, len(template(text, add_special_tokens=False)["input_ids"]))
+    return most or None
 
 
 def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:

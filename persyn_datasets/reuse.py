@@ -22,6 +22,7 @@ from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Prompts
 from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
+from persyn_datasets.data.conversations import conversations
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.hub import cards, licenses
@@ -163,6 +164,7 @@ def synthesize(
     address = digest([router.content, names, [t.identity() for t in teachers]])
     unfinished = unfinished_of(output)
     done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
+    _write_conversations(unfinished)
     counts, failures = (
         sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors")
     )
@@ -177,6 +179,7 @@ def synthesize(
         "warnings": list(warned),
         "account": merge(line for shard in done for line in shard["account"]),
         "versions": report.versions(),
+        "max_length": None,
         **licenses.sources(source, teachers),
     }
     metadata = cards.dataset_metadata(stats, cards.hashes(cards.files(unfinished, cards.PATTERNS)))
@@ -185,6 +188,16 @@ def synthesize(
     (unfinished / LAST_FILE).write_text(json.dumps(stats, indent=2))
     _finish(output)
     return counts
+
+
+def _write_conversations(unfinished: Path) -> None:
+    """A file of the config `messages` beside each of `train`."""
+    (unfinished / "messages").mkdir(exist_ok=True)
+    for file in (unfinished / "data").glob("persyn-train-*.parquet"):
+        rows = Dataset.from_parquet(str(file))
+        assert isinstance(rows, Dataset)
+        name = file.name.removeprefix("persyn-")
+        conversations(rows).to_parquet(unfinished / "messages" / name)
 
 
 def _routed(
@@ -231,7 +244,8 @@ def _by_shard(
     """
     shards = unfinished / "shards"
     shards.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(unfinished / "data", ignore_errors=True)
+    for made in ("data", "messages"):
+        shutil.rmtree(unfinished / made, ignore_errors=True)
     done: list[dict[str, Any]] = []
     for i, rows in enumerate(_shards(prompts)):
         note = shards / f"{i:05d}-{digest([address, _content(rows)])}.json"

@@ -190,6 +190,12 @@ class Recipe:
             ) from error
         return replace(recipe, teachers=_remember(recipe, own))
 
+    @classmethod
+    def written(cls, values: dict[str, Any]) -> "Recipe":
+        """A recipe of a `recipe.yaml` that a build wrote, of version 0.1.0 too."""
+        _share_sampling(values)
+        return cls.from_dict(values)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `Recipe.from_dict` takes them back.
 

@@ -3,6 +3,8 @@ written.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -14,7 +16,7 @@ import yaml
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.hub.licenses import worked_out
-from persyn_datasets.hub.versions import rows
+from persyn_datasets.hub.versions import rows, without_paths
 from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import account_table, table
@@ -25,6 +27,7 @@ BEGIN = (
     "<!-- persyn writes from here to its end mark anew. What you write above or below stays. -->"
 )
 END = "<!-- end of what persyn writes -->"
+HEADER = "<!-- persyn's entries of the header: {} -->"
 # config → (folder and beginning of its files, its splits)
 CONFIGS = {
     "default": ("data/persyn-", ("train", "failed")),
@@ -32,7 +35,19 @@ CONFIGS = {
     "pairs": ("pairs/", ("train",)),
     "routing": ("routing/", ("train",)),
     "second_opinions": ("second_opinions/", ("train",)),
+    "messages": ("messages/", ("train",)),
 }
+ROUTER_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+]
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
 Versions = Sequence[tuple[str, str]]
 
@@ -226,6 +241,11 @@ def hashes(found: dict[str, Path]) -> dict[str, str]:
     return {path: sha256(file) for path, file in data.items()}
 
 
+def router_digest(found: dict[str, Path]) -> str:
+    """What a router's files are, for the numbers of the build that made it."""
+    return digest({path: sha256(file) for path, file in found.items()})
+
+
 def sha256(file: Path) -> str:
     stat = file.stat()
     return _sha256(file, stat.st_size, stat.st_mtime_ns)
@@ -265,29 +285,68 @@ def merge(
     """A card of ours, with what others wrote into the existing one.
 
     Their text outside our marks stays, and so do their entries of the metadata: those that we do
-    not write, and those that differ from what we wrote the last time (`before`). Of `tags` and
-    `configs` each entry counts alone; our configs are always ours.
+    not write, and those that differ from what we wrote the last time, which the card itself says in
+    a comment. Of `tags`, `configs` and `dataset_info` each entry counts alone; our configs are
+    always ours, and what an earlier push by other tools says of their columns goes.
+
+    Args:
+        before: what we wrote the last time, for a card without that comment (of version 0.1.0).
+            Default: every entry that we write.
 
     Raises:
         InputError: the existing card cannot be read.
     """
     theirs, above, below = split(existing)
-    before = before or {}
+    if (noted := _noted(existing)) is not None:
+        before = noted
+    elif before is None:
+        before = {k: v for k, v in theirs.items() if k in metadata} if BEGIN in existing else {}
     written = {k for k in before if theirs.get(k) == before[k]} | {"size_categories"}
     merged = {k: v for k, v in theirs.items() if k not in written}
     merged = metadata | merged
     tags = [tag for tag in theirs.get("tags", []) if tag not in before.get("tags", [])]
     merged["tags"] = list(dict.fromkeys([*metadata["tags"], *tags]))
     if "configs" in metadata:
-        own = {c["config_name"] for c in metadata["configs"]} | set(CONFIGS)
-        others = [{k: v for k, v in c.items() if k != "default"} for c in theirs.get("configs", [])]
-        merged["configs"] = metadata["configs"] + [
-            c for c in others if c.get("config_name") not in own
-        ]
+        merged |= _configs_beside(theirs, metadata["configs"])
+        if not merged["dataset_info"]:
+            del merged["dataset_info"]
     body = "\n\n".join(
-        part for part in (above, f"{BEGIN}\n\n{text.strip()}\n\n{END}", below) if part
+        part
+        for part in (above, f"{BEGIN}\n{_note(metadata)}\n\n{text.strip()}\n\n{END}", below)
+        if part
     )
     return f"---\n{to_yaml(merged)}---\n\n{body}\n"
+
+
+def _configs_beside(theirs: dict[str, Any], ours: list[dict[str, Any]]) -> dict[str, Any]:
+    """`configs` and `dataset_info` with the entries of others' configs beside ours."""
+    own = {c["config_name"] for c in ours} | set(CONFIGS)
+    others = [{k: v for k, v in c.items() if k != "default"} for c in theirs.get("configs", [])]
+    info = theirs.get("dataset_info") or []
+    infos = [i for i in (info if isinstance(info, list) else [info]) if isinstance(i, dict)]
+    return {
+        "configs": ours + [c for c in others if c.get("config_name") not in own],
+        "dataset_info": [i for i in infos if i.get("config_name", "default") not in own],
+    }
+
+
+def _note(metadata: dict[str, Any]) -> str:
+    entries = {k: v for k, v in metadata.items() if k != "configs"}
+    return HEADER.format(json.dumps(entries, ensure_ascii=False).replace(">", "\\u003e"))
+
+
+def _noted(card: str) -> dict[str, Any] | None:
+    """What a card says that we wrote into its header; None: it does not say."""
+    begin, end = HEADER.split("{}")
+    found = re.search(f"{re.escape(begin)}(.*?){re.escape(end)}", card.partition(BEGIN)[2])
+    return json.loads(found[1]) if found else None
+
+
+def public(text: str, stats: dict[str, Any]) -> str:
+    """A text for the Hub, with local paths, known ones and any that look so, by their last part."""
+    for path in sorted(stats["local"], key=len, reverse=True):
+        text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", Path(path).name, text)
+    return without_paths(text)
 
 
 def split(card: str) -> tuple[dict[str, Any], str, str]:

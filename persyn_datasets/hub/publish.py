@@ -41,17 +41,6 @@ from persyn_datasets.hub.versions import align, in_order, numbers, what_changed
 from persyn_datasets.store.journal import digest
 
 DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", "stats.json"]
-ROUTER_FILES = [
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-]
 
 
 @dataclass
@@ -77,7 +66,7 @@ class Build:
         folder = output / "dataset" if (output / "dataset").is_dir() else output
         dataset, router = (
             cards.files(folder, DATASET_FILES),
-            cards.files(output / "router", ROUTER_FILES),
+            cards.files(output / "router", cards.ROUTER_FILES),
         )
         if "stats.json" not in dataset:
             raise InputError(
@@ -85,9 +74,28 @@ class Build:
                 "synthesize."
             )
         recipe = Recipe.load(str(dataset["recipe.yaml"])) if "recipe.yaml" in dataset else None
+        stats = json.loads(dataset["stats.json"].read_text())
+        _check_router(output / "router", router, stats)
         written = {"dataset": folder / "README.md", "model": output / "router" / "README.md"}
         texts = {kind: card.read_text() if card.exists() else "" for kind, card in written.items()}
-        return cls(dataset, router, recipe, json.loads(dataset["stats.json"].read_text()), texts)
+        return cls(dataset, router, recipe, stats, texts)
+
+
+def _check_router(folder: Path, files: dict[str, Path], stats: dict[str, Any]) -> None:
+    """Raises `InputError` if the router is not the one whose numbers these are."""
+    if not files:
+        return
+    if known := stats.get("router_files"):
+        same_router = known == cards.router_digest(files)
+    else:  # a build of version 0.1.0
+        facts = json.loads(files["config.json"].read_text()).get("persyn", {})
+        same_router = bool(stats.get("router")) and facts.get("metrics") == stats["router"]
+    if not same_router:
+        raise InputError(
+            f"{folder} is not the router that the build made: it was changed since, e.g. by "
+            "add_teacher, and the card's numbers are not its own. Run the build again, and keep "
+            "the other router in a folder of its own."
+        )
 
 
 @dataclass
@@ -130,6 +138,16 @@ class Repo:
             ).read_text()
         except RemoteEntryNotFoundError:
             return ""
+
+    def recipe(self, revision: str) -> dict[str, Any] | None:
+        """The recipe at a revision, as today's version writes it; None if there is none."""
+        values = yaml.safe_load(self.read("recipe.yaml", revision) or "null")
+        if not values:
+            return None
+        try:
+            return json.loads(json.dumps(Recipe.written(values).to_dict()))
+        except InputError:  # of a version with other keys
+            return values
 
     def stats(self, revision: str) -> dict[str, Any]:
         return json.loads(self.read("stats.json", revision) or "{}")
@@ -265,9 +283,11 @@ def publish(
         ):
             return latest
         tag = _tag(version, latest, router, build)
-        before = yaml.safe_load(dataset.read("recipe.yaml", latest) or "null") if latest else None
+        before = dataset.recipe(latest) if latest else None
         now = json.loads(json.dumps(build.recipe.to_dict())) if build.recipe else None
-        what = what_changed(before, now, dataset.stats(latest) if latest else {}, build.stats)
+        old = dataset.stats(latest) if latest else {}
+        what = what_changed(before, now, old, build.stats)
+        what = cards.public(what, {"local": [*old.get("local", []), *build.stats["local"]]})
         for repo in repos:
             versions = [v for v in repo.versions if v[0] != tag] + [(tag, what)]
             if operations := _changes(repo, build, versions, repo_id, published):
@@ -298,7 +318,9 @@ def _tag(version: str | None, latest: str | None, router: Repo | None, build: Bu
     )
     while router and (tag := f"v{major}.{minor}.{patch}") in dict(router.versions):
         there = {
-            path: file for path, file in router.at(tag).items() if _matching([path], ROUTER_FILES)
+            path: file
+            for path, file in router.at(tag).items()
+            if _matching([path], cards.ROUTER_FILES)
         }
         if set(there) == set(build.router) and all(
             same(there[path], file) for path, file in build.router.items()
@@ -322,7 +344,9 @@ def _changes(
     `published`: the numbers behind the cards that are there now.
     """
     of_dataset = repo.kind == "dataset"
-    files, patterns = (build.dataset, DATASET_FILES) if of_dataset else (build.router, ROUTER_FILES)
+    files, patterns = (
+        (build.dataset, DATASET_FILES) if of_dataset else (build.router, cards.ROUTER_FILES)
+    )
     there = _matching(repo.files, patterns)
     if there and cards.BEGIN not in repo.card:
         raise InputError(
@@ -347,7 +371,7 @@ def _changes(
         metadata = cards.router_metadata(build.stats, repo_id)
         text = cards.router_card(build.recipe, build.stats, repo.id, repo_id, versions)
         written = cards.router_metadata(before, repo_id if repo.card else None) if before else {}
-    card = cards.merge(existing, metadata, text, written)
+    card = cards.merge(existing, metadata, cards.public(text, build.stats), written)
     changed = [
         path for path in files if path not in repo.files or not same(repo.files[path], files[path])
     ]
@@ -366,7 +390,7 @@ def _appended(build: Build, dataset: Repo, folder: Path) -> Build:
     """The published build with the rows of a `persyn synthesize` added; its new files are written
     into `folder`.
     """
-    stats, recipe = dataset.stats(dataset.head), dataset.read("recipe.yaml", dataset.head)
+    stats, recipe = dataset.stats(dataset.head), dataset.recipe(dataset.head)
     if build.recipe:
         raise InputError(
             "--append adds the rows of a persyn synthesize, and this is a whole build; drop it."
@@ -388,10 +412,14 @@ def _appended(build: Build, dataset: Repo, folder: Path) -> Build:
         stats["added"] = [*stats.get("added", []), added]
     files = {"stats.json": folder / "stats.json"}
     files["stats.json"].write_text(json.dumps(stats, indent=2))
+    has_messages = bool(_matching(dataset.files, ["messages/*.parquet"]))
     for path in _matching(build.dataset, cards.PATTERNS):
         name = f"{path.removesuffix('.parquet')}-{content}.parquet"
-        files[name] = align(build.dataset[path], schema, folder / name.replace("/", "-"))
-    known = Recipe.from_dict(yaml.safe_load(recipe)) if recipe else None
+        if not path.startswith("messages/"):
+            files[name] = align(build.dataset[path], schema, folder / name.replace("/", "-"))
+        elif has_messages:  # else the config would have the new rows alone
+            files[name] = build.dataset[path]
+    known = Recipe.from_dict(recipe) if recipe else None
     return Build(files, {}, known, stats, {}, appended=True)
 
 

@@ -1,0 +1,229 @@
+"""Chains of two and more steps: what is published says what it holds, whatever came before."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, List, Value, load_dataset
+from pool import make_recipe, write_lines
+
+from persyn_datasets import InputError, PersynBuilder, Recipe, Router, Teacher
+from persyn_datasets.cli import main
+from persyn_datasets.hub.cards import merge, public, split
+from persyn_datasets.hub.publish import publish
+from persyn_datasets.hub.versions import align
+from persyn_datasets.router.add_teacher import add_teacher
+
+ORG = "org/chain"
+
+
+def build(values, output):
+    builder = PersynBuilder(Recipe.from_dict(values), output)
+    builder.download_and_prepare()
+    return builder
+
+
+def licensed(values, *licenses):
+    teachers = [t | {"license": x} for t, x in zip(values["teachers"], licenses, strict=True)]
+    prompts = values["prompts"] | {"license": "mit"}
+    return values | {"teachers": teachers, "prompts": prompts}
+
+
+def header(hub, name=ORG, kind="dataset"):
+    card = hub.repo(name, kind).branches["main"].files["README.md"].decode()
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.fixture
+def folder(chat_model, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "first-student")
+    shutil.copytree(chat_model, tmp_path / "second-student")
+    (tmp_path / "second-student" / "notes.txt").write_text("another one")
+    return tmp_path
+
+
+@pytest.fixture
+def values(folder, chat_model):
+    values = make_recipe(folder, str(folder / "first-student"))
+    values["router"]["backbone"] = chat_model
+    return values
+
+
+def test_a_build_again_in_the_same_output_says_only_its_own_terms(hub, folder, values):
+    build(licensed(values, "mit", "mit", "mit"), folder / "out")
+    card = folder / "out/dataset/README.md"
+    card.write_text(
+        card.read_text().replace("tags:\n", "tags:\n- mine\n").replace("---\n", "---\nx: 1\n", 1)
+    )
+    values["student"] = {"model": str(folder / "second-student")}
+    build(licensed(values, "mit", "mit", "cc-by-nc-4.0"), folder / "out")
+    publish(folder / "out", ORG)
+    found = header(hub)
+    assert found["license"] == "cc-by-nc-4.0" and found["x"] == 1
+    students = [tag for tag in found["tags"] if tag.startswith("student:")]
+    assert students == ["student:second-student"] and "mine" in found["tags"]
+    router = header(hub, f"{ORG}-router", "model")
+    assert [t for t in router["tags"] if t.startswith("student:")] == ["student:second-student"]
+
+
+def test_a_licence_that_the_user_wrote_into_the_card_stays(hub, folder, values):
+    build(licensed(values, "mit", "mit", "mit"), folder / "out")
+    card = folder / "out/dataset/README.md"
+    card.write_text(card.read_text().replace("license: mit\n", "license: cc-by-4.0\n"))
+    build(licensed(values | {"reward": {"alpha": 0.3}}, "mit", "mit", "mit"), folder / "out")
+    publish(folder / "out", ORG)
+    assert header(hub)["license"] == "cc-by-4.0"
+
+
+def test_a_card_of_0_1_0_that_does_not_say_what_was_ours():
+    ours = {"license": "mit", "tags": ["persyn", "student:a"]}
+    old = merge("", ours, "old").replace(merge("", ours, "old").split("\n\n")[1].split("\n")[1], "")
+    assert "entries of the header" not in old
+    new = {"license": "apache-2.0", "tags": ["persyn", "student:b"]}
+    assert split(merge(old, new, "new"))[0] == new
+    theirs = old.replace("license: mit", "license: gemma")
+    assert split(merge(theirs, new, "new", before=ours))[0]["license"] == "gemma"
+
+
+def test_a_router_that_was_changed_after_the_build_is_not_published_with_its_card(
+    hub, folder, values
+):
+    builder = build(values, folder / "out")
+    router = Router.from_pretrained(str(folder / "out/router"))
+    ranked = load_dataset(str(builder.folder), "calibration", split="train")
+    ranked = ranked.map(
+        lambda row: {"responses": [*row["responses"], row["responses"][0] | {"teacher": "new"}]}
+    )
+    new = Teacher("new", engine="recorded")
+    larger = add_teacher(router, ranked, new, str(folder / "out/router"))
+    assert len(larger.names) == 4
+    with pytest.raises(InputError, match="not the router that the build made"):
+        publish(folder / "out", ORG)
+    assert not hub.repos
+    build(values, folder / "out2")
+    shutil.copytree(folder / "out2/router", folder / "out/router", dirs_exist_ok=True)
+    publish(folder / "out2", ORG)
+
+
+def test_no_path_of_this_machine_is_in_public_cards(hub, folder, values):
+    lost = [json.loads(line) for line in (folder / "answers.jsonl").open()]
+    write_lines(folder / "answers.jsonl", [r for r in lost if r["prompt"] != lost[0]["prompt"]])
+    values["max_failed"] = 0.5
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    values["student"] = {"model": str(folder / "second-student")}
+    moved = shutil.move(values["prompts"]["path"], folder / "moved.jsonl")
+    values["prompts"]["path"] = str(moved)
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    for name, kind in ((ORG, "dataset"), (f"{ORG}-router", "model")):
+        branch = hub.repo(name, kind).branches["main"]
+        card = branch.files["README.md"].decode()
+        assert str(folder) not in card and "/tmp" not in card
+        assert "student.model: first-student → second-student" in card
+        assert str(folder) not in branch.message
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("in /home/me/secret/answers.jsonl, row 3", "in answers.jsonl, row 3"),
+        ("from ~/models/a → ../models/b", "from a → b"),
+        ("C:\\Users\\me\\a.jsonl: gone", "a.jsonl: gone"),
+        ("https://huggingface.co/org/name and http://h:80/v1/x", None),
+        ("![cost](figures/cost.png) and/or org/name, 3/4, a/b/c", None),
+        ("`quality/none` | /data | 1/2", None),
+    ],
+)
+def test_what_looks_like_a_path_is_shown_by_its_last_part(text, shown):
+    assert public(text, {"local": []}) == (shown or text)
+    assert public("x models/a/b y", {"local": ["models/a/b"]}) == "x b y"
+
+
+def test_a_dataset_that_others_pushed_before_loads_after_ours(hub, folder, values):
+    Dataset.from_list([{"a": 1, "b": "x"}]).push_to_hub(ORG)
+    Dataset.from_list([{"c": 2.0}]).push_to_hub(ORG, config_name="theirs")
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    rows = load_dataset(ORG, split="train")
+    assert rows.to_list() == load_dataset(str(folder / "out/dataset"), split="train").to_list()
+    assert len(load_dataset(ORG, "pairs", split="train")) > 1
+    assert load_dataset(ORG, "theirs", split="train").to_list() == [{"c": 2.0}]
+    assert [info["config_name"] for info in header(hub)["dataset_info"]] == ["theirs"]
+
+
+@pytest.mark.parametrize("configs", [None, "theirs"])
+def test_a_push_by_datasets_between_two_of_ours(hub, folder, values, configs):
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    rows = load_dataset(ORG, split="train")
+    more = {"config_name": configs} if configs else {}
+    rows.push_to_hub(ORG, **more)  # now the card says what its columns are
+    values["reward"] = {"alpha": 0.2}
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    assert load_dataset(ORG, split="train").num_rows == 24
+    assert header(hub).get("dataset_info", []) == [] or configs
+
+
+def test_conversations_are_a_config_of_their_own(hub, folder, values):
+    lost = [json.loads(line) for line in (folder / "answers.jsonl").open()]
+    write_lines(folder / "answers.jsonl", [r for r in lost if r["prompt"] != lost[0]["prompt"]])
+    values["max_failed"] = 0.5
+    builder = build(values, folder / "out")
+    publish(folder / "out", ORG)
+    rows, chats = load_dataset(ORG, split="train"), load_dataset(ORG, "messages", split="train")
+    assert chats.column_names == ["messages", "prompt_id", "teacher"]
+    assert len(chats) == len(rows) == 23 and len(load_dataset(ORG, split="failed")) == 1
+    for row, chat in zip(rows, chats, strict=True):
+        assert chat["messages"] == row["prompt"] + row["completion"]
+    card = (builder.folder / "README.md").read_text()
+    longest = builder.stats["max_length"]
+    assert f"--max_length {longest} " in card and 30 < longest < 200
+
+
+def test_answers_of_a_router_have_conversations_too_and_are_added(hub, folder, values, tmp_path):
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    output = str(tmp_path / "more")
+    assert (
+        main(
+            [
+                "synthesize",
+                str(folder / "out/router"),
+                values["prompts"]["path"],
+                "--output",
+                output,
+            ]
+        )
+        == 0
+    )
+    assert len(load_dataset(output, "messages", split="train")) == 24
+    assert main(["push", output, ORG, "--append"]) == 0
+    for config in ("default", "messages"):
+        assert len(load_dataset(ORG, config, split="train")) == 48
+
+
+def test_classes_are_added_by_their_names(tmp_path):
+    def file(name, names, rows):
+        label = ClassLabel(names=names)
+        features = Features(
+            {"kind": label, "all": List(label), "in": {"one": label, "n": Value("int64")}}
+        )
+        table = Dataset.from_list(rows, features=features)
+        table.to_parquet(tmp_path / name)
+        return tmp_path / name, table
+
+    rows = [
+        {"kind": "no", "all": ["yes", "no"], "in": {"one": "yes", "n": 1}},
+        {"kind": None, "all": [], "in": {"one": None, "n": None}},
+    ]
+    _, published = file("a.parquet", ["yes", "no", "maybe"], rows)
+    new, _ = file("b.parquet", ["no", "yes"], rows)
+    align(new, published.features.arrow_schema, tmp_path / "c.parquet")
+    found = Dataset.from_parquet(str(tmp_path / "c.parquet"))
+    assert found.features == published.features and found.to_list() == published.to_list()
+    other, _ = file("d.parquet", ["no", "yes", "never"], rows)
+    with pytest.raises(InputError, match="class 'never' in 'kind'"):
+        align(other, published.features.arrow_schema, tmp_path / "e.parquet")
