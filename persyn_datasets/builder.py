@@ -43,6 +43,7 @@ from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
+from persyn_datasets.store import own
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.models import load_tokenizer, with_template
 from persyn_datasets.store.progress import stages
@@ -128,6 +129,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """
         prompts = self.recipe.prompts.load()
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
+        own.remember(t.to_dict() for t in self.recipe.teachers)
         known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
         if known and known["build"] == build_id(self.recipe, prompts):
             self._write_recipe_anew()

@@ -60,6 +60,7 @@ def test_the_tree_on_disk(done):
         "calibration",
         "pairs",
         "routing",
+        "messages",
         "figures",
     }
     assert {p.name for p in done.folder.iterdir()} == names
@@ -70,6 +71,7 @@ def test_the_tree_on_disk(done):
         "calibration",
         "pairs",
         "routing",
+        "messages",
     ]
     assert (
         "\n# tiny\n" in text

@@ -92,7 +92,13 @@ def test_the_old_build_is_published(old, hub):
     )
 
 
-def test_the_old_router_synthesizes(old, tmp_path, monkeypatch):
+def test_the_old_router_synthesizes_with_teachers_that_the_user_names(old, tmp_path):
+    """Nothing says that it was made here: 0.1.0 did not write it down."""
     router, output = str(old / "out/router"), str(tmp_path / "more")
-    assert main(["synthesize", router, "prompts.jsonl", "--output", output]) == 0
+    command = ["synthesize", router, "prompts.jsonl", "--output", output]
+    assert main(command) == 1
+    specifications = Router.from_pretrained(router).config.persyn["teachers"]
+    for i, teacher in enumerate(specifications):
+        command += ["--set", f"teachers.{i}.model={teacher['model']}"]
+    assert main(command) == 0
     assert len(load_dataset(output, split="train")) == 16

@@ -1,6 +1,6 @@
 """A recipe: everything that makes one personalised dataset, as a YAML file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -174,7 +174,7 @@ class Recipe:
                 f"{path}: found {type(values).__name__}; expected the keys of a recipe."
             )
         _share_sampling(values)
-        apply_overrides(values, overrides, f"The recipe of {recipe}" if foreign else "")
+        apply_overrides(values, overrides, f"The recipe of {recipe} on the Hub" if foreign else "")
         return cls.from_dict(values, where=str(path))
 
     @classmethod
@@ -280,8 +280,14 @@ def find(recipe: str) -> tuple[Path, bool]:
     )
 
 
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str], foreign: str = "") -> None:
-    """Set `key=value` in nested values. If they come from the Hub, `foreign` says which they are.
+def apply_overrides(
+    values: dict[str, Any],
+    overrides: Iterable[str],
+    foreign: str = "",
+    own: Collection[str] = (),
+) -> None:
+    """Set `key=value` in nested values. If they come from elsewhere, `foreign` says from where;
+    keys below one of `own` are the user's nevertheless.
 
     Raises:
         InputError: no such key; or foreign values would run code, name a server or read a file or
@@ -290,11 +296,10 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str], foreign: s
     overrides = list(overrides)
     named = {override.partition("=")[0] for override in overrides}
     for key, value in _of_this_machine(values) if foreign else ():
-        if key not in named:
+        if key not in named and not any(key.startswith(f"{place}.") for place in own):
             raise InputError(
-                f"{foreign} on the Hub sets {key} to {value!r}, which runs code here, or names a "
-                "server, file or "
-                f"variable for you. If you want that, say so: --set {key}={value}"
+                f"{foreign} sets {key} to {value!r}, which runs code here, or names a server, file "
+                f"or variable for you. If you want that, say so: --set {key}={value}"
             )
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -344,7 +349,7 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         last in ("path", "model", "backbone", "reward_model")
         or ".against." in key
         or ".compare_backbones." in key
-    ) and (Path(str(values)).exists() or any(c in str(values) for c in "*?["))
+    ) and (Path(str(values)).exists() or any(c in str(values) for c in ("*", "?", "[", "://")))
     # Many of vLLM's arguments name classes, files or servers.
     argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {
         "distributed_executor_backend"

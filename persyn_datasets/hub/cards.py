@@ -28,6 +28,7 @@ BEGIN = (
 )
 END = "<!-- end of what persyn writes -->"
 HEADER = "<!-- persyn's entries of the header: {} -->"
+_NOTE = re.compile("(.*?)".join(re.escape(part) for part in HEADER.split("{}")))
 # config → (folder and beginning of its files, its splits)
 CONFIGS = {
     "default": ("data/persyn-", ("train", "failed")),
@@ -310,11 +311,8 @@ def merge(
         merged |= _configs_beside(theirs, metadata["configs"])
         if not merged["dataset_info"]:
             del merged["dataset_info"]
-    body = "\n\n".join(
-        part
-        for part in (above, f"{BEGIN}\n{_note(metadata)}\n\n{text.strip()}\n\n{END}", below)
-        if part
-    )
+    ours = f"{BEGIN}\n{_note(metadata)}\n\n{_NOTE.sub('', text).strip()}\n\n{END}"
+    body = "\n\n".join(part for part in (above, ours, below) if part)
     return f"---\n{to_yaml(merged)}---\n\n{body}\n"
 
 
@@ -337,8 +335,7 @@ def _note(metadata: dict[str, Any]) -> str:
 
 def _noted(card: str) -> dict[str, Any] | None:
     """What a card says that we wrote into its header; None: it does not say."""
-    begin, end = HEADER.split("{}")
-    found = re.search(f"{re.escape(begin)}(.*?){re.escape(end)}", card.partition(BEGIN)[2])
+    found = _NOTE.search(card.partition(BEGIN)[2])
     return json.loads(found[1]) if found else None
 
 

@@ -19,6 +19,7 @@ from persyn_datasets.router.bradley_terry import FOLDS, bradley_terry_loss, fit_
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.metrics import calibration_error, reliability
 from persyn_datasets.router.model import Router
+from persyn_datasets.store import own
 from persyn_datasets.strategies.budget import lengths
 
 TEMPERATURES = (0.1, 10.0)
@@ -134,6 +135,7 @@ def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: s
         if key not in ("metrics", "temperature")
     }
     added = {"teacher": teacher.name, "prompts": int(prefer.any(-1).any(-1).sum()), "ridge": ridge}
+    own.remember([teacher.to_dict()])
     facts |= {
         "teachers": [*facts["teachers"], teacher.to_dict()],
         "added": [*facts.get("added", []), added],

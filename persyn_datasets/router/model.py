@@ -29,6 +29,7 @@ from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_li
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.heads import WithFeatures, head_of
 from persyn_datasets.router.metrics import compare, first_rows, mean_by_prompt
+from persyn_datasets.store import own
 from persyn_datasets.store.identity import content_hash
 from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
 
@@ -100,8 +101,10 @@ class Router:
         """The teachers as they were asked; empty if the router was trained without their
         specifications.
 
-        A router from the Hub is data: that a teacher of it runs code here, or gets your prompts at
-        a server or your key from a variable, counts only if you say so too.
+        A router that comes from elsewhere, from the Hub or in a folder, is data: that a teacher of
+        it runs code here, reads a file, or gets your prompts at a server or your key from a
+        variable, counts only if you say so too. In a folder it counts for teachers that you have
+        named before, by building or training a router here.
 
         Args:
             overrides: `teachers.PLACE.KEY=VALUE`, PLACE counting from 0 in the router's order.
@@ -114,10 +117,10 @@ class Router:
         chosen = {
             str(i): t for i, t in enumerate(specifications) if names is None or t["name"] in names
         }
-        values = {"teachers": chosen}
-        apply_overrides(
-            values, overrides, "" if Path(self.path).is_dir() else f"The router {self.path}"
-        )
+        values, here = {"teachers": chosen}, Path(self.path).is_dir()
+        where = "which was not made here," if here else "on the Hub"
+        named = [f"teachers.{i}" for i, t in chosen.items() if here and own.is_own(t)]
+        apply_overrides(values, overrides, f"The router {self.path} {where}", named)
         return teachers_from(values, self.path)
 
     @property

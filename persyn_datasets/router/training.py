@@ -29,6 +29,7 @@ from persyn_datasets.router.bradley_terry import bradley_terry_loss, preferences
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router, forward, router_text
 from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pairs
+from persyn_datasets.store import own
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import device, dtype, free
@@ -89,6 +90,7 @@ def train_router(
         training |= {"gradient_accumulation_steps": gradient_accumulation_steps}
     training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
+    own.remember(specifications)
     # What the weights depend on, by content: neither a path nor a fingerprint stands for it.
     learned_from = prefer.numpy() if rewards is None else rewards
     compared = hashlib.sha256(learned_from.tobytes()).hexdigest()
