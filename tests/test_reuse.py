@@ -514,7 +514,7 @@ def test_a_kill_while_it_is_finished_leaves_what_the_next_run_takes_up(
     assert main(["push", str(output), "org/half"]) == 1
     assert main(arguments) == 0
     assert right(load_dataset(str(output), split="train"))
-    assert {f.name for f in output.iterdir()} == {"README.md", "stats.json", "data"}
+    assert {f.name for f in output.iterdir()} == {"README.md", "stats.json", "data", "messages"}
     assert not output.with_name("out.unfinished").exists()
     assert publish(output, "org/half") == "v1.0.0"
     assert main(arguments) == 1  # it is whole, and stays as it is
