@@ -37,6 +37,7 @@ from persyn_datasets.router import add_teacher as amend
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import check, run
+from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.pairify import Pairify
 from persyn_datasets.stages.rank import COLUMNS, Rank
@@ -45,7 +46,6 @@ from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store import own
 from persyn_datasets.store.journal import replace_file
-from persyn_datasets.store.models import load_tokenizer, with_template
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
 from persyn_datasets.strategies import budget, second_opinion
@@ -417,14 +417,14 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
 
 def longest(student: Student, chats: Dataset) -> int | None:
-    """Tokens of the longest conversation in the student's template; None: there is no row."""
-    tokenizer = load_tokenizer(student.model, student.revision, student.trust_remote_code)
-    template = with_template(tokenizer)
-    most = 0
-    for messages in chats["messages"]:
-        text: Any = template.apply_chat_template(messages, tokenize=False)
-        most = max(most, len(template(text, add_special_tokens=False)["input_ids"]))
-    return most or None
+    """Tokens of the longest conversation as the student is trained on it; None: there is no row,
+    or its template refuses one, which the student's user finds out.
+    """
+    rows = [(messages[:-1], messages[-1]["content"]) for messages in chats["messages"]]
+    try:
+        return max((len(row.ids) for row in ChatFormat(student).render(rows)), default=None)
+    except InputError:
+        return None
 
 
 def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:

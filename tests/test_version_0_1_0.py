@@ -15,6 +15,7 @@ from persyn_datasets import Generate, PersynBuilder, Recipe, Route, Router, Samp
 from persyn_datasets.cli import main
 from persyn_datasets.engines import endpoint
 from persyn_datasets.engines import transformers as local
+from persyn_datasets.store import own
 
 FIXTURE = Path(__file__).parent / "fixtures" / "v0.1.0"
 
@@ -92,8 +93,9 @@ def test_the_old_build_is_published(old, hub):
     )
 
 
-def test_the_old_router_synthesizes_with_teachers_that_the_user_names(old, tmp_path):
+def test_the_old_router_synthesizes_with_teachers_that_the_user_names(old, tmp_path, monkeypatch):
     """Nothing says that it was made here: 0.1.0 did not write it down."""
+    monkeypatch.setattr(own, "_folders", lambda: [tmp_path / "own"])
     router, output = str(old / "out/router"), str(tmp_path / "more")
     command = ["synthesize", router, "prompts.jsonl", "--output", output]
     assert main(command) == 1
