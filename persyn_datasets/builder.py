@@ -44,7 +44,7 @@ from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
-from persyn_datasets.store import own
+from persyn_datasets.store import files, own
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
@@ -131,7 +131,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
         own.remember(t.to_dict() for t in self.recipe.teachers)
         known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
-        if known and known["build"] == build_id(self.recipe, prompts):
+        whole = known and files.are_whole(known, self.output)
+        if known and whole and known["build"] == build_id(self.recipe, prompts):
             self._write_recipe_anew()
             return
         self._prompts = plan.check(self.recipe)
@@ -158,8 +159,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 "was built. All answers are kept: run the same command again."
             )
         self._write_card()
-        router = cards.files(self.output / "router", cards.ROUTER_FILES)
-        self._stats["router_files"] = cards.router_digest(router) if self._stats["router"] else None
+        self._stats |= files.written(self.output)
         # Last: its presence says that the build is whole.
         replace_file(self.folder / "stats.json", json.dumps(self._stats, indent=2).encode())
 

@@ -26,6 +26,7 @@ from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
 from persyn_datasets.engines.recorded import COLUMNS
 from persyn_datasets.report.text import to_yaml
+from persyn_datasets.store.files import are_whole
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.strategies import baselines as strategies
@@ -62,6 +63,8 @@ def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     if not (stats.exists() and known.exists() and known.read_text() == to_yaml(recipe.to_dict())):
         return None
     numbers: dict[str, Any] = json.loads(stats.read_text())
+    if not are_whole(numbers, output):
+        return None
     return numbers if numbers["build"] == build_id(recipe, recipe.prompts.load()) else None
 
 

@@ -38,17 +38,6 @@ CONFIGS = {
     "second_opinions": ("second_opinions/", ("train",)),
     "messages": ("messages/", ("train",)),
 }
-ROUTER_FILES = [
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "chat_template*",
-]
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
 Versions = Sequence[tuple[str, str]]
 
@@ -240,11 +229,6 @@ def hashes(found: dict[str, Path]) -> dict[str, str]:
     """path → SHA-256 of the data files among these."""
     data = {path: file for path, file in found.items() if path.endswith(".parquet")}
     return {path: sha256(file) for path, file in data.items()}
-
-
-def router_digest(found: dict[str, Path]) -> str:
-    """What a router's files are, for the numbers of the build that made it."""
-    return digest({path: sha256(file) for path, file in found.items()})
 
 
 def sha256(file: Path) -> str:

@@ -38,6 +38,7 @@ from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.hub import cards
 from persyn_datasets.hub.versions import align, in_order, numbers, what_changed
+from persyn_datasets.store.files import ROUTER_FILES, router_digest
 from persyn_datasets.store.journal import digest
 
 DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", "stats.json"]
@@ -66,7 +67,7 @@ class Build:
         folder = output / "dataset" if (output / "dataset").is_dir() else output
         dataset, router = (
             cards.files(folder, DATASET_FILES),
-            cards.files(output / "router", cards.ROUTER_FILES),
+            cards.files(output / "router", ROUTER_FILES),
         )
         if "stats.json" not in dataset:
             raise InputError(
@@ -75,7 +76,8 @@ class Build:
             )
         recipe = Recipe.load(str(dataset["recipe.yaml"])) if "recipe.yaml" in dataset else None
         stats = json.loads(dataset["stats.json"].read_text())
-        _check_router(output / "router", router, stats)
+        if recipe:
+            _check_router(output / "router", router, stats)
         written = {"dataset": folder / "README.md", "model": output / "router" / "README.md"}
         texts = {kind: card.read_text() if card.exists() else "" for kind, card in written.items()}
         return cls(dataset, router, recipe, stats, texts)
@@ -83,18 +85,18 @@ class Build:
 
 def _check_router(folder: Path, files: dict[str, Path], stats: dict[str, Any]) -> None:
     """Raises `InputError` if the router is not the one whose numbers these are."""
-    if not files:
-        return
-    if known := stats.get("router_files"):
-        same_router = known == cards.router_digest(files)
+    if "router_files" in stats:
+        same_router = stats["router_files"] == router_digest(folder)
+    elif not files:
+        same_router = not stats["router"]
     else:  # a build of version 0.1.0
         facts = json.loads(files["config.json"].read_text()).get("persyn", {})
         same_router = bool(stats.get("router")) and facts.get("metrics") == stats["router"]
     if not same_router:
         raise InputError(
-            f"{folder} is not the router that the build made: it was changed since, e.g. by "
-            "add_teacher, and the card's numbers are not its own. Run the build again, and keep "
-            "the other router in a folder of its own."
+            f"{folder} is not the router that the build made: it was changed or removed since, "
+            "e.g. by add_teacher, and the card's numbers are not its own. Run the build again, "
+            "and keep another router in a folder of its own."
         )
 
 
@@ -318,9 +320,7 @@ def _tag(version: str | None, latest: str | None, router: Repo | None, build: Bu
     )
     while router and (tag := f"v{major}.{minor}.{patch}") in dict(router.versions):
         there = {
-            path: file
-            for path, file in router.at(tag).items()
-            if _matching([path], cards.ROUTER_FILES)
+            path: file for path, file in router.at(tag).items() if _matching([path], ROUTER_FILES)
         }
         if set(there) == set(build.router) and all(
             same(there[path], file) for path, file in build.router.items()
@@ -344,9 +344,7 @@ def _changes(
     `published`: the numbers behind the cards that are there now.
     """
     of_dataset = repo.kind == "dataset"
-    files, patterns = (
-        (build.dataset, DATASET_FILES) if of_dataset else (build.router, cards.ROUTER_FILES)
-    )
+    files, patterns = (build.dataset, DATASET_FILES) if of_dataset else (build.router, ROUTER_FILES)
     there = _matching(repo.files, patterns)
     if there and cards.BEGIN not in repo.card:
         raise InputError(

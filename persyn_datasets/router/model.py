@@ -118,9 +118,9 @@ class Router:
             str(i): t for i, t in enumerate(specifications) if names is None or t["name"] in names
         }
         values, here = {"teachers": chosen}, Path(self.path).is_dir()
-        where = "which was not made here," if here else "on the Hub"
+        where = ", which was not made here," if here else " on the Hub"
         named = [f"teachers.{i}" for i, t in chosen.items() if here and own.is_own(t)]
-        apply_overrides(values, overrides, f"The router {self.path} {where}", named)
+        apply_overrides(values, overrides, f"The router {self.path}{where}", named)
         return teachers_from(values, self.path)
 
     @property

@@ -227,3 +227,64 @@ def test_classes_are_added_by_their_names(tmp_path):
     other, _ = file("d.parquet", ["no", "yes", "never"], rows)
     with pytest.raises(InputError, match="class 'never' in 'kind'"):
         align(other, published.features.arrow_schema, tmp_path / "e.parquet")
+
+
+def test_a_build_that_lost_a_file_is_made_whole_by_the_same_command(folder, values):
+    builder = build(values, folder / "out")
+    table = builder.folder / "calibration" / "test-00000-of-00001.parquet"
+    before = Dataset.from_parquet(str(table)).to_list()
+    table.unlink()
+    build(values, folder / "out")
+    assert Dataset.from_parquet(str(table)).to_list() == before
+    shutil.rmtree(folder / "out/router")
+    build(values, folder / "out")
+    assert Router.from_pretrained(str(folder / "out/router")).metrics == builder.stats["router"]
+
+
+def test_a_build_whose_router_is_gone_is_not_published_without_it(hub, folder, values):
+    build(values, folder / "out")
+    shutil.rmtree(folder / "out/router")
+    with pytest.raises(InputError, match="changed or removed"):
+        publish(folder / "out", ORG)
+    assert not hub.repos
+
+
+def test_a_router_lying_beside_a_build_without_one_is_not_published(hub, folder, values):
+    build(values, folder / "out")
+    build(values | {"strategy": "random"}, folder / "random")
+    shutil.copytree(folder / "out/router", folder / "random/router")
+    with pytest.raises(InputError, match="not the router that the build made"):
+        publish(folder / "random", ORG)
+
+
+def test_rows_that_were_added_go_with_the_next_whole_build(hub, folder, values, tmp_path):
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    more = str(tmp_path / "more")
+    prompts = values["prompts"]["path"]
+    assert main(["synthesize", str(folder / "out/router"), prompts, "--output", more]) == 0
+    assert publish(more, ORG, append=True) == "v1.1.0"
+    assert publish(more, ORG, append=True) == "v1.1.0"  # the same rows again are none
+    assert len(load_dataset(ORG, split="train")) == 48
+    assert publish(folder / "out", ORG) == "v1.2.0"
+    for config in ("default", "messages"):
+        assert len(load_dataset(ORG, config, split="train")) == 24
+
+
+def test_a_foreign_router_stays_foreign_when_it_is_saved_or_grown_here(hub, folder, values):
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    files = dict(hub.repo(f"{ORG}-router", "model").branches["main"].files)
+    config = json.loads(files["config.json"])
+    config["persyn"]["teachers"][0] |= {"engine": "endpoint", "base_url": "https://evil.example/v1"}
+    hub.put("org/evil", files | {"config.json": json.dumps(config)}, "model")
+    evil = Router.from_pretrained("org/evil")
+    evil.save_pretrained(str(folder / "saved"))
+    ranked = load_dataset(str(folder / "out/dataset"), "calibration", split="train")
+    ranked = ranked.map(
+        lambda row: {"responses": [*row["responses"], row["responses"][0] | {"teacher": "new"}]}
+    )
+    larger = add_teacher(evil, ranked, Teacher("new", engine="recorded"), str(folder / "larger"))
+    for router in (evil, Router.from_pretrained(str(folder / "saved")), larger):
+        with pytest.raises(InputError, match="evil.example"):
+            _ = router.teachers

@@ -1,0 +1,47 @@
+"""The files of a build: are they all there, and is the router the one that the build made?"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from persyn_datasets.store.identity import content_hash
+from persyn_datasets.store.journal import digest
+
+TABLES = ["dataset/*/*.parquet"]
+ROUTER_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+]
+
+
+def written(output: Path) -> dict[str, Any]:
+    """What a finished build notes of its files: `files`, the paths of its tables and router; and
+    `router_files`, what the router's files are.
+    """
+    router = [f"router/{pattern}" for pattern in ROUTER_FILES]
+    paths = [str(f.relative_to(output)) for f in _files(output, [*TABLES, *router])]
+    return {"files": paths, "router_files": router_digest(output / "router")}
+
+
+def are_whole(stats: dict[str, Any], output: Path) -> bool:
+    """Whether the files are those that the build noted; version 0.1.0 noted none."""
+    if not all((output / path).is_file() for path in stats.get("files", [])):
+        return False
+    return "router_files" not in stats or stats["router_files"] == router_digest(output / "router")
+
+
+def router_digest(folder: Path) -> str | None:
+    """What a router's files are; None if there are none."""
+    found = {f.name: content_hash(f) for f in _files(folder, ROUTER_FILES)}
+    return digest(found) if found else None
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({f for pattern in patterns for f in folder.glob(pattern) if f.is_file()})
