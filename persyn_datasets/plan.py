@@ -14,6 +14,7 @@ from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
+from persyn_datasets.engines.bound import TEMPLATE_TOKENS, tokens_of_messages
 from persyn_datasets.report.tables import table
 from persyn_datasets.signals import trained_text
 from persyn_datasets.stages.generate import check_samples
@@ -132,7 +133,8 @@ def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
 def estimate(
     recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """What a build will use if each answer has `max_tokens`; 4 characters are a token of a prompt.
+    """What a build will use at most: if each answer has `max_tokens`, and each byte of a prompt is
+    a token; see `engines.bound`.
 
     No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost`
     is one.
@@ -151,12 +153,11 @@ def estimate(
             None: never.
     """
     p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
-    characters = sum(len(m["content"]) for row in prompts["messages"] for m in row) / len(prompts)
+    longest = _longest_mean(recipe, prompts)
     answer: dict[str, dict[str, Any]] = {}
     for t in teachers:
-        own = sum(len(m["content"]) for m in t.examples) + len(t.system_prompt or "")
         used = {
-            "prompt_tokens": (characters + own) / 4,
+            "prompt_tokens": longest + _beside(t),
             "completion_tokens": (t.sampling or recipe.sampling).max_tokens,
         }
         usd = t.price.of(*used.values()) if t.price else 0.0
@@ -184,6 +185,25 @@ def estimate(
         "dearest": {"name": dearest, "usd": p["prompts"] * answer[dearest]["usd"]},
         "break_even": (every * whole["usd"] - c * mean["usd"]) / saved if saved > 0 else None,
     }
+
+
+def _longest_mean(recipe: Recipe, prompts: Dataset) -> float:
+    """Tokens of a prompt's messages, at most: the mean over the calibration or over the rest,
+    whichever is larger, so that neither is underestimated.
+    """
+    size = strategies.calibration_size(recipe, len(prompts))
+    parts = [prompts, *([calibration(recipe, prompts)] if 0 < size <= len(prompts) else [])]
+    sums = [sum(map(tokens_of_messages, part["messages"])) for part in parts]
+    means = [total / len(part) for total, part in zip(sums, parts, strict=True)]
+    if len(parts) > 1 and size < len(prompts):
+        means.append((sums[0] - sums[1]) / (len(prompts) - size))
+    return max(means)
+
+
+def _beside(teacher: Teacher) -> float:
+    """Tokens beside the prompt's, at most: of the template, the system prompt, the examples."""
+    own = tokens_of_messages(teacher.conversation([{"role": "user", "content": ""}]))
+    return float(TEMPLATE_TOKENS + own)
 
 
 def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]]) -> float | None:

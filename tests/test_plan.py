@@ -48,8 +48,11 @@ def test_the_plan_in_words_has_the_costs(tmp_path, chat_model):
     }
     recipe = Recipe.from_dict(values)
     text = plan.describe(recipe, plan.check(recipe))
-    length = sum(len(p) for p, _ in problems()) / 24 / 4  # tokens of a prompt, about
-    dear, cheap = ((length + 100) * 2e3 + 1000 * 3e3) / 1e6, (length * 1e3 + 500 * 1e3) / 1e6
+    of = plan.estimate(recipe, plan.check(recipe))["answer"]
+    dear, cheap = of["adder"]["usd"], of["multiplier"]["usd"]
+    length = sum(len(p) for p, _ in problems()) / 24  # at most a token for each byte
+    assert dear > ((length + 400) * 2e3 + 1000 * 3e3) / 1e6
+    assert cheap > (length * 1e3 + 500 * 1e3) / 1e6
     cells = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert f"${16 * dear:,.2f}" in cells["adder"] and "16,000" in cells["adder"]
     assert f"${16 * cheap:,.2f}" in cells["multiplier"] and "8,000" in cells["multiplier"]
@@ -59,6 +62,25 @@ def test_the_plan_in_words_has_the_costs(tmp_path, chat_model):
         in text
     )
     assert "56 generations in all; generate-then-select needs 72 (1.3 times as many)" in text
+
+
+def test_the_most_that_answers_cost_holds_for_every_script(tmp_path, chat_model):
+    """Each byte a token, long prompts in the calibration, examples and a system prompt."""
+    values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 10})
+    shots = [{"role": "user", "content": "问" * 90}, {"role": "assistant", "content": "答" * 90}]
+    values["teachers"][0] |= {"price": {"input": 1e3, "output": 0}, "examples": shots}
+    recipe = Recipe.from_dict(values)
+    rows = plan.check(recipe)
+    drawn = set(plan.calibration(recipe, rows)["prompt_id"])
+    rows = rows.map(
+        lambda row: {
+            "messages": [
+                {"role": "user", "content": "光" * (900 if row["prompt_id"] in drawn else 1)}
+            ]
+        }
+    )
+    counted = plan.estimate(recipe, rows)["answer"]["adder"]["prompt_tokens"]
+    assert counted > 3 * 900 + 2 * 3 * 90 + len("adder")
 
 
 def test_break_even_against_the_dearest_teacher(tmp_path, chat_model):

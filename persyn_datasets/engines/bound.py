@@ -29,6 +29,9 @@ def _forms(text: str) -> list[str]:
 
 def tokens_at_most(messages: Sequence[Message]) -> int:
     """Tokens that a server can bill for these messages, at most."""
-    return TEMPLATE_TOKENS + sum(
-        MESSAGE_TOKENS + bytes_at_most(message["content"]) for message in messages
-    )
+    return TEMPLATE_TOKENS + tokens_of_messages(messages)
+
+
+def tokens_of_messages(messages: Sequence[Message]) -> int:
+    """Those of the messages and their frames, without the rest of the template."""
+    return sum(MESSAGE_TOKENS + bytes_at_most(message["content"]) for message in messages)
