@@ -22,6 +22,7 @@ FLOORS = [
     {"report"},
     {"hub"},
     {"inputs", "plan", "builder", "reuse"},
+    {"tasks"},
     {"compare"},
     {"quickstart", "options", "cli", "__main__"},
 ]
