@@ -4,7 +4,7 @@
 
 FOLDER holds what the study's `convert` wrote; BACKBONE is all-MiniLM-L6-v2, or another model that
 `AutoModelForSequenceClassification` opens. Writes results.json, table.md and figure.png beside the
-study's script. PROTOCOL.md says what is compared and how.
+study's script; `--final` adds the final split and five folds of everything to them. PROTOCOL.md says what is compared and how.
 """
 
 import hashlib
@@ -131,11 +131,13 @@ def transfer(pool: Pool, x: np.ndarray) -> dict[str, Any]:
 
 
 def study(name: str, folder: Path, backbone: str, final: bool) -> dict[str, Any]:
-    results: dict[str, Any] = {}
+    """Development first; with `final`, that of results.json is kept and the rest is added."""
+    known = Path(__file__).parent / name / "results.json"
+    results: dict[str, Any] = json.loads(known.read_text()) if final else {}
     for pool in pools(name, folder):
         x = features(pool.prompts, backbone, folder)
         parts, held_out = folds(pool)
-        of_pool: dict[str, Any] = {
+        of_pool: dict[str, Any] = results.get(pool.name) or {
             "prompts": len(pool.prompts),
             "teachers": pool.teachers,
             "development": cross_fit(pool, x, parts),
@@ -146,7 +148,7 @@ def study(name: str, folder: Path, backbone: str, final: bool) -> dict[str, Any]
             of_pool["final"] = compare(lines, pool.rewards[held_out], pool.teachers)
             everything = [np.sort(part) for part in np.array_split(by_hash(pool), FOLDS)]
             of_pool["all"] = cross_fit(pool, x, everything)
-        if name == "three_domains":
+        if name == "three_domains" and "transfer" not in of_pool:
             of_pool["transfer"] = transfer(pool, x)
         results[pool.name] = of_pool
         print(pool.name, json.dumps(of_pool["development"]["reward"]), flush=True)
