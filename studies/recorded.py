@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 
 def read_blob(clone: str | Path, path: str) -> bytes:
@@ -26,13 +27,46 @@ def commit(clone: str | Path) -> str:
     return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
-def write(folder: Path, prompts: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
-    """The prompts and, by prompt and teacher, the answers, each as a Parquet file."""
+def write(
+    folder: Path,
+    prompts: list[dict[str, Any]],
+    answers: list[dict[str, Any]],
+    sizes: Mapping[str, float | None],
+    quality: str,
+) -> None:
+    """The prompts, the answers by prompt and teacher, and a recipe that builds from them.
+
+    Args:
+        sizes: teacher → billions of parameters, None where nobody says.
+        quality: dotted path of the function that grades an answer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(prompts), folder / "prompts.parquet")
     pq.write_table(pa.Table.from_pylist(answers), folder / "answers.parquet")
-    names = list(dict.fromkeys(answer["teacher"] for answer in answers))
-    (folder / "teachers.json").write_text(json.dumps(names, indent=2))
+    (folder / "teachers.json").write_text(json.dumps(list(sizes), indent=2))
+    answered = str((folder / "answers.parquet").resolve())
+    recipe = {
+        "name": folder.name.replace("_", "-"),
+        "student": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+        "prompts": {
+            "path": str((folder / "prompts.parquet").resolve()),
+            "column": "prompt",
+            "answer_column": "answer",
+        },
+        "teachers": [
+            {"name": name, "model": answered, "engine": "recorded"}
+            | ({"size": size} if size else {})
+            for name, size in sizes.items()
+        ],
+        "calibration": {"size": min(2500, len(prompts))},
+        "quality": quality,
+        "router": {
+            "backbone": "sentence-transformers/all-MiniLM-L6-v2",
+            "freeze_backbone": True,
+        },
+        "baselines": {"group": "group"},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 
 @dataclass(frozen=True)

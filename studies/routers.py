@@ -4,7 +4,8 @@
 
 FOLDER holds what the study's `convert` wrote; BACKBONE is all-MiniLM-L6-v2, or another model that
 `AutoModelForSequenceClassification` opens. Writes results.json, table.md and figure.png beside the
-study's script; `--final` adds the final split and five folds of everything to them. PROTOCOL.md says what is compared and how.
+study's script; `--final` adds the final split and five folds of everything to them. PROTOCOL.md
+says what is compared and how.
 """
 
 import hashlib

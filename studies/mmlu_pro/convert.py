@@ -58,6 +58,12 @@ def letter(text: str) -> str | None:
     return letters[-1] if letters else None
 
 
+def right(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
+    """A reward function: 1 if the chosen option is the right one."""
+    pairs = zip(completions, answer, strict=True)
+    return [float(letter(c[-1]["content"]) == reference) for c, reference in pairs]
+
+
 def prompt(question: str, options: list[str]) -> str:
     lines = [f"{'ABCDEFGHIJ'[i]}. {option}" for i, option in enumerate(options)]
     return question.strip() + "\n\n" + "\n".join(lines)
@@ -99,7 +105,8 @@ def convert(clone: str | Path, folder: Path) -> None:
             )
     repeated = Counter(p["prompt"] for p in prompts)
     left_out["questions asked twice, the later one"] = len(prompts) - len(repeated)
-    recorded.write(folder, list({p["prompt"]: p for p in reversed(prompts)}.values()), answers)
+    unique = list({p["prompt"]: p for p in reversed(prompts)}.values())
+    recorded.write(folder, unique, answers, MODELS, "studies.mmlu_pro.convert.right")
     print(f"{recorded.commit(clone)}: {len(repeated)} prompts; left out: {dict(left_out)}")
 
 

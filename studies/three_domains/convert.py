@@ -69,6 +69,17 @@ def right(domain: str, answer: str | None, reference: str) -> bool:
     return number(answer) is not None and number(answer) == number(reference)
 
 
+def graded(
+    completions: list[list[dict[str, str]]], answer: list[str], group: list[str], **_: Any
+) -> list[float]:
+    """A reward function: 1 if the answer at the end is right."""
+    found = []
+    for completion, reference, domain in zip(completions, answer, group, strict=True):
+        _, there, said = completion[-1]["content"].rpartition("\n\nThe answer is ")
+        found.append(float(right(domain, said.removesuffix(".") if there else None, reference)))
+    return found
+
+
 def convert(clone: str | Path, folder: Path) -> None:
     prompts: dict[str, dict[str, Any]] = {}
     answers = []
@@ -84,12 +95,16 @@ def convert(clone: str | Path, folder: Path) -> None:
                 reference = entry["answer"].replace("#", "").strip()
                 prompts[text] = {"prompt": text, "answer": reference, "group": domain}
                 reasoning, answer = parse(entry["output"][0])
-                response = f"{reasoning}\n\nThe answer is {answer}." if answer else reasoning
+                response = (
+                    f"{reasoning}\n\nThe answer is {answer}." if answer is not None else reasoning
+                )
                 correct = float(right(domain, answer, reference))
                 answers.append(
                     {"prompt": text, "teacher": model, "response": response, "correct": correct}
                 )
-    recorded.write(folder, list(prompts.values()), answers)
+    recorded.write(
+        folder, list(prompts.values()), answers, MODELS, "studies.three_domains.convert.graded"
+    )
     print(f"{recorded.commit(clone)}: {len(prompts)} prompts, {len(MODELS)} teachers")
 
 
