@@ -24,6 +24,7 @@ from huggingface_hub.constants import HF_HOME
 from persyn_datasets import __version__, plan
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.strategy import REASSIGNED
 from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
 from persyn_datasets.data.conversations import conversations
@@ -35,6 +36,7 @@ from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, by_backbone
 from persyn_datasets.router import add_teacher as amend
 from persyn_datasets.router.model import Router
+from persyn_datasets.router.simple_routes import reassigned
 from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import check, run
 from persyn_datasets.signals.trained_text import ChatFormat
@@ -406,6 +408,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 routed, router, recipe.budget, recipe.teachers, paid
             )
             self._stats["tradeoff"]["budget"] = spend
+        if recipe.strategy in REASSIGNED:
+            seed = recipe.baselines.seed
+            routed = reassigned(recipe.strategy, routed, router, ranked, group, seed)
         return routed
 
     def _generate_tables(self, rows: Dataset) -> Iterator[tuple[int, pa.Table]]:

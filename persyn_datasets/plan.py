@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from persyn_datasets import signals
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
-from persyn_datasets.config.strategy import STRATEGIES
+from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.engines import check_keys, engine_of, facts_of
@@ -55,6 +55,12 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
             f"calibration.size is {size}, and there are {len(prompts)} prompts; expected 2 to "
             f"{len(prompts)}. "
             "Lower it, e.g. with --set calibration.size=…"
+        )
+    if recipe.strategy in REASSIGNED and (recipe.budget or recipe.second_opinion):
+        key = "budget" if recipe.budget else "second_opinion"
+        raise InputError(
+            f"strategy {recipe.strategy} assigns without its router, and {key} goes by the "
+            f"router's scores; leave {key} out."
         )
     group = recipe.baselines.group
     if group and group not in prompts.column_names:

@@ -120,7 +120,7 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
             )
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}; expected 1 or more.")
-    calibrating = {*strategies.ROUTED, "car", "oracle"}
+    calibrating = {*strategies.ROUTED, *strategies.BY_CALIBRATION, "oracle"}
     if per_teacher:
         tournament.check(recipe)
     if per_teacher and not calibrating & {b.recipe.strategy for b in builders}:

@@ -16,6 +16,10 @@ STRATEGIES = {
     "quality-only": "the teacher that the router picks, trained on quality alone (α = 0)",
     "learnability-only": "the teacher that the router picks, trained on learnability alone (α = 1)",
     "no-long-answers": "the teacher that the router picks among those whose answers are not long",
+    "shares-at-random": "the teacher that the router picks for another prompt, dealt at random",
+    "best-per-group": "the best teacher of its group of prompts",
+    "nearest-neighbours": "the best teacher of the calibration prompts nearest to it",
+    "best-single": "the teacher of the largest mean reward",
     "strong": "the strongest teacher",
     "mix": "the strongest or the weakest teacher, drawn at a fixed ratio",
     "family-strong": "the strongest teacher of the student's own family",
@@ -23,7 +27,9 @@ STRATEGIES = {
     "random": "a teacher drawn at random",
     "oracle": "the teacher whose answer to this very prompt was the best",
 }
-ROUTED = {"persyn", "quality-only", "learnability-only", "no-long-answers"}
+# These have a router beside them and assign without it: what it must be judged by.
+REASSIGNED = {"shares-at-random", "best-per-group", "nearest-neighbours"}
+ROUTED = {"persyn", "quality-only", "learnability-only", "no-long-answers", *REASSIGNED}
 ALPHA = {"quality-only": 0.0, "learnability-only": 1.0}
 
 
@@ -38,7 +44,8 @@ class Baselines:
         strong_share: of the prompts that `mix` gives to the strongest, in expectation (1:4 in arXiv
             2502.12143).
         beta: β of `car` (3 in arXiv 2411.07133).
-        seed: of the draws of `mix` and `random`; each prompt draws for itself.
+        seed: of the draws of `mix` and `random`, where each prompt draws for itself, and of
+            `shares-at-random`.
         group: a column of the prompts, e.g. their subject: the best teacher of each group is what a
             router must beat. Default: clusters of what the router reads.
     """

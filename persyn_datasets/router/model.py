@@ -184,7 +184,7 @@ class Router:
                 router reads.
         """
         available = [teachers is None or name in teachers for name in self.names]
-        asked, seen = (self._calibration(rows, group) for rows in (held_out, trained_on))
+        asked, seen = (self.calibration(rows, group) for rows in (held_out, trained_on))
         scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
         of_prompts = scores[first_rows(held_out["prompt_id"])]
         metrics = compare(
@@ -207,9 +207,10 @@ class Router:
         another one has seen its training prompts.
         """
         available = [teachers is None or name in teachers for name in self.names]
-        return cross_fitted(self._calibration(ranked, group), self.names, available)
+        return cross_fitted(self.calibration(ranked, group), self.names, available)
 
-    def _calibration(self, ranked: Dataset, group: str | None) -> Calibration:
+    def calibration(self, ranked: Dataset, group: str | None = None) -> Calibration:
+        """What the prompts of rows of `Rank` tell, each once; see `evaluate` for `group`."""
         ids = ranked["prompt_id"]
         rows = first_rows(ids)
         first = ranked.select(rows)

@@ -14,10 +14,12 @@ from datasets import Dataset
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.strategy import ROUTED
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.responses import rewards_of
 
 if TYPE_CHECKING:
     from persyn_datasets.config.recipe import Recipe
 
+BY_CALIBRATION = {"car", "best-single"}  # one teacher for all prompts, by its calibration
 LONG = 2.0  # times the median length over the teachers
 
 
@@ -25,7 +27,7 @@ def calibration_size(recipe: "Recipe", prompts: int) -> int:
     """How many of the prompts all teachers answer."""
     if recipe.strategy == "oracle":
         return prompts
-    return recipe.calibration.size if recipe.strategy in {*ROUTED, "car"} else 0
+    return recipe.calibration.size if recipe.strategy in {*ROUTED, *BY_CALIBRATION} else 0
 
 
 def stages_of(recipe: "Recipe") -> list[str]:
@@ -79,11 +81,24 @@ def assign(recipe: "Recipe", prompt_ids: Sequence[str], ranked: Dataset | None) 
         return [
             best[key] or names[0] for key in prompt_ids
         ]  # where all failed, one of them fails again and says why
-    if recipe.strategy == "car":
+    if recipe.strategy in BY_CALIBRATION:
         assert ranked
-        rewards = compatibility_adjusted_rewards(ranked, b.beta)
+        if recipe.strategy == "car":
+            rewards = compatibility_adjusted_rewards(ranked, b.beta)
+        else:
+            rewards = mean_rewards(ranked, names)
         return [max(rewards, key=rewards.__getitem__)] * len(prompt_ids)
     return names * len(prompt_ids)
+
+
+def mean_rewards(ranked: Dataset, names: Sequence[str]) -> dict[str, float]:
+    """teacher → its mean reward; a failed response counts as its prompt's lowest."""
+    rewards = rewards_of(ranked, names)
+    rewards = rewards[~np.isnan(rewards).all(-1)]
+    if not len(rewards):
+        raise BuildError("No calibration response has a reward, so no teacher is the best single.")
+    filled = np.where(np.isnan(rewards), np.nanmin(rewards, -1, keepdims=True), rewards)
+    return dict(zip(names, filled.mean(0).tolist(), strict=True))
 
 
 def compatibility_adjusted_rewards(ranked: Dataset, beta: float = 3.0) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pool import TEACHERS, CountingEngine, answer, make_recipe, problems, save
 
 from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe
 from persyn_datasets.cli import main
-from persyn_datasets.config.strategy import STRATEGIES
+from persyn_datasets.config.strategy import ROUTED, STRATEGIES
 from persyn_datasets.data.prompts import prompt_id
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.hub import publish as hub
@@ -17,6 +17,7 @@ from persyn_datasets.report import text as report
 from persyn_datasets.strategies.baselines import (
     assign,
     compatibility_adjusted_rewards,
+    mean_rewards,
     teachers_of,
     without_long_answers,
 )
@@ -69,6 +70,15 @@ EXPECTED = {
 }
 
 
+def test_the_best_single_has_the_largest_mean_and_a_failed_answer_counts_as_the_lowest():
+    def row(a, b):
+        return {"responses": [{"teacher": "a", "reward": a}, {"teacher": "b", "reward": b}]}
+
+    ranked = Dataset.from_list([row(0.9, 0.2), row(None, 0.5), row(0.1, 0.6), row(None, None)])
+    found = mean_rewards(ranked, ["a", "b"])
+    assert found == pytest.approx({"a": (0.9 + 0.5 + 0.1) / 3, "b": (0.2 + 0.5 + 0.6) / 3})
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_ones_dataset(strategy, folder, chat_model, asked):
     recipe = Recipe.from_dict(values(folder, chat_model))
@@ -81,9 +91,9 @@ def test_each_ones_dataset(strategy, folder, chat_model, asked):
     assert [row["completion"][0]["content"] for row in data] == [
         answer(t, p) for t, p in zip(data["teacher"], PROMPTS, strict=True)
     ]
-    routed = strategy in ("persyn", "quality-only", "learnability-only", "no-long-answers")
+    routed = strategy in ROUTED
     tables = {"data", "routing"} | ({"pairs"} if routed else set())
-    tables |= {"calibration"} if routed or strategy in ("car", "oracle") else set()
+    tables |= {"calibration"} if routed or strategy in ("car", "best-single", "oracle") else set()
     assert {
         p.name
         for p in builder.folder.iterdir()
