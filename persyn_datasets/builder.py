@@ -360,8 +360,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         group = recipe.baselines.group
         metrics = router.evaluate(calibration["test"], calibration["train"], available, group)
         if recipe.router.freeze_backbone:  # heads are refitted in no time: all prompts may judge
-            kept = {key: metrics[key] for key in ("ceiling",) if key in metrics}
-            metrics = router.cross_fitted(ranked, available, group) | kept
+            held_out, metrics = metrics, router.cross_fitted(ranked, available, group)
+            metrics |= {"held_out": held_out}
+            metrics |= {"ceiling": held_out["ceiling"]} if "ceiling" in held_out else {}
         router = router.record(
             student=asdict(recipe.student),
             reward=asdict(recipe.effective_reward),

@@ -129,7 +129,8 @@ def test_the_router_says_how_it_was_made(done):
         "learnability": "log-probability",
         "seed": 0,
     }
-    assert router.metrics == stats["router"] and router.metrics["prompts"] == 4
+    assert router.metrics == stats["router"] and router.metrics["prompts"] == 16
+    assert router.metrics["cross_fitted"] and router.metrics["held_out"]["prompts"] == 4
     assert (stats["generations"], stats["generate_then_select"], stats["rows"]) == (56, 72, 24)
     assert sum(t["routed"] for t in stats["per_teacher"].values()) == 24
 

@@ -160,7 +160,7 @@ def test_hits_against_router_size(tmp_path, chat_model, models_folder):
     assert rows[0]["parameters"] < rows[1]["parameters"] == count
     for row, of in zip(rows, (small, stats), strict=True):
         assert {key: row[key] for key in ("hit@1", "hit@3")} == {
-            key: of["router"][key]["router"] for key in ("hit@1", "hit@3")
+            key: of["router"]["held_out"][key]["router"] for key in ("hit@1", "hit@3")
         }
     assert small["analysis"]["by_backbone"] == [] and report.backbone_table(small["analysis"]) == ""
     assert report.backbone_table(stats["analysis"]).plain() in report.describe(recipe, stats)

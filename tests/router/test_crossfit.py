@@ -32,7 +32,7 @@ def test_a_router_that_reads_the_prompt_beats_single_shares_and_random_but_not_t
         assert m["against"][line]["low"] > 0 and m["against"][line]["p"] < 0.01, line
     assert m["against"]["best per group"]["low"] <= 0
     by_cluster = cross_fitted(Calibration(x, rewards), NAMES)["reward"]["best per group"]
-    assert by_cluster == pytest.approx(m["reward"]["best per group"], abs=0.02)
+    assert by_cluster == pytest.approx(m["reward"]["best per group"], abs=0.06)
 
 
 def test_rewards_that_have_nothing_to_do_with_the_prompt_give_no_lead():
