@@ -64,6 +64,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     model = trainer.model.merge_and_unload() if training.lora else trainer.model
     model.to(models.dtype()).save_pretrained(place / "model")
+    models.readable(place / "model")
     trainer.processing_class.chat_template = form.published_template
     trainer.processing_class.save_pretrained(place / "model")
     told = {

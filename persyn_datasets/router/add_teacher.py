@@ -20,6 +20,7 @@ from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.metrics import calibration_error, reliability
 from persyn_datasets.router.model import Router
 from persyn_datasets.store import own
+from persyn_datasets.store.models import readable
 from persyn_datasets.strategies.budget import lengths
 
 TEMPERATURES = (0.1, 10.0)
@@ -167,6 +168,7 @@ def _keep(model: Any, router: Router, folder: str) -> Router:
         f"{folder}.new"
     )  # the weights may be mapped from the very files that are to be replaced
     model.save_pretrained(fresh)
+    readable(fresh)
     AutoTokenizer.from_pretrained(router.path, revision=router.revision).save_pretrained(fresh)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for file in fresh.iterdir():

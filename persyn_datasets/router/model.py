@@ -31,7 +31,7 @@ from persyn_datasets.router.heads import WithFeatures, head_of
 from persyn_datasets.router.metrics import compare, first_rows, mean_by_prompt
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import content_hash
-from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
+from persyn_datasets.store.models import batches, load_classifier, load_tokenizer, readable
 
 # A CPU is quickest with what its cache holds.
 TOKENS_PER_BATCH = {"cuda": 16_384, "cpu": 1024}
@@ -233,6 +233,7 @@ class Router:
     def save_pretrained(self, folder: str) -> None:
         model, tokenizer = self._load()
         model.save_pretrained(folder)
+        readable(folder)
         tokenizer.save_pretrained(folder)
 
 

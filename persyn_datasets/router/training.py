@@ -18,7 +18,9 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -32,7 +34,8 @@ from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pair
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
-from persyn_datasets.store.models import device, dtype, free
+from persyn_datasets.store.models import device, dtype, free, readable
+from persyn_datasets.store.progress import Bar
 
 # The file that is written last: with it, a router is whole.
 LAST_FILE = "tokenizer_config.json"
@@ -119,6 +122,7 @@ def train_router(
             remove_unused_columns=False,
             save_strategy="no",
             report_to="none",
+            disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
             seed=seed,
         )
@@ -223,6 +227,7 @@ def save(model: Any, tokenizer: Any, folder: str) -> None:
             part.rope_theta = rope["rope_theta"]
     (Path(folder) / LAST_FILE).unlink(missing_ok=True)
     model.save_pretrained(folder)
+    readable(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -231,7 +236,9 @@ def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], rewards: np.ndar
     parent, leaf, layer = head_of(model)
     # Without its head the model's logits are the features that the head would see.
     setattr(parent, leaf, nn.Identity())
-    features = forward(model.eval(), tokenizer, texts)
+    with Bar("Router", len(texts), unit="prompts") as bar:
+        features = forward(model.eval(), tokenizer, texts)
+        bar.update(len(texts))
     head = fit_rewards(features.numpy(), rewards, with_bias=layer.bias is not None)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(head.weight))
@@ -287,7 +294,22 @@ def _fine_tune(
         model=model, args=arguments, train_dataset=rows, data_collator=collate
     )
     trainer.pairs_per_prompt = float(prefer.sum() / len(prefer))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress())
     trainer.train()
+
+
+class _Progress(TrainerCallback):
+    """The steps as a bar of ours, with the stage's number."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = Bar("Router", state.max_steps, unit="steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
 
 
 def checkpoint_activations(model: Any) -> None:

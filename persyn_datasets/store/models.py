@@ -1,8 +1,10 @@
 """Language models from the Hub or a folder, and prompts as their token ids."""
 
 import gc
+import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -189,3 +191,15 @@ def batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Ite
 def context_length(model: PreTrainedModel) -> int:
     """Tokens that the model can read and write in all."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+
+
+def readable(folder: str | Path) -> None:
+    """Give a saved model's weights the permissions that the umask allows.
+
+    safetensors (0.8) writes them for their owner alone: nobody else on a shared machine could load
+    what was built.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in Path(folder).glob("*.safetensors"):
+        file.chmod(0o666 & ~mask)

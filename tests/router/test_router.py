@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from itertools import combinations
 from pathlib import Path
@@ -354,3 +355,14 @@ def test_bad_input_is_named(bert, chat_model, tmp_path):
         Router.from_pretrained(chat_model)
     with pytest.raises(InputError, match=r"No router at .*nowhere"):
         Router.from_pretrained(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_its_files_have_the_usual_permissions(umask, bert, tmp_path):
+    before = os.umask(umask)
+    try:
+        train_router(PAIRS, bert, freeze_backbone=True, output_dir=str(tmp_path / "router"))
+    finally:
+        os.umask(before)
+    modes = {f.name: f.stat().st_mode & 0o777 for f in (tmp_path / "router").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == 0o666 & ~umask
