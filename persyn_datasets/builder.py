@@ -17,12 +17,11 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import yaml
 from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets import __version__, plan
-from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.errors import BuildError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import REASSIGNED
 from persyn_datasets.config.student import Student
@@ -30,7 +29,7 @@ from persyn_datasets.data import schema
 from persyn_datasets.data.conversations import conversations
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
-from persyn_datasets.inputs import build_id
+from persyn_datasets.inputs import build_id, check_folder
 from persyn_datasets.report import figures
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, by_backbone
@@ -96,23 +95,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self.recipe = replace(self.recipe, strategy=strategy or self.recipe.strategy)
         self.output = Path(output or Path(HF_HOME) / "persyn" / "builds" / self.recipe.title)
         self.folder = self.output / "dataset"
-        if self.output.is_file():
-            raise InputError(f"{self.output} is a file; give another --output.")
-        owner, this = self.folder / "recipe.yaml", (self.recipe.name, self.recipe.strategy)
-        known = yaml.safe_load(owner.read_text()) if owner.exists() else None
-        found = (known["name"], known.get("strategy", "persyn")) if known else None
-        if found not in (None, this) or (
-            not found and self.folder.exists() and any(self.folder.iterdir())
-        ):
-            holds = (
-                "a build of the recipe {!r}, strategy {}".format(*found)
-                if found
-                else "a dataset that no recipe made"
-            )
-            raise InputError(
-                f"{self.output} holds {holds}, and this recipe is {this[0]!r}, strategy {this[1]}; "
-                "give another --output, or remove that folder."
-            )
+        check_folder(self.output, self.recipe)
         super().__init__(dataset_name="persyn", config_name=self.recipe.title, recipe=self.recipe)
 
     def _info(self) -> datasets.DatasetInfo:

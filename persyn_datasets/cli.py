@@ -6,6 +6,7 @@ What takes seconds to import is imported where it is needed, after the cheap che
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -87,35 +88,53 @@ def _build(options: argparse.Namespace) -> None:
     for teacher in recipe.teachers:
         check_engine(teacher)
 
-    # Only now what takes seconds to import: a typo in the recipe is answered at once, a finished
-    # build soon.
-    from persyn_datasets.inputs import finished
+    # Only now what takes seconds to import: a typo in the recipe is answered at once.
+    output = Path(options.output or Path("outputs") / recipe.title)
+    if options.dry_run:
+        _plan(options, recipe, output)
+        return
+    if not options.push_to_hub and options.runner == "local":
+        from persyn_datasets.inputs import finished
+        from persyn_datasets.report.summary import summary
+
+        if stats := finished(recipe, output):
+            print(f"\n{summary(recipe, stats, output)}")
+            return
+
+    from persyn_datasets.builder import PersynBuilder
     from persyn_datasets.report.summary import summary
 
-    output = Path(options.output or Path("outputs") / recipe.title)
-    nothing_else = not options.dry_run and not options.push_to_hub and options.runner == "local"
-    if nothing_else and (stats := finished(recipe, output)):
-        print(f"\n{summary(recipe, stats, output)}")
-        return
-
-    from persyn_datasets import plan
-    from persyn_datasets.builder import PersynBuilder
-    from persyn_datasets.hub import publish as hub
-
     builder = PersynBuilder(recipe, output, runner=options.runner)
-    if options.push_to_hub:
-        # After a finished build the version may be there already, with this very content.
-        hub.check(options.push_to_hub, None if builder.stats else options.version, options.private)
+    _check_hub(options, bool(builder.stats))
     _quieten(options)
-    if options.dry_run:
-        measured = builder.stats["account"] if builder.stats else ()
-        print(plan.describe(recipe, plan.check(recipe), measured))
-        return
     builder.download_and_prepare()
     assert builder.stats
     print(f"\n{summary(recipe, builder.stats, builder.output)}")
     if options.push_to_hub:
         _publish(options, options.push_to_hub, str(builder.output))
+
+
+def _plan(options: argparse.Namespace, recipe: Any, output: Path) -> None:
+    from persyn_datasets import plan
+    from persyn_datasets.inputs import check_folder
+    from persyn_datasets.runners.local import check
+
+    check(options.runner)
+    check_folder(output, recipe)
+    numbers = output / "dataset" / "stats.json"
+    done = numbers.exists()
+    _check_hub(options, done)
+    _quieten(options)
+    measured = json.loads(numbers.read_text())["account"] if done else ()
+    print(plan.describe(recipe, plan.check(recipe), measured))
+
+
+def _check_hub(options: argparse.Namespace, done: bool) -> None:
+    """After a finished build the version may be there already, with this very content."""
+    if options.push_to_hub:
+        from persyn_datasets.hub import publish as hub
+
+        hub.check(options.push_to_hub, None if done else options.version, options.private)
 
 
 def _publish(options: argparse.Namespace, repo: str, output: str) -> None:
@@ -128,14 +147,13 @@ def _publish(options: argparse.Namespace, repo: str, output: str) -> None:
 
 def _reused(options: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
     """The router, the prompts, and the names of the teachers that are available."""
-    from persyn_datasets import reuse
+    from persyn_datasets import reuse, runners
     from persyn_datasets.data.prompts import load_prompts
     from persyn_datasets.router.model import Router
-    from persyn_datasets.runners import local as runner
     from persyn_datasets.stages.route import Route
 
     _quieten(options)
-    runner.check(options.runner)
+    runners.check(options.runner)
     reuse.check_output(Path(options.output))
     if (Path(options.router) / "router" / "config.json").exists():
         raise InputError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 from datasets import Dataset
 
 from persyn_datasets import __version__, signals
@@ -53,6 +54,26 @@ def build_id(recipe: Recipe, prompts: Dataset) -> str:
         InputError: something that the recipe names is not there.
     """
     return digest([stated(recipe), contents(recipe, prompts), __version__])
+
+
+def check_folder(output: Path, recipe: Recipe) -> None:
+    """Raises `InputError` if the folder holds something else than a build of this recipe."""
+    folder = output / "dataset"
+    if output.is_file():
+        raise InputError(f"{output} is a file; give another --output.")
+    owner, this = folder / "recipe.yaml", (recipe.name, recipe.strategy)
+    known = yaml.safe_load(owner.read_text()) if owner.exists() else None
+    found = (known["name"], known.get("strategy", "persyn")) if known else None
+    if found not in (None, this) or (not found and folder.exists() and any(folder.iterdir())):
+        holds = (
+            "a build of the recipe {!r}, strategy {}".format(*found)
+            if found
+            else "a dataset that no recipe made"
+        )
+        raise InputError(
+            f"{output} holds {holds}, and this recipe is {this[0]!r}, strategy {this[1]}; "
+            "give another --output, or remove that folder."
+        )
 
 
 def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:

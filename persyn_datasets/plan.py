@@ -16,9 +16,11 @@ from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, tokens_of_messages
 from persyn_datasets.report.tables import table
+from persyn_datasets.report.text import fill
 from persyn_datasets.signals import trained_text
 from persyn_datasets.stages.generate import check_samples
 from persyn_datasets.store.models import load_tokenizer, template_of
+from persyn_datasets.store.progress import usd
 from persyn_datasets.strategies import baselines as strategies
 
 
@@ -26,7 +28,7 @@ def check(recipe: Recipe) -> Dataset:
     """Check everything that can be checked before anything is spent; returns the prompts.
 
     Raises:
-        InputError: at the first thing that would not work, with its place and mend.
+        InputError: at the first thing that would not work, with its place and what to do.
     """
     teachers = strategies.teachers_of(recipe)
     for teacher in teachers:
@@ -233,7 +235,7 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
     rows = []
     for t in strategies.teachers_of(recipe):
         of = e["answer"][t.name]
-        cost = f"${c * of['usd']:,.2f}" if t.price else "not priced"
+        cost = f"{usd(c * of['usd'])}" if t.price else "not priced"
         tokens = [f"{c * of[key]:,.0f}" for key in ("prompt_tokens", "completion_tokens")]
         rows.append([t.name, t.engine, f"{c:,}", *tokens, cost])
     head = [
@@ -249,9 +251,9 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
     words = [
         f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student "
         f"{recipe.student.model}\n",
-        f"{table(head, rows)}\n",
+        f"{table(head, rows).plain()}\n",
         f"then {rest:,} responses, each from {STRATEGIES[recipe.strategy]}"
-        + (f" (at most ${most:,.2f})" if most else ""),
+        + (f" (at most {usd(most)})" if most else ""),
         f"{p['generations']:,} generations in all; generate-then-select needs "
         f"{p['generate_then_select']:,} "
         f"({saved:.1f} times as many)",
@@ -259,12 +261,12 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
     if e["dearest"]["usd"] and c:
         ours = e["Generate"]["usd"] + e["Synthesize"]["usd"]
         words.append(
-            f"If answers are as long as they may be: calibration ${e['Generate']['usd']:,.2f}, "
+            f"If answers are as long as they may be: calibration {usd(e['Generate']['usd'])}, "
             "the rest "
-            f"${e['Synthesize']['usd']:,.2f} if spread evenly, together ${ours:,.2f}; "
+            f"{usd(e['Synthesize']['usd'])} if spread evenly, together {usd(ours)}; "
             "generate-then-select "
-            f"${e['generate_then_select']:,.2f}; all prompts to {e['dearest']['name']} "
-            f"${e['dearest']['usd']:,.2f}"
+            f"{usd(e['generate_then_select'])}; all prompts to {e['dearest']['name']} "
+            f"{usd(e['dearest']['usd'])}"
             + (
                 f", which costs more from {e['break_even']:,.0f} prompts on"
                 if e["break_even"] is not None
@@ -290,6 +292,6 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
             f"Target: {len(recipe.target.load()):,} reference answers; the student takes "
             f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
         )
-    if told := contamination(recipe)[1]:
-        words.append(in_words(told))
-    return "\n".join(words)
+    if found := contamination(recipe)[1]:
+        words.append(in_words(found))
+    return "\n".join(fill(line) if "  " not in line else line for line in words)

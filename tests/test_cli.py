@@ -55,7 +55,7 @@ def test_build_and_build_again(chat_model, tmp_path, capsys):
     assert "48 generations" in told and all(f"  {t}" in told for t in ("adder", "multiplier"))
     assert f"load_dataset('{output}/dataset')" in told
     assert len(load_dataset(f"{output}/dataset", split="train")) == 24
-    assert Router.from_pretrained(f"{output}/router").metrics["prompts"] == 3
+    assert Router.from_pretrained(f"{output}/router").metrics["prompts"] == 12
     assert (
         main(
             [
@@ -296,7 +296,7 @@ WRONG = {
     ),
     "an answer that is none": (
         lambda v: cells(v, prompt=["1?"] * 16, a=[""] * 16),
-        ["The answer ''", "Mend or remove the row"],
+        ["The answer ''"],
     ),
     "unreachable endpoint": (
         lambda v: endpoint(v),
@@ -308,7 +308,7 @@ WRONG = {
     ),
     "endpoint without address": (
         lambda v: v["teachers"][1].update(engine="endpoint"),
-        ["'multiplier'", "no base_url", "http://"],
+        ["'multiplier'", "base_url"],
     ),
     "model not found": (
         lambda v: v["teachers"][2].update(engine="transformers", model="/no/model"),

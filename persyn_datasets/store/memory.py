@@ -1,14 +1,18 @@
 """How much of a model's work fits into the device at once."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
 from persyn_datasets.config.errors import BuildError
 from persyn_datasets.store.models import batches
+
+if TYPE_CHECKING:  # its import takes seconds, and no annotation needs it at run time
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

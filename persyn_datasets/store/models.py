@@ -1,11 +1,13 @@
 """Language models from the Hub or a folder, and prompts as their token ids."""
 
+from __future__ import annotations
+
 import gc
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -13,12 +15,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.store.identity import file_facts
+
+if TYPE_CHECKING:  # its import takes seconds, and no annotation needs it at run time
+    from transformers import PreTrainedModel
 
 # For a base model, which has no chat template: it is asked, scored, trained and published with this
 # one. Recorded in cards and configs by its name, "plain".
