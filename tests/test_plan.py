@@ -48,23 +48,17 @@ def test_the_plan_in_words_has_the_costs(tmp_path, chat_model):
     }
     recipe = Recipe.from_dict(values)
     text = plan.describe(recipe, plan.check(recipe))
-<<<<<<< HEAD
     of = plan.estimate(recipe, plan.check(recipe))["answer"]
     dear, cheap = of["adder"]["usd"], of["multiplier"]["usd"]
     length = sum(len(p) for p, _ in problems()) / 24  # at most a token for each byte
     assert dear > ((length + 400) * 2e3 + 1000 * 3e3) / 1e6
     assert cheap > (length * 1e3 + 500 * 1e3) / 1e6
-    cells = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-=======
-    length = sum(len(p) for p, _ in problems()) / 24 / 4  # tokens of a prompt, about
-    dear, cheap = ((length + 100) * 2e3 + 1000 * 3e3) / 1e6, (length * 1e3 + 500 * 1e3) / 1e6
     assert max(map(len, [line for line in text.splitlines() if chat_model not in line])) <= 80
     cells: dict[str, str] = {}
     for line in text.splitlines():
         name = line.split("  ")[0]
         cells[name] = cells.get(name, "") + line
     text = " ".join(text.split())
->>>>>>> c41d3b5 (Plan and imports: a dry run imports no trainer and fits 80 columns)
     assert f"${16 * dear:,.2f}" in cells["adder"] and "16,000" in cells["adder"]
     assert f"${16 * cheap:,.2f}" in cells["multiplier"] and "8,000" in cells["multiplier"]
     assert "not priced" in cells["guesser"]
