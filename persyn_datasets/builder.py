@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
 from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets import __version__, plan
-from persyn_datasets.config.errors import BuildError
+from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import REASSIGNED
 from persyn_datasets.config.student import Student
