@@ -147,13 +147,14 @@ def _publish(options: argparse.Namespace, repo: str, output: str) -> None:
 
 def _reused(options: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
     """The router, the prompts, and the names of the teachers that are available."""
-    from persyn_datasets import reuse, runners
+    from persyn_datasets import reuse
     from persyn_datasets.data.prompts import load_prompts
     from persyn_datasets.router.model import Router
+    from persyn_datasets.runners.local import check
     from persyn_datasets.stages.route import Route
 
     _quieten(options)
-    runners.check(options.runner)
+    check(options.runner)
     reuse.check_output(Path(options.output))
     if (Path(options.router) / "router" / "config.json").exists():
         raise InputError(
