@@ -33,6 +33,7 @@ from persyn_datasets.inputs import build_id, check_folder
 from persyn_datasets.report import figures
 from persyn_datasets.report import measure as report
 from persyn_datasets.report.ablations import analyse, by_backbone
+from persyn_datasets.report.luck import luck
 from persyn_datasets.router import add_teacher as amend
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.simple_routes import reassigned
@@ -370,6 +371,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         }
         self._stats["routing"]["temperature"] = temperature
         self._stats["analysis"] = analyse(router, calibration, routed, recipe.effective_reward)
+        self._stats["luck"] = luck(ranked, router.names, recipe.effective_reward)
         others = [
             train(**options | {"backbone": b, "revision": None})
             for b in recipe.router.compare_backbones

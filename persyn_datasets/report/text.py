@@ -13,6 +13,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
 from persyn_datasets.engines.account import wall
+from persyn_datasets.report.luck import in_words as luck_words
 from persyn_datasets.report.tables import TERMINAL, Table, account_table, explained, table
 from persyn_datasets.report.verdict import judged_on, verdict, verdict_table
 from persyn_datasets.router.ceiling import in_words
@@ -50,6 +51,7 @@ def facts(recipe: Recipe, stats: dict[str, Any]) -> dict[str, Any]:
         "size_table": size_table(recipe, stats),
         "router_table": router_table(router) if router else "",
         "ceiling": ceiling_words(router or {}),
+        "luck": luck_words(stats["luck"]) if stats.get("luck") else "",
         "curves": CURVES,
         "curve_table": curve_table(analysis) if analysis and analysis["by_size"] else "",
         "backbones": backbone_table(analysis),
