@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets.config.errors import BuildError
+from persyn_datasets.config.errors import BuildError, InputError
 
 SYNC_SECONDS = 2.0
 ROWS_PER_PART = 4096
@@ -61,17 +61,24 @@ class Journal:
         name: a word for people who look into the folder.
         identity: every fact that the records depend on, as JSON values.
         root: default `default_root()`.
+
+    Raises:
+        InputError: its folder cannot be written.
     """
 
     def __init__(self, kind: str, name: str, identity: dict[str, Any], root: Path | None = None):
         slug = re.sub(r"[^\w.-]+", "-", name)[-60:]
         self.folder = (root or default_root()) / kind / f"{slug}-{digest(identity)[:16]}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "identity.json").exists():
-            replace_file(
-                self.folder / "identity.json",
-                json.dumps(identity, indent=2, ensure_ascii=False).encode(),
-            )
+        described = json.dumps(identity, indent=2, ensure_ascii=False).encode()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "identity.json").exists():
+                replace_file(self.folder / "identity.json", described)
+        except OSError as error:  # a read-only cache of a cluster, a full disk
+            raise InputError(
+                "The journal cannot be written; name a folder that can: export "
+                f"PERSYN_JOURNAL=/path/to/folder ({error.strerror}: {self.folder})"
+            ) from error
         self._lock = threading.Lock()
         self._log: BinaryIO | None = None
         self._rows, self._synced = 0, time.time()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from persyn_datasets.config.errors import BuildError
+from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.store import journal as module
 from persyn_datasets.store.journal import Journal, default_root, digest
 
@@ -280,3 +280,9 @@ print(size, watch.most)
 """
     size, most = map(int, child(code).communicate()[0].split())
     assert size > 4.8e7 and most < size / 4
+
+
+def test_a_journal_that_cannot_be_written_names_the_variable(tmp_path):
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(InputError, match="PERSYN_JOURNAL"):
+        Journal("kind", "n", {}, root=tmp_path / "a-file" / "journal")
