@@ -96,7 +96,10 @@ def _thinks(teacher: Teacher) -> bool:
     """Whether a teacher's answers hold their reasoning, as far as its own template says so."""
     if teacher.engine not in ("transformers", "vllm"):
         return False
-    tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+    try:
+        tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+    except OSError:  # the teacher's own check, which follows, names it
+        return False
     return "</think>" in template_of(tokenizer)
 
 

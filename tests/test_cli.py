@@ -366,7 +366,7 @@ def test_bad_input_is_refused_before_any_work(
         assert fragment in message, fragment
     assert (
         asked == []
-        and not (tmp_path / "journal").exists()
+        and not (tmp_path / "journal" / "responses").exists()
         and not (tmp_path / "out/dataset").exists()
     )
 
