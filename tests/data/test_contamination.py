@@ -100,7 +100,7 @@ def test_in_a_build(chat_model, tmp_path, drop):
     words = (
         "2 of 24 prompts share 13 words in a row with a benchmark (2 with bench.jsonl), and are "
     )
-    assert words in plan.describe(recipe, plan.check(recipe))
+    assert words in " ".join(plan.describe(recipe, plan.check(recipe)).split())
     builder = PersynBuilder(recipe, tmp_path / "out", strategy="random")
     builder.download_and_prepare()
     asked = [row["prompt"][0]["content"] for row in builder.as_dataset(split="train")]

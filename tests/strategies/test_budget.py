@@ -152,7 +152,7 @@ def test_a_builds_budget_is_kept_and_spent_best(done):
 
 def test_the_curve_goes_from_the_cheapest_to_the_router_alone(done):
     free, _ = done
-    tradeoff, metrics = free.stats["tradeoff"], free.stats["router"]
+    tradeoff, metrics = free.stats["tradeoff"], free.stats["router"]["held_out"]
     spends, rewards = ([p[key] for p in tradeoff["curve"]] for key in ("spend", "reward"))
     assert (
         spends == sorted(spends) and rewards == sorted(rewards) and spends[0] == 0
