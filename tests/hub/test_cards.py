@@ -161,7 +161,7 @@ def test_it_says_what_it_has_to(done, stats):
         assert words in card, words
     router = cards.router_card(done.recipe, stats, "org/tiny-router", "org/tiny", [("v1.1.0", "b")])
     for words in (
-        'pipeline("text-classification", "org/tiny-router", top_k=None, revision="v1.1.0")',
+        'top_k=None, truncation=True, revision="v1.1.0")',
         "persyn synthesize org/tiny-router",
         'Router.from_pretrained("org/tiny-router", revision="v1.1.0")',
     ):
