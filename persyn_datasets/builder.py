@@ -127,11 +127,11 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         (self.folder / "stats.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "second_opinions", ignore_errors=True)
         replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
-        _, told = plan.contamination(self.recipe)
+        _, overlap = plan.contamination(self.recipe)
         self._stats: dict[str, Any] = {
             "build": build,
             "version": __version__,
-            "contamination": told,
+            "contamination": overlap,
             "second_opinions": None,
         }
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}

@@ -96,8 +96,8 @@ def _bought(builder: PersynBuilder) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any], measured: Measured, output: Path) -> None:
-    told = json.dumps(results, indent=2, ensure_ascii=False)
-    replace_file(output / "results.json", told.encode())
+    written = json.dumps(results, indent=2, ensure_ascii=False)
+    replace_file(output / "results.json", written.encode())
     lines = [
         {"strategy": name, "seed": seed, "measure": measure, "prompt": prompt, "value": value}
         for name, runs in measured.items()
@@ -200,7 +200,7 @@ def analyse(measured: Measured, reference: str) -> dict[str, Any]:
         }
         for name, runs in measured.items()
     }  # (seeds, prompts)
-    told = {
+    by_strategy = {
         name: {
             "measures": {
                 m: interval(values.mean(0))
@@ -219,4 +219,4 @@ def analyse(measured: Measured, reference: str) -> dict[str, Any]:
     ]
     for line, p in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
         line["p_holm"] = p
-    return {"strategies": told, "reference": reference, "comparisons": comparisons}
+    return {"strategies": by_strategy, "reference": reference, "comparisons": comparisons}

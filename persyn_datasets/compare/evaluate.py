@@ -55,14 +55,14 @@ def evaluate(student: Student, evaluation: Evaluation, folder: Path) -> Measures
             measures[EXACT_MATCH] = _exact_match(student, rows, held_out.max_tokens, folder)
         if held_out.response_column:
             pairs = list(zip(rows["messages"], rows[held_out.response_column], strict=True))
-            told = zip(rows["prompt_id"], Score(student).of_student(pairs), strict=True)
-            measures[LOG_LIKELIHOOD] = _likely(student.model, dict(told))
+            scored = zip(rows["prompt_id"], Score(student).of_student(pairs), strict=True)
+            measures[LOG_LIKELIHOOD] = _likely(student.model, dict(scored))
     return measures
 
 
-def _likely(student: str, told: dict[str, Signals]) -> dict[str, float]:
+def _likely(student: str, scored: dict[str, Signals]) -> dict[str, float]:
     """The log-probability of each reference response that has a token."""
-    values = {key: of["learnability"] for key, of in told.items()}
+    values = {key: of["learnability"] for key, of in scored.items()}
     found = {key: value for key, value in values.items() if value is not None}
     for key, value in found.items():
         if np.isnan(value):
@@ -129,8 +129,8 @@ def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> 
         ]
     )
     kept = folder / f"{task.replace('/', '-')}.json"
-    if kept.exists() and (told := json.loads(kept.read_text()))["content"] == content:
-        return told["measures"]
+    if kept.exists() and (kept_before := json.loads(kept.read_text()))["content"] == content:
+        return kept_before["measures"]
     from lm_eval import simple_evaluate
 
     tokenizer = deepcopy(form.tokenizer)

@@ -67,7 +67,7 @@ def conclusion(results: dict[str, Any]) -> str:
         parts = [
             ("is better than", better),
             ("is worse than", worse),
-            ("cannot be told from", open_),
+            ("cannot be distinguished from", open_),
         ]
         said = "; ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
         words.append(
@@ -76,12 +76,9 @@ def conclusion(results: dict[str, Any]) -> str:
     student = results["strategies"][reference]["students"][0]
     words.append(
         f"This holds for {results['student']}, trained for {student['steps']:,} steps on datasets "
-        "of "
-        f"{student['examples']:,} examples, and prompts of these kinds, at the level {LEVEL} over "
-        "all comparisons "
-        "(Holm). It says nothing of other students, sizes or tasks, and where nothing can be told "
-        "apart, not that "
-        "there is no difference."
+        f"of {student['examples']:,} examples, and prompts of these kinds, at the level {LEVEL} "
+        "over all comparisons (Holm). It says nothing of other students, sizes or tasks. Where no "
+        "difference is significant, there may still be one."
     )
     words.append(
         "One seed: how much students differ by chance of training alone is not in the intervals."

@@ -67,7 +67,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
     models.readable(place / "model")
     trainer.processing_class.chat_template = form.published_template
     trainer.processing_class.save_pretrained(place / "model")
-    told = {
+    record = {
         "student": student.model,
         "training": asdict(training),
         "seed": seed,
@@ -77,7 +77,7 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
         "loss": result.training_loss,
         "seconds": result.metrics["train_runtime"],
     }
-    replace_file(place / "student.json", json.dumps(told, indent=2).encode())
+    replace_file(place / "student.json", json.dumps(record, indent=2).encode())
     shutil.rmtree(place / "checkpoints")
     return place
 

@@ -3,7 +3,7 @@
 
 class InputError(ValueError):
     """Something the user gave is wrong: says where, what was found, what was expected and how to
-    mend it.
+    fix it.
     """
 
 

@@ -162,7 +162,7 @@ class Recipe:
         or variable of this machine counts only as an override.
 
         Raises:
-            InputError: with the key, what was found, what was expected and how to mend it.
+            InputError: with the key, what was found, what was expected and how to fix it.
         """
         path, foreign = find(recipe)
         try:
@@ -386,7 +386,7 @@ def _position(values: Any, key: str, override: str) -> str | int:
 
 
 def _explain(error: Any) -> str:
-    """One sentence for a person: the key, what was found, what was expected, how to mend it."""
+    """One sentence for a person: the key, what was found, what was expected, how to fix it."""
     *above, key = error["loc"] or ("recipe",)
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":

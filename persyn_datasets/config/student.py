@@ -60,7 +60,7 @@ class Training:
         if self.packing and self.max_steps < 1:
             raise InputError(
                 "training.packing puts as many examples into a step as fit, so the steps of an "
-                "epoch hang on the "
+                "epoch depend on the "
                 "length of the answers and strategies do not compare; give training.max_steps, or "
                 "drop packing."
             )

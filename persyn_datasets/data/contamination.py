@@ -72,7 +72,7 @@ def clean(prompts: Dataset, how: Decontaminate) -> tuple[Dataset, dict[str, Any]
     """
     found = overlaps(prompts, how.against)
     rows = {i for of_benchmark in found.values() for i in of_benchmark}
-    told = {
+    summary = {
         "prompts": len(prompts),
         "overlapping": len(rows),
         "dropped": how.drop,
@@ -92,18 +92,19 @@ def clean(prompts: Dataset, how: Decontaminate) -> tuple[Dataset, dict[str, Any]
         )
     if how.drop and rows:
         prompts = prompts.select([i for i in range(len(prompts)) if i not in rows])
-    return prompts, told
+    return prompts, summary
 
 
-def in_words(told: dict[str, Any]) -> str:
+def in_words(summary: dict[str, Any]) -> str:
     """What was found, in a sentence."""
-    by = "; ".join(f"{b['overlapping']:,} with {name}" for name, b in told["benchmarks"].items())
+    benchmarks = summary["benchmarks"].items()
+    by = "; ".join(f"{b['overlapping']:,} with {name}" for name, b in benchmarks)
     count = (
-        f"{told['overlapping']:,} of {told['prompts']:,} prompts share {WORDS} words in a row "
-        "with a benchmark"
+        f"{summary['overlapping']:,} of {summary['prompts']:,} prompts share {WORDS} words in a "
+        "row with a benchmark"
     )
-    done = "dropped" if told["dropped"] else "kept: prompts.decontaminate.drop=true drops them"
-    return f"{count} ({by}){f', and are {done}' if told['overlapping'] else ''}."
+    done = "dropped" if summary["dropped"] else "kept: prompts.decontaminate.drop=true drops them"
+    return f"{count} ({by}){f', and are {done}' if summary['overlapping'] else ''}."
 
 
 def _texts(value: Any) -> Iterator[str]:

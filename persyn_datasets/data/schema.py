@@ -2,7 +2,7 @@
 
 A stage returns only the columns that it adds or replaces; every other column passes through. Pass
 `features=Features({**dataset.features, **schema.GENERATED})` to `map` to fix the types beforehand.
-`error` is an empty string where there is none, so that a column's type never hangs on its first
+`error` is an empty string where there is none, so that a column's type never depends on its first
 rows.
 """
 

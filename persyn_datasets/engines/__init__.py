@@ -6,7 +6,7 @@ generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, R
     yields (index of the request, its response) as responses complete, in any order. A request that
     fails yields a response with `error` set; it never raises for one row. Before a request is
     worked on, `account.admit(request)` is asked: if it refuses and nothing is in flight, the engine
-    ends and leaves the rest unanswered. What is tried again within the engine is told to
+    ends and leaves the rest unanswered. What is tried again within the engine is reported to
     `account.retried(request)`. When `account.closed` is set it stops soon; when the iterator is
     closed, at once. Responses are made by `answered` and `failed`, so that every engine's answers
     are treated alike.

@@ -82,7 +82,7 @@ class Account:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The limit only: what was spent belongs to this process, and no cache may hang on it."""
+        """The limit only: what was spent belongs to this process, and no cache may depend on it."""
         return {"max_cost": self.max_cost, "before": self.before}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

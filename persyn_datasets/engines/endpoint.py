@@ -86,13 +86,13 @@ def _check(teacher: Teacher, base_url: str) -> None:
         raise InputError(f"{who} cannot be reached ({cause}). Is the server up?") from None
     status = response.status_code
     if status in (401, 403):
-        mend = (
+        remedy = (
             f"check the key in {teacher.api_key_env}"
             if teacher.api_key_env
             else "name its variable in api_key_env"
         )
         raise InputError(
-            f"{who} refused {'the' if key else 'a missing'} key ({says(response, key)}); {mend}."
+            f"{who} refused {'the' if key else 'a missing'} key ({says(response, key)}); {remedy}."
         )
     if 300 <= status < 400:
         raise InputError(f"{who} {says(response, key)}.")

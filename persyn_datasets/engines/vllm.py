@@ -35,9 +35,7 @@ from persyn_datasets.engines.account import Account
 from persyn_datasets.store import models
 
 FACTS = Facts(retried=True, keys=("engine_args",))
-IN_FLIGHT = (
-    2048  # rows that the child has; vLLM works on at most 1024 at a time unless told otherwise
-)
+IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time by default
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds for vLLM to end by itself
 LAST_LINES = 60  # of the child's output, shown when it dies

@@ -339,7 +339,7 @@ def split(card: str) -> tuple[dict[str, Any], str, str]:
     try:
         metadata = yaml.safe_load(head) or {}
     except yaml.YAMLError as error:
-        raise InputError(f"README.md: its header is not YAML, mend it: {error}") from error
+        raise InputError(f"README.md: its header is not YAML, fix it: {error}") from error
     if not isinstance(metadata, dict):
         raise InputError(
             f"README.md: its header is {type(metadata).__name__}; expected keys and values. Mend "

@@ -61,9 +61,9 @@ def _with_length(ranked: Dataset) -> float | None:
     """Of the deviations from their prompt's mean."""
     pairs = []
     for row in ranked["responses"]:
-        told = [(r["learnability"], len(r["text"])) for r in row if r["learnability"] is not None]
-        if told:
-            pairs.append(np.array(told, float) - np.mean(told, axis=0))
+        known = [(r["learnability"], len(r["text"])) for r in row if r["learnability"] is not None]
+        if known:
+            pairs.append(np.array(known, float) - np.mean(known, axis=0))
     both = np.concatenate(pairs) if pairs else np.zeros((0, 2))
     if len(both) < 2 or (both.std(0) == 0).any():
         return None

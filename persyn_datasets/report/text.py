@@ -294,8 +294,8 @@ def _named(path: str) -> str:
 
 def notes(stats: dict[str, Any]) -> list[str]:
     """What else a reader has to know of the rows."""
-    told = ((second_opinion, stats["second_opinions"]), (contamination, stats["contamination"]))
-    return [module.in_words(numbers) for module, numbers in told if numbers]
+    extras = ((second_opinion, stats["second_opinions"]), (contamination, stats["contamination"]))
+    return [module.in_words(numbers) for module, numbers in extras if numbers]
 
 
 def to_yaml(values: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def verdict_table(metrics: dict[str, Any]) -> str:
         if (a := metrics.get("against", {}).get(name)) is None:
             continue
         label = f"{name} ({metrics['best_single_teacher']})" if name == SINGLE else name
-        told = "yes" if proven(a) else "it is worse" if proven(a, worse=True) else "no"
+        answer = "yes" if proven(a) else "it is worse" if proven(a, worse=True) else "no"
         enough = metrics["prompts"] >= FEWEST_PROMPTS
         rows.append(
             [
@@ -71,7 +71,7 @@ def verdict_table(metrics: dict[str, Any]) -> str:
                 f"{a['low']:+.3f} to {a['high']:+.3f}",
                 f"{a['p']:.3f}",
                 f"{a['differs']:,}",
-                told if enough else "too few prompts",
+                answer if enough else "too few prompts",
             ]
         )
     head = ["against", "lead", "95% interval", "p", "prompts where the choice differs", "proven"]

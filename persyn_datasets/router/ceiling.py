@@ -86,7 +86,7 @@ def in_words(c: dict[str, Any], single: str) -> str:
         x = c[name]
         return f"{x['mean']:+.3f} [{x['low']:+.3f} to {x['high']:+.3f}]"
 
-    told = (
+    lead_words = (
         f"{c['samples']} answers per teacher to each of {c['prompts']} held-out prompts: the "
         f"oracle leads {single} by "
         f"{lead('apparent')} reward, but chosen by one half of the answers and judged on the "
@@ -111,4 +111,4 @@ def in_words(c: dict[str, Any], single: str) -> str:
             "backbone will hardly "
             "help; other teachers or another reward may."
         )
-    return f"{told} {meaning}"
+    return f"{lead_words} {meaning}"

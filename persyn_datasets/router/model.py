@@ -159,7 +159,7 @@ class Router:
         """Warnings, with numbers, if these prompts look unlike the calibration prompts: see
         `likeness`.
 
-        None from a router that was not told what is typical: a build does
+        None from a router that does not know what is typical: a build does
         `record(typical=profile(held_out))`.
         """
         typical = self.config.persyn.get("typical")

@@ -77,11 +77,11 @@ class Score:
             for r in row:
                 r["quality"] = r["learnability"] = r["rsr"] = None
         cut = getattr(signal_of(self.quality)[0], "CUT", None)
-        for (_, r), quality, told in zip(
+        for (_, r), quality, by_student in zip(
             places, self._quality(rows, columns), self.of_student(rows), strict=True
         ):
             r["quality"] = cut if cut is not None and r["finish_reason"] == "length" else quality
-            r["learnability"], r["rsr"] = told["learnability"], told["rsr"]
+            r["learnability"], r["rsr"] = by_student["learnability"], by_student["rsr"]
         if self.target:
             for row in responses:
                 for r in row:

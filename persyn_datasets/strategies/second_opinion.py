@@ -206,12 +206,12 @@ def on_scale(two: np.ndarray, calibration: np.ndarray, how: Normalize) -> np.nda
     return np.minimum(distance, 1) if how == "prompt" else distance
 
 
-def in_words(told: dict[str, int]) -> str:
+def in_words(counts: dict[str, int]) -> str:
     """What came of it, in a sentence."""
     return (
-        f"Of {told['asked']:,} prompts, those of which the router is least sure, two teachers "
+        f"Of {counts['asked']:,} prompts, those of which the router is least sure, two teachers "
         "were asked; for "
-        f"{told['better']:,} the second one's answer was the better."
+        f"{counts['better']:,} the second one's answer was the better."
     )
 
 

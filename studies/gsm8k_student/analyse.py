@@ -24,8 +24,18 @@ from studies.gsm8k_student.common import Data
 HERE = Path(__file__).parent
 PREFIX = 64  # tokens
 SUBSETS = (4, 8, 16, 32)
-ORDER = ("target", "target, sum", "target, first 64 tokens", "log p under θ⁺", "log-probability",
-         "rsr", "lark", "quality", "length", "size")  # fmt: skip
+ORDER = (
+    "target",
+    "target, sum",
+    "target, first 64 tokens",
+    "log p under θ⁺",
+    "log-probability",
+    "rsr",
+    "lark",
+    "quality",
+    "length",
+    "size",
+)
 
 
 def responses(output: Path, teachers: int) -> dict[str, Any]:

@@ -4,9 +4,20 @@ from typing import Any
 
 from persyn_datasets.report.tables import table
 
-ROUTING = ("reward", "router", "routed", "its shares", "best single", "random", "oracle",
-           "routed − shares", "p (Holm)", "routed − best single", "shuffled",
-           "final − shares")  # fmt: skip
+ROUTING = (
+    "reward",
+    "router",
+    "routed",
+    "its shares",
+    "best single",
+    "random",
+    "oracle",
+    "routed − shares",
+    "p (Holm)",
+    "routed − best single",
+    "shuffled",
+    "final − shares",
+)
 
 
 def describe(results: dict[str, Any]) -> str:

@@ -207,7 +207,8 @@ def test_the_words_follow_the_numbers():
     assert of["high"] - of["low"] == pytest.approx(2 * 1.96 * ours.std() / 40**0.5, rel=0.1)
     told = comparison.conclusion(results)
     assert (
-        "is better than untrained, worse; is worse than better; cannot be told from same." in told
+        "is better than untrained, worse; is worse than better; cannot be distinguished from same."
+        in told
     )
 
 

@@ -85,8 +85,15 @@ def test_the_signal_that_predicts_the_gain_wins(recipe):
     told = tournament.play(recipe, rows(worth, draw), gains)
     of = told["signals"]["log-likelihood"]
     assert set(of) == {
-        "quality", "log-probability", "rsr", "target", "reward", "length", "size", "same family"
-    }  # fmt: skip
+        "quality",
+        "log-probability",
+        "rsr",
+        "target",
+        "reward",
+        "length",
+        "size",
+        "same family",
+    }
     assert of["target"]["rho"] > 0.9 > -0.9 > of["log-probability"]["rho"]
     assert told["winner"]["learnability"] == "target" and told["winner"]["low"] > 0
     assert told["same_family"]["target"] in (0.0, 1.0) or 0 < told["same_family"]["target"] < 1
