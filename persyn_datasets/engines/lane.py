@@ -31,6 +31,9 @@ IN_ALL = 3600.0  # after its first try, a request is tried again no longer than 
 PATIENCE = 600.0  # with a teacher whose servers are all down; then its requests fail at once
 NEVER = 60.0  # the same, for one that has not answered yet
 POLL = 0.05
+# In flight to a teacher that has not answered yet: one that only says nothing, or whose key or name
+# is wrong, is found before much is paid.
+FIRST_IN_FLIGHT = 8
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class Lane:
             (teacher.sampling or Sampling()).max_tokens
         )  # tokens to expect; later their mean
         self.gate = asyncio.Lock()  # places are given one after another
+        self.in_flight, self.has_answered = 0, False
         self.refused = refused(teacher.model, teacher.base_urls)
 
     @property
@@ -94,6 +98,7 @@ class Lane:
             reserved = self.account.reserved
             try:
                 async with self.gate:
+                    await self._first_answer(row)
                     server = await self._server(row)
                     at = server.take()
                     if admitted := bool(row.sent) or self.account.admit(row.request):
@@ -101,7 +106,13 @@ class Lane:
                     else:
                         server.release(at)
                 if admitted:
-                    put((row.index, await self._try(row, server, at, tokens)))
+                    self.in_flight += 1
+                    try:
+                        response = await self._try(row, server, at, tokens)
+                    finally:
+                        self.in_flight -= 1
+                    self.has_answered |= not response["error"]
+                    put((row.index, response))
                 elif (
                     reserved or self.account.reserved
                 ):  # what is in flight may cost less than its highest price
@@ -126,6 +137,13 @@ class Lane:
         if self.later and (many or not self.rows or self.later[0].due <= time.monotonic()):
             return heappop(self.later)
         return self.rows.popleft()
+
+    async def _first_answer(self, row: Row) -> None:
+        """Wait until the teacher has answered once, or few of its requests are in flight."""
+        while self.in_flight >= FIRST_IN_FLIGHT:
+            if self.has_answered or self.account.answered(row.request.teacher):
+                return
+            await asyncio.sleep(POLL)
 
     async def _server(self, row: Row) -> Server:
         """Wait for the limits, then for a server with room."""

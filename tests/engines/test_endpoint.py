@@ -325,7 +325,7 @@ def test_a_closed_account_ends_the_work_soon() -> None:
     account, closed_at = Account(), []
 
     def slow(request: dict[str, Any], nth: int) -> Any:
-        if nth == 32:
+        if nth == 8:  # as many as a teacher gets before its first answer
             account.closed.set()
             closed_at.append(time.monotonic())
         time.sleep(4)
@@ -334,7 +334,22 @@ def test_a_closed_account_ends_the_work_soon() -> None:
     with ChatServer(slow) as server:
         assert list(endpoint.generate(ask(teach(server), *words(100)), account)) == []
         assert time.monotonic() - closed_at[0] < 3
-        assert server.count == 32
+        assert server.count == 8
+
+
+def test_a_teacher_that_has_not_answered_gets_few_requests_at_once() -> None:
+    """One that only says nothing is found before all of its concurrency is paid for."""
+    active: list[int] = []
+
+    def empty_at_first(request: dict[str, Any], nth: int) -> Any:
+        active.append(server.active)
+        time.sleep(0.02)
+        return completion("") if nth <= 20 else echo(request, nth)
+
+    with ChatServer(empty_at_first) as server:
+        found = list(endpoint.generate(ask(teach(server), *words(200)), Account()))
+    assert len(found) == 200
+    assert max(active[:20]) == 8 and max(active[30:]) > 8
 
 
 def test_works_in_the_processes_of_a_map() -> None:

@@ -151,8 +151,8 @@ def test_requests_in_flight_together_halve_the_limit_once() -> None:
     barrier = threading.Barrier(16)
 
     def reply(request: dict[str, Any], nth: int) -> Reply:
-        if nth <= 16:
-            barrier.wait(5)
+        if 1 < nth <= 17:  # after a first answer all 16 are in flight
+            barrier.wait(20)
             return 429, {}, {}
         time.sleep(0.05)
         return OK
@@ -162,7 +162,7 @@ def test_requests_in_flight_together_halve_the_limit_once() -> None:
         original = reply
 
         def watch(request: dict[str, Any], nth: int) -> Reply:
-            if nth > 16:
+            if nth > 17:
                 found.append(server.active)
             return original(request, nth)
 
