@@ -1,4 +1,5 @@
-"""Training a router on pairs of teachers by Bradley–Terry (paper §3).
+"""Training a router on pairs of teachers: Bradley–Terry (paper §3), or, where the backbone is
+frozen, a ridge regression of the rewards behind the pairs (see `regression`).
 
 All pairs of a prompt share one encoding of the prompt, so that training costs one forward pass per
 prompt, not one per pair.

@@ -57,17 +57,3 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = stepped
     return adjusted.tolist()
-
-
-def spearman(x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Spearman's rank correlation with its 95% percentile-bootstrap interval over the (x,
-    y) pairs.
-    """
-
-    def rho(a: np.ndarray, b: np.ndarray) -> float:
-        return float(scipy.stats.spearmanr(a, b).statistic)
-
-    draws = np.random.default_rng(seed).integers(0, len(x), (1000, len(x)))
-    drawn = [rho(x[d], y[d]) for d in draws if np.ptp(x[d]) > 0 and np.ptp(y[d]) > 0]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"rho": rho(x, y), "low": float(low), "high": float(high)}
