@@ -415,13 +415,14 @@ def test_answers_stream_and_a_child_that_is_killed_or_not_wanted_leaves_nothing(
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=64,
-        max_position_embeddings=32768,
+        max_position_embeddings=262_144,  # a quarter of an hour of tokens: it cannot be done before
         eos_token_id=None,
     )
     tokenizer = AutoTokenizer.from_pretrained(never_ends)
     tokenizer.eos_token = None  # vLLM ends at the tokenizer's end token too
     tokenizer.save_pretrained(never_ends)
-    requests = requests_of(real(str(never_ends), "long", max_tokens=30000), {"id9": PROMPTS["id0"]})
+    long = real(str(never_ends), "long", max_tokens=260_000)
+    requests = requests_of(long, {"id9": PROMPTS["id0"]})
     requests += requests_of(real(str(never_ends), "short", max_tokens=2), PROMPTS)
     answers = engine.generate(requests, Account())
     first = [next(answers) for _ in PROMPTS]
@@ -434,7 +435,7 @@ def test_answers_stream_and_a_child_that_is_killed_or_not_wanted_leaves_nothing(
     else:
         os.kill(child if victim == "the child" else core, signal.SIGKILL)
         ((_, response),) = list(answers)
-        assert response["finish_reason"] == "error"
+        assert (response["finish_reason"], response["completion_tokens"]) == ("error", None)
         assert ("by SIGKILL" if victim == "the child" else "killed (exit code -9)") in response[
             "error"
         ]
