@@ -27,6 +27,7 @@ from persyn_datasets.config.strategy import REASSIGNED
 from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
 from persyn_datasets.data.conversations import conversations
+from persyn_datasets.data.sources import load
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id, check_folder
@@ -113,7 +114,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             BuildError: the calibration gave nothing to learn from, or `max_failed` or `max_cost`
                 is passed.
         """
-        prompts = self.recipe.prompts.load()
+        prompts = load(self.recipe.prompts)
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
         own.remember(t.to_dict() for t in self.recipe.teachers)
         known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
@@ -139,7 +140,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
             lock.unlink()
-        if build_id(self.recipe, self.recipe.prompts.load()) != build:
+        if build_id(self.recipe, load(self.recipe.prompts)) != build:
             raise BuildError(
                 "Something that the recipe reads (a model, a table, a function) changed while this "
                 "was built. All answers are kept: run the same command again."

@@ -23,6 +23,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.prompts import Benchmark
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.sources import load
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
 from persyn_datasets.engines.recorded import COLUMNS
@@ -86,7 +87,7 @@ def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     numbers: dict[str, Any] = json.loads(stats.read_text())
     if not are_whole(numbers, output):
         return None
-    return numbers if numbers["build"] == build_id(recipe, recipe.prompts.load()) else None
+    return numbers if numbers["build"] == build_id(recipe, load(recipe.prompts)) else None
 
 
 def stated(recipe: Recipe) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def contents(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
         found["student"] = _weights("student.model", student.model, student.revision)
         found["quality"] = signals.identity(recipe.quality)
         if recipe.target:
-            rows = recipe.target.load()
+            rows = load(recipe.target)
             columns = ["messages", recipe.target.response_column]
             found["target"] = rows_hash(rows.select_columns(columns))
     if recipe.strategy in strategies.ROUTED:

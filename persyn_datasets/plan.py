@@ -12,6 +12,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.contamination import clean, in_words
+from persyn_datasets.data.sources import check_apart, load
 from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, tokens_of_messages
@@ -45,7 +46,7 @@ def contamination(recipe: Recipe) -> tuple[Dataset, dict[str, Any] | None]:
     """The recipe's prompts, without those that are to be dropped, and what `clean` tells of them if
     it is asked for.
     """
-    prompts, how = recipe.prompts.load(), recipe.prompts.decontaminate
+    prompts, how = load(recipe.prompts), recipe.prompts.decontaminate
     return clean(prompts, how) if how else (prompts, None)
 
 
@@ -85,7 +86,7 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         recipe.student, prompts["messages"], any(_thinks(t) for t in recipe.teachers)
     )
     if recipe.target:
-        recipe.target.check(prompts)
+        check_apart(recipe.target, prompts)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
         for backbone in recipe.router.compare_backbones:
@@ -292,7 +293,7 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]]
         )
     if recipe.target and c:
         words.append(
-            f"Target: {len(recipe.target.load()):,} reference answers; the student takes "
+            f"Target: {len(load(recipe.target)):,} reference answers; the student takes "
             f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
         )
     if found := contamination(recipe)[1]:

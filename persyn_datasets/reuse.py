@@ -32,6 +32,7 @@ from persyn_datasets.router.model import Router
 from persyn_datasets.runners.local import run
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.synthesize import Synthesize
+from persyn_datasets.store.identity import teacher_identity
 from persyn_datasets.store.journal import digest, replace_file
 from persyn_datasets.strategies.budget import Budget, within_budget
 
@@ -161,7 +162,7 @@ def synthesize(
         )
         return rows.remove_columns(schema.steering(rows.column_names)), account.to_list()
 
-    address = digest([router.content, names, [t.identity() for t in teachers]])
+    address = digest([router.content, names, [teacher_identity(t) for t in teachers]])
     unfinished = unfinished_of(output)
     done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
     _write_conversations(unfinished)

@@ -13,6 +13,7 @@ from pool import make_recipe, problems, write_lines
 from safetensors.torch import load_file, save_file
 
 from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe
+from persyn_datasets.data.sources import load
 from persyn_datasets.inputs import build_id, rows_hash
 
 QUALITY = """
@@ -160,7 +161,7 @@ def ids(values):
     found = {}
     for strategy in sorted(ALL):
         recipe = Recipe.from_dict(values | {"strategy": strategy})
-        found[strategy] = build_id(recipe, recipe.prompts.load())
+        found[strategy] = build_id(recipe, load(recipe.prompts))
     return found
 
 
@@ -226,7 +227,7 @@ def test_what_is_not_there_is_named_by_its_key(world):
         state(key, str(folder / "nowhere"))(folder, broken)
         recipe = Recipe.from_dict(broken)
         with pytest.raises(InputError, match=key.replace("teachers.3.model", "teacher 'local'")):
-            build_id(recipe, recipe.prompts.load())
+            build_id(recipe, load(recipe.prompts))
 
 
 def test_rows_have_one_hash_whatever_their_chunks():

@@ -2,6 +2,7 @@ import pytest
 from pool import make_recipe, problems
 
 from persyn_datasets import InputError, Recipe, plan
+from persyn_datasets.data.sources import load
 
 
 def test_the_papers_own_numbers(tmp_path):
@@ -133,7 +134,7 @@ def test_time_by_stated_or_measured_throughput(tmp_path, chat_model):
         "tokens_per_second": 4,
     }  # 250 s an answer
     recipe = Recipe.from_dict(values)
-    rows = recipe.prompts.load()
+    rows = load(recipe.prompts)
     told = plan.estimate(recipe, rows)
     assert told["Generate"]["seconds"] is told["Synthesize"]["seconds"] is None
     assert "No time is estimated: state the tokens_per_second of multiplier, or" in plan.describe(

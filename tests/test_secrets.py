@@ -14,6 +14,7 @@ from pool import answer, make_recipe, save
 
 from persyn_datasets import Recipe
 from persyn_datasets.engines import endpoint
+from persyn_datasets.store.identity import teacher_identity
 
 KEY, TOKEN = "sk-planted-4f1d8a", "hf_planted_9c2b7e"
 
@@ -106,7 +107,7 @@ def test_no_key_is_in_a_repr_or_an_exception(tmp_path, chat_model, monkeypatch):
     seen = [
         repr(recipe),
         repr(recipe.to_dict()),
-        str(recipe.teachers[0].identity()),
+        str(teacher_identity(recipe.teachers[0])),
         repr(caught.value),
     ]
     error = caught.value

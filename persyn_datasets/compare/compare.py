@@ -16,13 +16,14 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 
 from persyn_datasets import plan
 from persyn_datasets.builder import PersynBuilder
+from persyn_datasets.compare import harness, tournament
 from persyn_datasets.compare import report as comparison
-from persyn_datasets.compare import tournament
 from persyn_datasets.compare.evaluate import Measures
 from persyn_datasets.compare.train import check as check_training
 from persyn_datasets.compare.trial import UNTRAINED, trial, untrained
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data import sources
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.statistics import holm, interval, paired
 from persyn_datasets.strategies import baselines as strategies
@@ -130,9 +131,10 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
         )
     for builder in builders:
         prompts = plan.check(builder.recipe)
-    recipe.evaluation.check(prompts)
+    harness.check(recipe.evaluation, prompts)
     if recipe.target and recipe.evaluation.held_out:
-        recipe.target.check(recipe.evaluation.held_out.load(), "held-out prompts")
+        held_out = sources.load(recipe.evaluation.held_out)
+        sources.check_apart(recipe.target, held_out, "held-out prompts")
     check_training(recipe.student, recipe.training, prompts)
 
 
@@ -150,7 +152,7 @@ def _of_target(recipe: Recipe, reference: str, rows: Dataset) -> dict[str, Datas
     """
     if not recipe.target:
         return {}
-    data = recipe.target.load()
+    data = sources.load(recipe.target)
     examples = [
         {"prompt": messages, "completion": [{"role": "assistant", "content": text}]}
         for messages, text in zip(

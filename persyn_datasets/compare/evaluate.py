@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from persyn_datasets.compare import harness
 from persyn_datasets.config.errors import BuildError
-from persyn_datasets.config.evaluation import Evaluation, manager
+from persyn_datasets.config.evaluation import Evaluation
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.teacher import Sampling, Teacher
+from persyn_datasets.data.sources import load
 from persyn_datasets.signals.learnability import Signals
 from persyn_datasets.signals.math_verify import identity, verdicts
 from persyn_datasets.signals.trained_text import TEMPLATE_DATE, ChatFormat, at_date
@@ -50,7 +52,7 @@ def evaluate(student: Student, evaluation: Evaluation, folder: Path) -> Measures
     for task in evaluation.tasks:
         measures |= _task(student, task, evaluation, folder)
     if held_out := evaluation.held_out:
-        rows = held_out.load()
+        rows = load(held_out)
         if held_out.answer_column:
             measures[EXACT_MATCH] = _exact_match(student, rows, held_out.max_tokens, folder)
         if held_out.response_column:
@@ -144,8 +146,8 @@ def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> 
     results = simple_evaluate(
         model,
         use_cache=str(answers),
-        tasks=[evaluation.named(task)],
-        task_manager=manager(evaluation),
+        tasks=[harness.named(evaluation, task)],
+        task_manager=harness.manager(evaluation),
         bootstrap_iters=0,
         **options,
     )

@@ -1,10 +1,6 @@
 """Where prompts come from, and what they are compared with."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Decontaminate:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Where the prompts come from; see `load_prompts`.
+    """Where the prompts come from; see `sources.load`.
 
     `decontaminate` compares them with benchmarks: see `contamination`. `license` and `language`
     (Hub ids, e.g. apache-2.0 and en) are for the card. Default: what the prompts' own card on the
@@ -48,15 +44,3 @@ class Prompts:
     license: str | None = None
     language: str | tuple[str, ...] | None = None
     decontaminate: Decontaminate | None = None
-
-    def load(self) -> "Dataset":
-        from persyn_datasets.data.prompts import load_prompts
-
-        return load_prompts(
-            self.path,
-            name=self.name,
-            split=self.split,
-            revision=self.revision,
-            column=self.column,
-            answer_column=self.answer_column,
-        )

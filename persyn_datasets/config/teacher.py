@@ -198,20 +198,6 @@ class Teacher:
         head = [{"role": "system", "content": "\n\n".join(system)}] if system else []
         return [*head, *self.examples, *messages]
 
-    def identity(self) -> dict[str, Any]:
-        """All that can change the response, and nothing else: the journal's address of this
-        teacher.
-        """
-        keys = ("model", "engine", "revision", "base_url", "system_prompt", "examples", "sampling")
-        identity = {key: value for key, value in self.to_dict().items() if key in keys}
-        if self.base_urls:
-            identity["base_url"] = self.base_urls[0]
-        if arguments := {k: v for k, v in self.engine_args.items() if k not in WHERE_AND_HOW_FAST}:
-            identity["engine_args"] = arguments
-        from persyn_datasets.store.identity import response_weights
-
-        return identity | {"weights": response_weights(self.model)}
-
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values. Holds no secret: keys are named by their variable only."""
         several = None if isinstance(self.base_url, str) else list(self.base_urls) or None

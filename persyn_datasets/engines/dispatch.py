@@ -17,6 +17,7 @@ from persyn_datasets.config.errors import BuildError
 from persyn_datasets.config.teacher import Sampling
 from persyn_datasets.engines import Request, Response, engine_of, facts_of
 from persyn_datasets.engines.account import Account, Key, key_of
+from persyn_datasets.store.identity import teacher_identity
 from persyn_datasets.store.journal import Journal
 from persyn_datasets.store.progress import Bar, usd
 
@@ -86,7 +87,7 @@ class _Answers:
             keys[name, sample].append(prompt_id)
             if (name, sample) not in self.journals and facts_of(request.teacher).journalled:
                 teacher = replace(request.teacher, sampling=request.sampling)
-                journal = Journal("responses", teacher.model, teacher.identity())
+                journal = Journal("responses", teacher.model, teacher_identity(teacher))
                 self.journals[name, sample] = stack.enter_context(journal)
         for (name, sample), journal in self.journals.items():
             for prompt_id, response in journal.get(keys[name, sample]).items():

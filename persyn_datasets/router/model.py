@@ -133,6 +133,20 @@ class Router:
         """See `metrics.router_metrics`; None if it was not evaluated."""
         return self.config.persyn.get("metrics")
 
+    @property
+    def expected(self) -> dict[str, Any]:
+        """What its teachers' answers will be worth and cost: see `budget.expectations`.
+
+        Raises:
+            InputError: it does not say.
+        """
+        if "expected" not in self.config.persyn:
+            raise InputError(
+                f"{self.path} does not say what its teachers' answers are worth and cost; "
+                "router.record(expected=expectations(router, held_out, ranked))."
+            )
+        return self.config.persyn["expected"]
+
     def scores(self, prompts: Sequence[list[Message]]) -> np.ndarray:
         """o = π(x) for each prompt: float32 (prompts, teachers)."""
         model, tokenizer = self._load()

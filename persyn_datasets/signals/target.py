@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
+from persyn_datasets.data.sources import load
 from persyn_datasets.signals.learnability import SCORER
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store import models
@@ -46,9 +47,9 @@ def theta_plus(student: Student, target: Target) -> Student:
     target's rows and how it is trained. Several processes of a machine train it once.
 
     Raises:
-        InputError: see `Target.load`; or a prompt of it alone fills the student's context.
+        InputError: see `sources.load`; or a prompt of it alone fills the student's context.
     """
-    data = target.load()
+    data = load(target)
     texts = list(zip(data["messages"], data[target.response_column], strict=True))
     weights = weights_of(student.model, student.revision)
     content = [weights, texts, target.steps, target.learning_rate, BATCH_SIZE, WARM_UP]

@@ -12,16 +12,28 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import WHERE_AND_HOW_FAST, Teacher
 from persyn_datasets.store.journal import default_root, digest, replace_file
 
 # A smaller file is read each time; the hash of a larger one is kept for other processes.
 LARGE_BYTES = 2**20
 # A file that changed so shortly ago may change again within one tick of the file system's clock.
 SETTLED_SECONDS = 2.0
+# Of a teacher, what can change its responses; beside these some of its `engine_args`.
+OF_RESPONSES = (
+    "model",
+    "engine",
+    "revision",
+    "base_url",
+    "system_prompt",
+    "examples",
+    "sampling",
+)
 
 
 def content_hash(path: str | Path) -> str | None:
@@ -64,6 +76,17 @@ def commit_of(model: str, revision: str | None = None) -> str:
             f"Model {model!r} is not a folder, and was not found on the Hub: "
             f"{str(error).splitlines()[0]} Give a folder, or the id of a model that you may read."
         ) from error
+
+
+def teacher_identity(teacher: Teacher) -> dict[str, Any]:
+    """All that can change a teacher's response, and nothing else: its address in the journal."""
+    identity = {key: value for key, value in teacher.to_dict().items() if key in OF_RESPONSES}
+    if teacher.base_urls:
+        identity["base_url"] = teacher.base_urls[0]
+    arguments = {k: v for k, v in teacher.engine_args.items() if k not in WHERE_AND_HOW_FAST}
+    if arguments:
+        identity["engine_args"] = arguments
+    return identity | {"weights": response_weights(teacher.model)}
 
 
 def response_weights(path: str) -> str | None:

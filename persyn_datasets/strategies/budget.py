@@ -4,7 +4,7 @@ All of it works on the stored `router_scores`: another budget needs no second pa
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,19 +13,31 @@ from scipy.optimize import lsq_linear
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import Budget
-from persyn_datasets.config.teacher import Price, Teacher
+from persyn_datasets.config.teacher import Message, Price, Teacher
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.strategies.second_opinion import Room
-
-if TYPE_CHECKING:
-    from persyn_datasets.router.model import Router
 
 CHARACTERS_PER_TOKEN = 4  # where nothing counted the tokens
 POINTS, SAMPLE = 21, 20_000  # of the trade-off curve; prompts that it looks at
 
 
-def expectations(router: "Router", held_out: Dataset, ranked: Dataset) -> dict[str, Any]:
+class Judge(Protocol):
+    """What a budget goes by: who scores the teachers; a `Router` is one."""
+
+    @property
+    def names(self) -> list[str]:
+        """The teachers, in the order of the scores."""
+
+    @property
+    def expected(self) -> Mapping[str, Any]:
+        """See `expectations`."""
+
+    def scores(self, prompts: Sequence[list[Message]]) -> np.ndarray:
+        """o = π(x) for each prompt, (prompts, teachers)."""
+
+
+def expectations(router: Judge, held_out: Dataset, ranked: Dataset) -> dict[str, Any]:
     """What a teacher's answer will be worth and how long it will be, as facts for
     `Router.record(expected=…)`.
 
@@ -146,7 +158,7 @@ def expected_cost(
 
 def within_budget(
     routed: Dataset,
-    router: "Router",
+    router: Judge,
     budget: Budget,
     teachers: Sequence[Teacher],
     answered: Collection[str] = (),
@@ -192,7 +204,7 @@ def within_budget(
 
 def room_for_more(
     routed: Dataset,
-    router: "Router",
+    router: Judge,
     budget: Budget,
     teachers: Sequence[Teacher],
     answered: Collection[str] = (),
@@ -209,7 +221,7 @@ def room_for_more(
 
 def estimates(
     routed: Dataset,
-    router: "Router",
+    router: Judge,
     unit: str,
     teachers: Sequence[Teacher],
     answered: Collection[str] = (),
@@ -217,12 +229,7 @@ def estimates(
     """`expected_reward` and `expected_cost` of rows of `Route`; for the arguments see
     `within_budget`.
     """
-    expected = router.config.persyn.get("expected")
-    if expected is None:
-        raise InputError(
-            f"{router.path} does not say what its teachers' answers are worth and cost; "
-            "router.record(expected=expectations(router, held_out, ranked))."
-        )
+    names, expected = router.names, router.expected
     prices = {t.name: t.price for t in teachers}
     answered, rewards, costs = set(answered), [], []
     columns = routed.select_columns(["prompt_id", "messages", "router_scores"]).with_format("arrow")
@@ -231,7 +238,7 @@ def estimates(
         lengths = pc.utf8_length(pc.struct_field(messages.flatten(), "content"))
         characters = np.bincount(pc.list_parent_indices(messages), lengths, minlength=len(batch))
         p = batch["router_scores"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)
-        cost = expected_cost(characters, router.names, expected, unit, prices)
+        cost = expected_cost(characters, names, expected, unit, prices)
         cost[[key in answered for key in batch["prompt_id"].to_pylist()]] = 0
         rewards.append(expected_reward(p, expected["reward"]).astype(np.float32))
         costs.append(cost)
@@ -239,7 +246,7 @@ def estimates(
 
 
 def tradeoff(
-    router: "Router",
+    router: Judge,
     routed: Dataset,
     held_out: Dataset,
     teachers: Sequence[Teacher],

@@ -14,9 +14,10 @@ from datasets import Dataset
 from pool import answer, make_recipe, problems, write_lines
 
 from persyn_datasets import BuildError, InputError, Recipe, Student
-from persyn_datasets.compare import evaluate
-from persyn_datasets.config import evaluation as config
+from persyn_datasets.compare import evaluate, harness
+from persyn_datasets.compare.harness import check
 from persyn_datasets.config.evaluation import Evaluation, HeldOut
+from persyn_datasets.data.sources import load
 from persyn_datasets.engines import Response
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.signals.learnability import signals
@@ -181,7 +182,10 @@ def test_held_out_prompts_by_math_verify_and_likelihood(
             {"held_out": {"response_column": "sol"}},
             "has no column 'sol'; it has solution, prompt_id, messages, answer",
         ),
-        ({"held_out": {"split": "train"}}, "train.jsonl: 1 held-out prompts are among the prompts"),
+        (
+            {"held_out": {"split": "train"}},
+            "train.jsonl: 1 of the held-out prompts are among",
+        ),
     ],
 )
 def test_bad_evaluations_are_refused_before_anything_is_spent(
@@ -201,14 +205,14 @@ def test_bad_evaluations_are_refused_before_anything_is_spent(
                 "path": write_lines(tmp_path / "train.jsonl", ROWS),
                 "response_column": "solution",
             }
-            known = (
-                HeldOut(held_out.path, column="prompt", answer_column="answer").load().select([2])
+            known = load(HeldOut(held_out.path, column="prompt", answer_column="answer")).select(
+                [2]
             )
         values = values | {
             "held_out": HeldOut(**{"path": held_out.path, "answer_column": "answer"} | own)
         }
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
-        Evaluation(**values, include_path=tasks if "tasks" in values else None).check(known)
+        check(Evaluation(**values, include_path=tasks if "tasks" in values else None), known)
 
 
 def test_rows_that_cannot_be_measured_are_named(tmp_path):
@@ -216,10 +220,10 @@ def test_rows_that_cannot_be_measured_are_named(tmp_path):
         tmp_path / "x.jsonl", [*ROWS, {"prompt": "So?", "answer": "1", "solution": " "}]
     )
     with pytest.raises(InputError, match=r"x\.jsonl, row 6: its 'solution' is ' '; fill it"):
-        HeldOut(path, response_column="solution").load()
+        load(HeldOut(path, response_column="solution"))
     path = write_lines(tmp_path / "y.jsonl", [ROWS[0], ROWS[0]])
     with pytest.raises(InputError, match="a held-out prompt is there twice"):
-        HeldOut(path, answer_column="answer").load()
+        load(HeldOut(path, answer_column="answer"))
 
 
 def test_a_recipe_says_it(tmp_path, held_out, tasks):
@@ -267,7 +271,7 @@ def test_a_task_without_a_limit_of_its_own_gets_ours(chat_model, tasks, tmp_path
         values = yaml.safe_load(path.read_text()) | {"generation_kwargs": own | {"until": ["@"]}}
         path.write_text(yaml.safe_dump(values))
         evaluation = Evaluation(tasks=("writes",), include_path=tasks, limit=2, max_gen_toks=5)
-        config._manager.cache_clear()
+        harness._manager.cache_clear()
         evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
         assert asked.pop() == expected
 
@@ -326,11 +330,9 @@ def test_a_task_that_cannot_be_built_is_refused_at_the_start(tasks):
     with open(f"{tasks}/writes.yaml", "a") as file:
         file.write("process_docs: !function utils.process_docs\n")
     with pytest.raises(InputError, match="'writes' cannot be built.*antlr4"):
-        Evaluation(tasks=("writes",), include_path=tasks).check(Dataset.from_dict({}))
+        check(Evaluation(tasks=("writes",), include_path=tasks), Dataset.from_dict({}))
     with pytest.raises(InputError, match="max_gen_toks is 0"):
-        Evaluation(tasks=("chooses",), include_path=tasks, max_gen_toks=0).check(
-            Dataset.from_dict({})
-        )
+        Evaluation(tasks=("chooses",), include_path=tasks, max_gen_toks=0)
 
 
 def test_our_mathematics_tasks_read_a_file_and_are_graded_by_our_verifier(tmp_path, chat_model):
@@ -341,9 +343,9 @@ def test_our_mathematics_tasks_read_a_file_and_are_graded_by_our_verifier(tmp_pa
         "persyn_svamp": write_lines(tmp_path / "s.jsonl", words),
     }
     evaluation = Evaluation(tasks=tuple(data), data=data, max_gen_toks=4)
-    evaluation.check(Dataset.from_dict({"prompt_id": []}))
+    check(evaluation, Dataset.from_dict({"prompt_id": []}))
     with pytest.raises(InputError, match=r"evaluation\.data: found 'gsm8k'.*persyn_math"):
-        Evaluation(tasks=("persyn_math",), data={"gsm8k": "x"}).check(Dataset.from_dict({}))
+        check(Evaluation(tasks=("persyn_math",), data={"gsm8k": "x"}), Dataset.from_dict({}))
     measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
     assert set(measured) == {f"{task}/{m}" for task in data for m in ("right", "−cut")}
     sample = json.loads((tmp_path / "out/persyn_math.jsonl").read_text())

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from persyn_datasets import InputError, Price, Sampling, Teacher
+from persyn_datasets.store.identity import teacher_identity
 
 USER, SYSTEM = {"role": "user", "content": "q"}, {"role": "system", "content": "own"}
 SHOTS = ({"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"})
@@ -58,8 +59,8 @@ def test_identity_is_all_that_can_change_a_response_and_nothing_else():
         "examples": (),
         "sampling": Sampling(),
     }
-    identities = [FULL.identity()] + [
-        replace(FULL, **{k: v}).identity() for k, v in changed.items()
+    identities = [teacher_identity(FULL)] + [
+        teacher_identity(replace(FULL, **{k: v})) for k, v in changed.items()
     ]
     for field, value in {
         "temperature": 0.4,
@@ -69,7 +70,7 @@ def test_identity_is_all_that_can_change_a_response_and_nothing_else():
         "stop": (),
     }.items():
         identities.append(
-            replace(FULL, sampling=replace(FULL.sampling, **{field: value})).identity()
+            teacher_identity(replace(FULL, sampling=replace(FULL.sampling, **{field: value})))
         )
     assert len({json.dumps(i, sort_keys=True) for i in identities}) == 1 + 6 + 5
     same = {
@@ -80,22 +81,22 @@ def test_identity_is_all_that_can_change_a_response_and_nothing_else():
         "license": "mit",
         "api_key_env": None,
     }
-    assert replace(FULL, **same).identity() == FULL.identity()
-    assert Teacher("m").identity() == Teacher("m", sampling=Sampling()).identity()
+    assert teacher_identity(replace(FULL, **same)) == teacher_identity(FULL)
+    assert teacher_identity(Teacher("m")) == teacher_identity(Teacher("m", sampling=Sampling()))
 
 
 def test_identity_of_a_local_model_follows_its_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    before = Teacher(str(tmp_path)).identity()
+    before = teacher_identity(Teacher(str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert Teacher(str(tmp_path)).identity() != before
+    assert teacher_identity(Teacher(str(tmp_path))) != before
 
 
 def test_round_trip_through_json_and_no_secret(monkeypatch):
     monkeypatch.setenv("KEY", "hush")
     text = json.dumps(FULL.to_dict())
     assert Teacher.from_dict(json.loads(text)) == FULL
-    assert "hush" not in text + repr(FULL) + json.dumps(FULL.identity())
+    assert "hush" not in text + repr(FULL) + json.dumps(teacher_identity(FULL))
 
 
 def test_defaults_and_forms():

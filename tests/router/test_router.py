@@ -16,6 +16,7 @@ from persyn_datasets import InputError, Route, Router, Sampling, Teacher, train_
 from persyn_datasets.data import schema
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router import training
+from persyn_datasets.store.identity import teacher_identity
 
 NAMES = ["zebra", "ant", "mole"]  # not in alphabetical order
 TEACHERS = [
@@ -200,7 +201,7 @@ def test_the_config_tells_all_and_no_secret(bert, tmp_path, monkeypatch):
     assert {k: written[k] for k in facts} == facts
     assert written["training"]["backbone"] == bert
     assert (written["training"]["prompts"], written["training"]["pairs"]) == (90, len(PAIRS))
-    assert [t.identity() for t in opened.teachers] == [t.identity() for t in teachers]
+    assert list(map(teacher_identity, opened.teachers)) == list(map(teacher_identity, teachers))
     assert opened.teachers[1].api_key_env == "THE_KEY"
     assert not any(
         b"sk-very-secret" in f.read_bytes() for f in Path(trained.path).rglob("*") if f.is_file()

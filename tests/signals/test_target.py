@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from persyn_datasets import InputError, Rank, Recipe, Score, Student
 from persyn_datasets.config.target import Target
+from persyn_datasets.data.sources import load
 from persyn_datasets.signals.target import theta_plus
 
 SOLUTIONS = [(f"{n} and {n}?", f"The sum of {n} and {n} is {2 * n}, there.") for n in range(10, 22)]
@@ -143,7 +144,7 @@ def test_rank_takes_it(chat_model, target):
 def test_bad_targets_are_refused(tmp_path, row, options, found):
     path = write_lines(tmp_path / "bad.jsonl", [row])
     with pytest.raises(InputError, match=found):
-        Target(path, response_column="solution", **options).load()
+        load(Target(path, response_column="solution", **options))
 
 
 def test_a_recipe_says_so_before_anything_is_spent(tmp_path, chat_model, target):

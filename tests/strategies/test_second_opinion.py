@@ -9,6 +9,7 @@ from pool import answer, make_recipe, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Rank, Recipe, plan
 from persyn_datasets.data.schema import SYNTHESIZED
+from persyn_datasets.data.sources import load
 from persyn_datasets.stages.rank import combined_reward
 from persyn_datasets.strategies.second_opinion import (
     RankTwo,
@@ -128,7 +129,7 @@ def test_without_it_nothing_of_it_stays(built, tmp_path):
 
 def test_what_cannot_be_judged_is_refused_before(tmp_path, chat_model):
     values = make_recipe(tmp_path, chat_model, second_opinion=0.5)
-    prompts = plan.calibration(Recipe.from_dict(values), Recipe.from_dict(values).prompts.load())
+    prompts = plan.calibration(Recipe.from_dict(values), load(Recipe.from_dict(values).prompts))
     asked = {messages[0]["content"] for messages in prompts["messages"]}
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     write_lines(
