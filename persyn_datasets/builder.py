@@ -6,7 +6,6 @@
 A strategy without a router has no router/ and pairs/, and calibration/ only if it needs one.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,34 +16,27 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, DownloadMode, Features, load_dataset
+from datasets import Dataset, DownloadMode, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, plan
+from persyn_datasets import __version__, plan, routing
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
-from persyn_datasets.config.strategy import REASSIGNED
 from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
+from persyn_datasets.data.build import STATS, Build, Learned, SecondOpinions, Sources, read
 from persyn_datasets.data.conversations import conversations
 from persyn_datasets.data.sources import load
+from persyn_datasets.data.tables import write_tables
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id, check_folder
-from persyn_datasets.report import figures
-from persyn_datasets.report import measure as report
-from persyn_datasets.report.ablations import analyse, by_backbone
-from persyn_datasets.report.luck import luck
-from persyn_datasets.router import add_teacher as amend
+from persyn_datasets.report import figures, measure
 from persyn_datasets.router.model import Router
-from persyn_datasets.router.simple_routes import reassigned
-from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import check, run
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.stages.generate import Generate
-from persyn_datasets.stages.pairify import Pairify
 from persyn_datasets.stages.rank import COLUMNS, Rank
-from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store import files, own
@@ -125,16 +117,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._prompts = plan.check(self.recipe)
         build = build_id(self.recipe, prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "stats.json").unlink(missing_ok=True)
+        (self.folder / STATS).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "second_opinions", ignore_errors=True)
         replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
-        _, overlap = plan.contamination(self.recipe)
-        self._stats: dict[str, Any] = {
-            "build": build,
-            "version": __version__,
-            "contamination": overlap,
-            "second_opinions": None,
-        }
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         with stages(strategies.stages_of(self.recipe)):
             super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
@@ -145,24 +130,28 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 "Something that the recipe reads (a model, a table, a function) changed while this "
                 "was built. All answers are kept: run the same command again."
             )
-        self._write_card()
-        self._stats |= files.written(self.output)
+        self._record["build"] = build
+        figures.draw(self.recipe, self._record, self.folder / "figures")
+        cards.write(self.output, self.recipe, self._record)
         # Last: its presence says that the build is whole.
-        replace_file(self.folder / "stats.json", json.dumps(self._stats, indent=2).encode())
+        self._write_record({**self._record, **files.written(self.output)})
+
+    def _write_record(self, record: Build) -> None:
+        replace_file(self.folder / STATS, json.dumps(record, indent=2).encode())
 
     def _write_recipe_anew(self) -> None:
         """Of a finished build: what the recipe now says of other things than the build, e.g. how
         students are trained, or where the very same files lie.
         """
-        recipe, stats = cards.to_yaml(self.recipe.to_dict()), self.stats
-        if not stats or (self.folder / "recipe.yaml").read_text() == recipe:
+        recipe, record = cards.to_yaml(self.recipe.to_dict()), self.stats
+        if not record or (self.folder / "recipe.yaml").read_text() == recipe:
             return
-        stats |= {"student": self.recipe.student.model} | self._sources()
+        record = {**record, "student": self.recipe.student.model, **self._sources()}
         replace_file(self.folder / "recipe.yaml", recipe.encode())
-        replace_file(self.folder / "stats.json", json.dumps(stats, indent=2).encode())
-        cards.write(self.output, self.recipe, stats)
+        self._write_record(record)
+        cards.write(self.output, self.recipe, record)
 
-    def _sources(self) -> dict[str, Any]:
+    def _sources(self) -> Sources:
         recipe = self.recipe
         backbone = recipe.router.backbone if recipe.strategy in strategies.ROUTED else None
         teachers = strategies.teachers_of(recipe)
@@ -170,61 +159,32 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         return licenses.sources(recipe.prompts, teachers, recipe.student.model, backbone, target)
 
     @property
-    def stats(self) -> dict[str, Any] | None:
-        """The numbers of the finished build in the output folder; None if there is none."""
-        path = self.folder / "stats.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def stats(self) -> Build | None:
+        """The record of the finished build in the output folder; None if there is none."""
+        return read(self.folder)
 
     def as_dataset(self, split: Any = None, **kwargs: Any) -> Any:
         """The finished dataset: `load_dataset` on the output folder."""
         return load_dataset(str(self.folder), split=split, **kwargs)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        recipe, prompts = self.recipe, self._prompts
-        account = Account(recipe.max_cost)
-        ranked = (
-            self._calibrate(account) if strategies.calibration_size(recipe, len(prompts)) else None
-        )
-        if recipe.strategy in strategies.ROUTED:
+        """All stages, in their order."""
+        account = Account(self.recipe.max_cost)
+        ranked = self._calibrate(account) if self._calibration_size else None
+        routed, learned = self._route(ranked)
+        synthesize = Synthesize(self.recipe.teachers, self.recipe.max_failed, account)
+        answered = self._run(routed, synthesize, schema.SYNTHESIZED)
+        second = None
+        if self.recipe.second_opinion and learned["router"]:
             assert ranked
-            routed = self._route(ranked)
-        else:
-            teachers = strategies.assign(recipe, prompts["prompt_id"], ranked)
-            routed = prompts.select_columns([c for c in prompts.column_names if c != "teacher"])
-            routed = routed.add_column("teacher", pa.array(teachers, pa.string()))
-            if ranked:
-                _write(self.folder / "calibration", DatasetDict(train=ranked))
-            self._stats |= {"router": None, "routing": None, "analysis": None, "tradeoff": None}
-
-        synthesize = Synthesize(recipe.teachers, recipe.max_failed, account)
-        answered = run(routed, synthesize, schema.SYNTHESIZED, self.runner, batch_size=None)
-        if recipe.second_opinion and recipe.strategy in strategies.ROUTED:
-            assert ranked
-            answered = self._ask_twice(ranked, routed, answered, synthesize)
-        self._stats |= plan.plan(recipe, len(prompts)) | {
-            "estimate": plan.estimate(recipe, prompts)
-        }
-        self._stats |= report.measure(
-            ranked, answered, [t.name for t in strategies.teachers_of(recipe)]
-        )
-        self._stats |= {"account": account.to_list(), "versions": report.versions()}
-        self._stats["cost"] = report.cost(account.to_list(), len(prompts))
-        self._stats |= {
-            "name": recipe.title,
-            "strategy": recipe.strategy,
-            "student": recipe.student.model,
-        }
-        self._stats |= self._sources()
+            answered, second = self._ask_twice(ranked, routed, answered, synthesize)
         routing = [c for c in ("prompt_id", "teacher", "router_scores") if c in routed.column_names]
-        _write(self.folder / "routing", DatasetDict(train=routed.select_columns(routing)))
-        answered = answered.remove_columns(
-            schema.steering(answered.column_names)
-            + [c for c in answered.column_names if c == "router_scores"]
-        )
+        write_tables(self.folder / "routing", train=routed.select_columns(routing))
+        gone = {*schema.steering(answered.column_names), "router_scores"}
+        answered = answered.remove_columns([c for c in answered.column_names if c in gone])
         chats = conversations(answered)
-        _write(self.folder / "messages", DatasetDict(train=chats))
-        known = strategies.calibration_size(recipe, len(prompts))  # else nobody looked for it
-        self._stats["max_length"] = longest(recipe.student, chats) if known else None
+        write_tables(self.folder / "messages", train=chats)
+        self._record = self._recorded(ranked, answered, chats, learned, account, second)
         splits = {
             "train": answered.filter(lambda error: error == "", input_columns="error"),
             "failed": answered.filter(lambda error: error != "", input_columns="error"),
@@ -234,6 +194,42 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             for name, rows in splits.items()
             if len(rows) or name == "train"
         ]
+
+    def _recorded(
+        self,
+        ranked: Dataset | None,
+        answered: Dataset,
+        chats: Dataset,
+        learned: Learned,
+        account: Account,
+        second: SecondOpinions | None,
+    ) -> Build:
+        """What is known of the build, but for its id and its files."""
+        recipe, prompts = self.recipe, self._prompts
+        names = [t.name for t in strategies.teachers_of(recipe)]
+        return {
+            "build": "",
+            "version": __version__,
+            "name": recipe.title,
+            "strategy": recipe.strategy,
+            "student": recipe.student.model,
+            "contamination": plan.contamination(recipe)[1],
+            "second_opinions": second,
+            "estimate": plan.estimate(recipe, prompts),
+            "account": account.to_list(),
+            "versions": measure.versions(),
+            "cost": measure.cost(account.to_list(), len(prompts)),
+            # Without a calibration nobody looked for the student.
+            "max_length": longest(recipe.student, chats) if self._calibration_size else None,
+            **learned,
+            **measure.measure(ranked, answered, names),
+            **plan.plan(recipe, len(prompts)),
+            **self._sources(),
+        }
+
+    @property
+    def _calibration_size(self) -> int:
+        return strategies.calibration_size(self.recipe, len(self._prompts))
 
     def calibrate(self) -> Dataset:
         """The calibration alone; the journal keeps it for a build.
@@ -249,30 +245,35 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe = self.recipe
         generate = Generate(recipe.teachers, recipe.max_failed, account, recipe.calibration.samples)
-        calibration = plan.calibration(recipe, self._prompts)
-        return self._judge(
-            run(calibration, generate, schema.GENERATED, self.runner, batch_size=None)
-        )
+        generated = self._run(plan.calibration(recipe, self._prompts), generate, schema.GENERATED)
+        return self._judge(generated, Rank(**asdict(recipe.effective_reward)))
 
-    def _judge(self, generated: Dataset) -> Dataset:
-        return self._ranked(generated, Rank(**asdict(self.recipe.effective_reward)))
-
-    def _ranked(self, generated: Dataset, rank: Any) -> Dataset:
+    def _judge(self, generated: Dataset, rank: Any) -> Dataset:
         recipe = self.recipe
         of = schema.with_target if recipe.target else dict
-        scored = run(
-            generated,
-            Score(recipe.student, recipe.quality, recipe.target),
-            of(schema.SCORED),
-            self.runner,
-            batch_size=None,
-        )
-        ranked = run(scored.with_format("arrow"), rank, of(schema.RANKED), batch_size=None)
-        return ranked.with_format(None)
+        score = Score(recipe.student, recipe.quality, recipe.target)
+        scored = self._run(generated, score, of(schema.SCORED)).with_format("arrow")
+        return run(scored, rank, of(schema.RANKED), batch_size=None).with_format(None)
+
+    def _run(self, rows: Dataset, stage: Any, adds: dict[str, Any]) -> Dataset:
+        return run(rows, stage, adds, self.runner, batch_size=None)
+
+    def _route(self, ranked: Dataset | None) -> tuple[Dataset, Learned]:
+        """The prompts with their teacher, and what is known of the router that picked it."""
+        recipe, prompts = self.recipe, self._prompts
+        if recipe.strategy in strategies.ROUTED:
+            assert ranked
+            return routing.route(recipe, prompts, ranked, self.output, self.runner)
+        if ranked:
+            write_tables(self.folder / "calibration", train=ranked)
+        teachers = strategies.assign(recipe, prompts["prompt_id"], ranked)
+        routed = prompts.select_columns([c for c in prompts.column_names if c != "teacher"])
+        routed = routed.add_column("teacher", pa.array(teachers, pa.string()))
+        return routed, Learned(router=None, routing=None, analysis=None, tradeoff=None)
 
     def _ask_twice(
         self, ranked: Dataset, routed: Dataset, answered: Dataset, synthesize: Synthesize
-    ) -> Dataset:
+    ) -> tuple[Dataset, SecondOpinions | None]:
         """The answers, with the better one of two where the router is least sure."""
         recipe, router = self.recipe, Router.from_pretrained(str(self.output / "router"))
         room = None
@@ -282,10 +283,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         share = recipe.second_opinion
         rows, teachers = second_opinion.least_sure(routed, router.names, share, room)
         if not len(rows):
-            return answered
-        ask = partial(
-            run, stage=synthesize, adds=schema.SYNTHESIZED, runner=self.runner, batch_size=None
-        )
+            return answered, None
+        ask = partial(self._run, stage=synthesize, adds=schema.SYNTHESIZED)
         reward = recipe.effective_reward
         column = COLUMNS[reward.learnability]
         rank = second_opinion.RankTwo(
@@ -294,118 +293,15 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             reward.normalize,
             *second_opinion.signals_of(ranked, column),
         )
+        judge = partial(self._judge, rank=rank)
         answered, both, better = second_opinion.keep_better(
-            routed, answered, rows, teachers, ask, partial(self._ranked, rank=rank)
+            routed, answered, rows, teachers, ask, judge
         )
-        _write(self.folder / "second_opinions", DatasetDict(train=both))
-        self._stats["second_opinions"] = {"asked": len(rows), "better": better}
-        return answered
-
-    def _route(self, ranked: Dataset) -> Dataset:
-        """All prompts with the teacher that a router picks, which learns from the ranked ones."""
-        recipe = self.recipe
-        calibration = hold_out(ranked, recipe.router.holdout, recipe.router.seed)
-        pairs = (
-            calibration["train"]
-            .with_format("arrow")
-            .map(
-                Pairify(),
-                batched=True,
-                batch_size=100,
-                remove_columns=ranked.column_names,
-                features=Features(schema.PAIRS),
-                load_from_cache_file=False,
-            )
-            .with_format(None)
-        )
-        if len(pairs) == 0:
-            raise BuildError(
-                f"No prompt has two responses of different reward: {report.errors(ranked)}."
-            )
-        if not any(
-            r["reward"] is not None for row in calibration["test"]["responses"] for r in row
-        ):
-            raise BuildError(
-                f"No held-out prompt has a response: {report.errors(calibration['test'])}."
-            )
-        _write(self.folder / "calibration", calibration)
-        _write(self.folder / "pairs", DatasetDict(train=pairs))
-
-        options = {
-            k: v
-            for k, v in asdict(recipe.router).items()
-            if k not in ("holdout", "compare_backbones")
-        }
-        train = partial(train_router, pairs, teachers=recipe.teachers)
-        router = train(output_dir=str(self.output / "router"), **options)
-        router, temperature = amend.calibrate(router, calibration["test"], router.path)
-        available = None
-        if recipe.strategy == "no-long-answers":
-            available = strategies.without_long_answers(calibration["train"], router.names)
-        group = recipe.baselines.group
-        metrics = router.evaluate(calibration["test"], calibration["train"], available, group)
-        if recipe.router.freeze_backbone:  # heads are refitted in no time: all prompts may judge
-            held_out, metrics = metrics, router.cross_fitted(ranked, available, group)
-            metrics |= {"held_out": held_out}
-            metrics |= {"ceiling": held_out["ceiling"]} if "ceiling" in held_out else {}
-        router = router.record(
-            student=asdict(recipe.student),
-            reward=asdict(recipe.effective_reward),
-            quality=recipe.quality,
-            metrics=metrics,
-            expected=budget.expectations(router, calibration["test"], ranked),
-            # Of prompts that it was not trained on: of those it is too sure.
-            typical=router.profile(calibration["test"]["messages"]),
-        )
-        route = Route(router, available)
-        routed = run(
-            self._prompts,
-            route,
-            schema.ROUTED,
-            self.runner,
-            batch_size=1000,
-            load_from_cache_file=True,
-        )
-        self._stats |= {
-            "router": metrics,
-            "routing": report.measure_routing(calibration["test"], routed, router.names),
-        }
-        self._stats["routing"]["temperature"] = temperature
-        self._stats["analysis"] = analyse(router, calibration, routed, recipe.effective_reward)
-        self._stats["luck"] = luck(ranked, router.names, recipe.effective_reward)
-        others = [
-            train(**options | {"backbone": b, "revision": None})
-            for b in recipe.router.compare_backbones
-        ]
-        sizes = by_backbone([router, *others], calibration, available) if others else []
-        self._stats["analysis"]["by_backbone"] = sizes
-        paid = set(ranked["prompt_id"])
-        unit = (
-            recipe.budget.unit
-            if recipe.budget
-            else "usd"
-            if any(t.price for t in recipe.teachers)
-            else "tokens"
-        )
-        self._stats["tradeoff"] = budget.tradeoff(
-            router, routed, calibration["test"], recipe.teachers, unit, paid
-        )
-        if recipe.budget:
-            routed, spend = budget.within_budget(
-                routed, router, recipe.budget, recipe.teachers, paid
-            )
-            self._stats["tradeoff"]["budget"] = spend
-        if recipe.strategy in REASSIGNED:
-            seed = recipe.baselines.seed
-            routed = reassigned(recipe.strategy, routed, router, ranked, group, seed)
-        return routed
+        write_tables(self.folder / "second_opinions", train=both)
+        return answered, {"asked": len(rows), "better": better}
 
     def _generate_tables(self, rows: Dataset) -> Iterator[tuple[int, pa.Table]]:
         yield from enumerate(rows.with_format("arrow").iter(batch_size=1000))
-
-    def _write_card(self) -> None:
-        figures.draw(self.recipe, self._stats, self.folder / "figures")
-        cards.write(self.output, self.recipe, self._stats)
 
 
 def longest(student: Student, chats: Dataset) -> int | None:
@@ -417,21 +313,3 @@ def longest(student: Student, chats: Dataset) -> int | None:
         return max((len(row.ids) for row in ChatFormat(student).render(rows)), default=None)
     except InputError:
         return None
-
-
-def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:
-    """`train` and `test`, by a hash of the prompt: the same prompt is always on one side."""
-    order = {
-        key: hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in ranked.unique("prompt_id")
-    }
-    test = set(sorted(order, key=order.__getitem__)[: round(share * len(order))])
-    sides: dict[bool, list[int]] = {True: [], False: []}
-    for row, key in enumerate(ranked["prompt_id"]):
-        sides[key in test].append(row)
-    return DatasetDict(train=ranked.select(sides[False]), test=ranked.select(sides[True]))
-
-
-def _write(folder: Path, splits: DatasetDict) -> None:
-    for name, rows in splits.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")

@@ -6,7 +6,6 @@ What takes seconds to import is imported where it is needed, after the cheap che
 
 import argparse
 import errno
-import json
 import os
 import signal
 import sys
@@ -116,16 +115,16 @@ def _build(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace, recipe: Any, output: Path) -> None:
     from persyn_datasets import plan
+    from persyn_datasets.data.build import read
     from persyn_datasets.inputs import check_folder
     from persyn_datasets.runners.local import check
 
     check(options.runner)
     check_folder(output, recipe)
-    numbers = output / "dataset" / "stats.json"
-    done = numbers.exists()
-    _check_hub(options, done)
+    build = read(output / "dataset")
+    _check_hub(options, bool(build))
     _quieten(options)
-    measured = json.loads(numbers.read_text())["account"] if done else ()
+    measured = build["account"] if build else ()
     print(plan.describe(recipe, plan.check(recipe), measured))
 
 

@@ -9,7 +9,6 @@ model on the Hub by its commit, a table by its rows. What the strategy does not 
 """
 
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.prompts import Benchmark
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.build import Build, read
 from persyn_datasets.data.sources import load
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
@@ -43,7 +43,7 @@ OF_CALIBRATION = ("calibration", "reward", "quality", "target")
 PLACES = {
     "student": ("model", "revision"),
     "prompts": ("path", "name", "split", "revision", "column", "answer_column", "decontaminate"),
-    "router": ("backbone", "revision", "compare_backbones"),
+    "router": ("backbone", "revision"),
     "target": ("path", "name", "split", "revision", "column", "response_column"),
 }
 
@@ -77,17 +77,16 @@ def check_folder(output: Path, recipe: Recipe) -> None:
         )
 
 
-def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
-    """The numbers of the build in `output`, if it is this very recipe's; None if there is something
+def finished(recipe: Recipe, output: Path) -> Build | None:
+    """The record of the build in `output`, if it is this very recipe's; None if there is something
     to do. It imports no library that builds: a second run takes a second or two.
     """
-    stats, known = output / "dataset" / "stats.json", output / "dataset" / "recipe.yaml"
-    if not (stats.exists() and known.exists() and known.read_text() == to_yaml(recipe.to_dict())):
+    build, known = read(output / "dataset"), output / "dataset" / "recipe.yaml"
+    if not (build and known.exists() and known.read_text() == to_yaml(recipe.to_dict())):
         return None
-    numbers: dict[str, Any] = json.loads(stats.read_text())
-    if not are_whole(numbers, output):
+    if not are_whole(build, output):
         return None
-    return numbers if numbers["build"] == build_id(recipe, load(recipe.prompts)) else None
+    return build if build["build"] == build_id(recipe, load(recipe.prompts)) else None
 
 
 def stated(recipe: Recipe) -> dict[str, Any]:
@@ -131,8 +130,6 @@ def contents(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
     if recipe.strategy in strategies.ROUTED:
         router = recipe.router
         found["backbone"] = _weights("router.backbone", router.backbone, router.revision)
-        key = "router.compare_backbones"
-        found["backbones"] = [_weights(key, b, None) for b in router.compare_backbones]
     return found
 
 

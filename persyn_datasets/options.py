@@ -102,7 +102,7 @@ def _build(build: argparse.ArgumentParser) -> None:
         "--strategy",
         metavar="S",
         help="who answers: persyn (default), or, to compare with it, strong, mix, family-strong, "
-        "car, random, oracle, quality-only, learnability-only, no-long-answers, shares-at-random, "
+        "car, random, oracle, quality-only, learnability-only, shares-at-random, "
         "best-per-group, nearest-neighbours, best-single",
     )
     _runner(build)

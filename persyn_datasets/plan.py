@@ -11,6 +11,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.build import Line, Planned
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load
 from persyn_datasets.engines import check_keys, engine_of, facts_of
@@ -89,8 +90,6 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         check_apart(recipe.target, prompts)
     if routed:
         _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
-        for backbone in recipe.router.compare_backbones:
-            _check_model("router.compare_backbones", backbone, None)
 
 
 def _thinks(teacher: Teacher) -> bool:
@@ -121,7 +120,7 @@ def _check_model(key: str, model: str, revision: str | None) -> None:
         ) from error
 
 
-def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
+def plan(recipe: Recipe, prompts: int) -> Planned:
     """Generations: k·c·|M| + (N − c), against N·|M| of generate-then-select (paper §2, where k =
     1).
 
@@ -131,20 +130,18 @@ def plan(recipe: Recipe, prompts: int) -> dict[str, Any]:
     n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
     k = recipe.calibration.samples
     twice = int(recipe.second_opinion * n) if recipe.strategy in strategies.ROUTED else 0
-    generations = {"generations": k * c * m + n - c + twice, "generate_then_select": n * m}
     return {
         "prompts": n,
         "teachers": m,
         "calibration": c,
         "samples": k,
         "asked_twice": twice,
-        **generations,
+        "generations": k * c * m + n - c + twice,
+        "generate_then_select": n * m,
     }
 
 
-def estimate(
-    recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()
-) -> dict[str, Any]:
+def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> dict[str, Any]:
     """What a build will use at most: if each answer has `max_tokens`, and each byte of a prompt is
     a token; see `engines.bound`.
 
@@ -218,7 +215,7 @@ def _beside(teacher: Teacher) -> float:
     return float(TEMPLATE_TOKENS + own)
 
 
-def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]]) -> float | None:
+def _seconds(teacher: Teacher, tokens: float, account: Sequence[Line]) -> float | None:
     """Of so many tokens, one answer among many."""
     if not facts_of(teacher).journalled:
         return 0.0
@@ -232,7 +229,7 @@ def _seconds(teacher: Teacher, tokens: float, account: Sequence[dict[str, Any]])
     return tokens / teacher.tokens_per_second if teacher.tokens_per_second else None
 
 
-def describe(recipe: Recipe, prompts: Dataset, account: Sequence[dict[str, Any]] = ()) -> str:
+def describe(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> str:
     """The plan in words and a table; see `estimate`."""
     p, e = plan(recipe, len(prompts)), estimate(recipe, prompts, account)
     c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"] + p["asked_twice"]

@@ -22,6 +22,7 @@ from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Prompts
 from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
+from persyn_datasets.data.build import STATS, Answered, Line
 from persyn_datasets.data.conversations import conversations
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
@@ -40,7 +41,6 @@ LOOKED_AT = 256  # prompts that are compared with those of the calibration
 ROWS = 1000  # that are routed at once
 ROWS_PER_SHARD = 20_000
 UNFINISHED = ".unfinished"
-LAST_FILE = "stats.json"
 Rows: TypeAlias = Dataset | IterableDataset
 
 
@@ -153,7 +153,7 @@ def synthesize(
         if teacher.name in used:
             engine_of(teacher).check(teacher)
 
-    def answer(rows: Dataset, before: float) -> tuple[Dataset, list[dict[str, Any]]]:
+    def answer(rows: Dataset, before: float) -> tuple[Dataset, list[Line]]:
         if not at_once:  # a column `router_scores` would be another router's
             rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
         account = Account(max_cost, before)
@@ -169,7 +169,7 @@ def synthesize(
     counts, failures = (
         sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors")
     )
-    stats = {
+    stats: Answered = {
         "name": output.resolve().name,
         "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
         "rows": counts.total(),
@@ -186,7 +186,7 @@ def synthesize(
     metadata = cards.dataset_metadata(stats, cards.hashes(cards.files(unfinished, cards.PATTERNS)))
     card = cards.dataset_card(None, stats, str(output))
     (unfinished / "README.md").write_text(cards.merge("", metadata, card))
-    (unfinished / LAST_FILE).write_text(json.dumps(stats, indent=2))
+    (unfinished / STATS).write_text(json.dumps(stats, indent=2))
     _finish(output)
     return counts
 
@@ -223,7 +223,7 @@ def _by_shard(
     prompts: Rows,
     unfinished: Path,
     address: str,
-    work: Callable[[Dataset, float], tuple[Dataset, list[dict[str, Any]]]],
+    work: Callable[[Dataset, float], tuple[Dataset, list[Line]]],
     prefix: str = "",
     max_failed: float = 1.0,
 ) -> list[dict[str, Any]]:
@@ -304,7 +304,7 @@ def _finish(output: Path) -> None:
     if not output.is_dir():
         unfinished.rename(output)
         return
-    for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == LAST_FILE):
+    for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == STATS):
         place = output / entry.name
         if place.is_dir():
             shutil.rmtree(place)
@@ -328,7 +328,7 @@ def _content(rows: Dataset) -> str:
     return rows_hash(rows.remove_columns([c for c in rows.column_names if c == "router_scores"]))
 
 
-def _write(rows: Dataset, account: list[dict[str, Any]], note: Path) -> dict[str, Any]:
+def _write(rows: Dataset, account: list[Line], note: Path) -> dict[str, Any]:
     """Write a shard; its note last: it says that the shard is whole."""
     table = rows.with_format("arrow")[:].cast(rows.features.arrow_schema)
     parts, errors = {"train": table}, Counter[str]()

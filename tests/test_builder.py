@@ -22,9 +22,9 @@ from persyn_datasets import (
     load_prompts,
     train_router,
 )
-from persyn_datasets.builder import hold_out
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.router.add_teacher import calibrate
+from persyn_datasets.routing import hold_out
 
 MERGED = {p: {t: answer(t, p) for t in TEACHERS} for p, _ in problems()}
 

@@ -37,16 +37,12 @@ def world(chat_model, reward_model, tmp_path, monkeypatch):
     for name, model in (
         ("student", chat_model),
         ("backbone", chat_model),
-        ("other", chat_model),
         ("teacher", chat_model),
         ("reward", reward_model),
     ):
         shutil.copytree(model, tmp_path / name)
     values = make_recipe(tmp_path, str(tmp_path / "student"))
-    values["router"] |= {
-        "backbone": str(tmp_path / "backbone"),
-        "compare_backbones": [str(tmp_path / "other")],
-    }
+    values["router"]["backbone"] = str(tmp_path / "backbone")
     values["teachers"].append({"name": "local", "model": str(tmp_path / "teacher"), "size": 9})
     rows = [{"question": f"And {p}", "known": str(a)} for p, a in problems(4)]
     target = write_lines(tmp_path / "target.jsonl", rows)
@@ -119,7 +115,6 @@ CALIBRATED = {"persyn", "car"}
 TABLE = {
     "student": (trained("student"), CALIBRATED),
     "backbone": (trained("backbone"), {"persyn"}),
-    "compared backbone": (trained("other"), {"persyn"}),
     "teacher's weights": (trained("teacher"), ALL),
     "recorded answers": (edit("answers.jsonl", "9999", "9998"), ALL),
     "prompts": (edit("prompts.jsonl", '"source": "made"', '"source": "found"'), ALL),

@@ -21,7 +21,7 @@ FLOORS = [
     {"runners"},
     {"report"},
     {"hub"},
-    {"inputs", "plan", "builder", "reuse"},
+    {"inputs", "plan", "builder", "routing", "reuse"},
     {"tasks"},
     {"compare"},
     {"quickstart", "options", "cli", "__main__"},

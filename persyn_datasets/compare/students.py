@@ -12,7 +12,7 @@ from persyn_datasets.compare import report as comparison
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.hub import cards, licenses
-from persyn_datasets.hub.publish import Repo, plainly, same
+from persyn_datasets.hub.repos import Repo, plainly, same
 from persyn_datasets.report.text import templates
 
 

@@ -51,14 +51,10 @@ class Calibration:
 class RouterTraining:
     """See `train_router`. `holdout` is the share of the calibration prompts that only measure the
     router.
-
-    Routers with the backbones of `compare_backbones` are trained alike, for the report: Hit@k
-    against router size.
     """
 
     __pydantic_config__ = _FORBID
     backbone: str = "Qwen/Qwen2.5-1.5B"
-    compare_backbones: tuple[str, ...] = ()
     revision: str | None = None
     freeze_backbone: bool = False
     epochs: float = 2
@@ -181,7 +177,7 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any], where: str = "recipe") -> "Recipe":
         if "budget" in values:
             values = values | {"budget": _usd(values["budget"])}
-        values, own = _merge_sampling(values)
+        values, own = _merge_sampling(_without_backbones(values, where))
         try:
             recipe = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
@@ -207,6 +203,19 @@ class Recipe:
             if t.sampling
         ]
         return asdict(self) | {"teachers": teachers}
+
+
+def _without_backbones(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Without a key of version 0.1.0 that its recipes write empty."""
+    router = values.get("router")
+    if not isinstance(router, dict) or "compare_backbones" not in router:
+        return values
+    if router["compare_backbones"]:
+        raise InputError(
+            f"{where}: router.compare_backbones was removed; leave it out, and build once with "
+            "each router.backbone to compare their reports."
+        )
+    return values | {"router": {k: v for k, v in router.items() if k != "compare_backbones"}}
 
 
 def _merge_sampling(values: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -345,11 +354,9 @@ def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         return
     last = key.rpartition(".")[2]
     dotted_path = key == "quality" and values != "math-verify"
-    file = (
-        last in ("path", "model", "backbone", "reward_model")
-        or ".against." in key
-        or ".compare_backbones." in key
-    ) and (Path(str(values)).exists() or any(c in str(values) for c in ("*", "?", "[", "://")))
+    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key) and (
+        Path(str(values)).exists() or any(c in str(values) for c in ("*", "?", "[", "://"))
+    )
     # Many of vLLM's arguments name classes, files or servers.
     argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {
         "distributed_executor_backend"

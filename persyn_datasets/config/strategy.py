@@ -15,7 +15,6 @@ STRATEGIES = {
     "persyn": "the teacher that the router picks",
     "quality-only": "the teacher that the router picks, trained on quality alone (α = 0)",
     "learnability-only": "the teacher that the router picks, trained on learnability alone (α = 1)",
-    "no-long-answers": "the teacher that the router picks among those whose answers are not long",
     "shares-at-random": "the teacher that the router picks for another prompt, dealt at random",
     "best-per-group": "the best teacher of its group of prompts",
     "nearest-neighbours": "the best teacher of the calibration prompts nearest to it",
@@ -29,7 +28,7 @@ STRATEGIES = {
 }
 # These have a router beside them and assign without it: what it must be judged by.
 REASSIGNED = {"shares-at-random", "best-per-group", "nearest-neighbours"}
-ROUTED = {"persyn", "quality-only", "learnability-only", "no-long-answers", *REASSIGNED}
+ROUTED = {"persyn", "quality-only", "learnability-only", *REASSIGNED}
 ALPHA = {"quality-only": 0.0, "learnability-only": 1.0}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import DatasetBuilder, load_dataset_builder, load_from_disk
+from datasets import Dataset, DatasetBuilder, load_dataset_builder, load_from_disk
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.csv.csv import Csv
@@ -30,6 +30,13 @@ _FORMATS: dict[str, tuple[type[DatasetBuilder], dict[str, Any]]] = {
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def write_tables(folder: Path, **splits: Dataset) -> None:
+    """Write each split as `<folder>/<split>-00000-of-00001.parquet`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
 
 
 def load_table(

@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.build import Line
 from persyn_datasets.engines import Request, Response, facts_of
 from persyn_datasets.engines.bound import tokens_at_most
 
@@ -209,9 +210,9 @@ class Account:
             self._tally(request.teacher).failed -= 1
             self._tally(request.teacher).retries += 1
 
-    def to_list(self) -> list[dict[str, Any]]:
+    def to_list(self) -> list[Line]:
         """The lines as plain JSON values."""
-        return [asdict(tally) for tally in self.tallies]
+        return cast(list[Line], [asdict(tally) for tally in self.tallies])
 
     def __str__(self) -> str:
         lines = [
@@ -233,9 +234,9 @@ def highest_price(request: Request) -> float:
     return float(price.of(tokens_at_most(request.messages), request.sampling.max_tokens))
 
 
-def merge(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge(lines: Iterable[Any]) -> list[Line]:
     """One line for each stage and teacher, of several accounts' lines."""
-    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    merged: dict[tuple[str, str], Any] = {}
     for line in lines:
         whole = merged.setdefault(
             (line["stage"], line["teacher"]),

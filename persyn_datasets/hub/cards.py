@@ -5,16 +5,17 @@ written.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import yaml
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data.build import Answered, Build
 from persyn_datasets.hub.licenses import worked_out
 from persyn_datasets.hub.versions import rows, without_paths
 from persyn_datasets.report import text as report
@@ -40,9 +41,10 @@ CONFIGS = {
 }
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
 Versions = Sequence[tuple[str, str]]
+Record: TypeAlias = Build | Answered
 
 
-def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> None:
+def write(output: Path, recipe: Recipe, stats: Build) -> None:
     """Write the cards of a build that is not published; what others wrote into them stays."""
     dataset, router = output / "dataset", output / "router"
     written = [
@@ -61,7 +63,7 @@ def write(output: Path, recipe: Recipe, stats: dict[str, Any]) -> None:
 
 def dataset_card(
     recipe: Recipe | None,
-    stats: dict[str, Any],
+    stats: Record,
     where: str,
     repo: str | None = None,
     versions: Versions = (),
@@ -74,7 +76,7 @@ def dataset_card(
         versions: (tag, what changed), oldest first, with the one that this card is part of.
     """
     if recipe:
-        return _fill("dataset.md", recipe, stats, where, repo, versions)
+        return _fill("dataset.md", recipe, cast(Build, stats), where, repo, versions)
     sources = stats["licenses"]
     shares = [
         (name, t["routed"], t["routed"] / stats["rows"]) for name, t in stats["per_teacher"].items()
@@ -96,7 +98,7 @@ def dataset_card(
 
 def router_card(
     recipe: Recipe,
-    stats: dict[str, Any],
+    stats: Build,
     where: str,
     repo: str | None = None,
     versions: Versions = (),
@@ -108,7 +110,7 @@ def router_card(
 def _fill(
     template: str,
     recipe: Recipe,
-    stats: dict[str, Any],
+    stats: Build,
     where: str,
     repo: str | None,
     versions: Versions,
@@ -133,7 +135,7 @@ def _fill(
 
 def _render(
     template: str,
-    stats: dict[str, Any],
+    stats: Record,
     where: str,
     repo: str | None,
     versions: Versions,
@@ -157,12 +159,12 @@ def _render(
     )
 
 
-def _names(stats: dict[str, Any]) -> dict[str, str]:
+def _names(stats: Record) -> dict[str, str]:
     """Local paths as a card shows them: their last part only."""
     return {path: Path(path).name for path in stats["local"]}
 
 
-def dataset_metadata(stats: dict[str, Any], data: dict[str, str] | None = None) -> dict[str, Any]:
+def dataset_metadata(stats: Record, data: dict[str, str] | None = None) -> dict[str, Any]:
     """The Hub's metadata of a dataset's card; with `configs` if its `data` files are given, as path
     → SHA-256.
     """
@@ -190,7 +192,7 @@ def dataset_metadata(stats: dict[str, Any], data: dict[str, str] | None = None) 
     }
 
 
-def router_metadata(stats: dict[str, Any], repo: str | None = None) -> dict[str, Any]:
+def router_metadata(stats: Record, repo: str | None = None) -> dict[str, Any]:
     """The Hub's metadata of a router's card; `repo` is the Hub id of the dataset that it made."""
     return {
         **({"language": stats["language"]} if stats["language"] else {}),
@@ -207,12 +209,12 @@ def router_metadata(stats: dict[str, Any], repo: str | None = None) -> dict[str,
     }
 
 
-def _student(stats: dict[str, Any]) -> list[str]:
-    student = stats.get("student")
+def _student(stats: Record) -> list[str]:
+    student = cast(str | None, stats.get("student"))
     return [f"student:{_names(stats).get(student, student)}"] if student else []
 
 
-def _on_hub(key: str, models: list[str], stats: dict[str, Any]) -> dict[str, list[str]]:
+def _on_hub(key: str, models: list[str], stats: Record) -> dict[str, list[str]]:
     on_hub = [model for model in dict.fromkeys(models) if model not in stats["local"]]
     return {key: on_hub} if on_hub else {}
 
@@ -323,9 +325,9 @@ def _noted(card: str) -> dict[str, Any] | None:
     return json.loads(found[1]) if found else None
 
 
-def public(text: str, stats: dict[str, Any]) -> str:
+def public(text: str, local: Iterable[str]) -> str:
     """A text for the Hub, with local paths, known ones and any that look so, by their last part."""
-    for path in sorted(stats["local"], key=len, reverse=True):
+    for path in sorted(local, key=len, reverse=True):
         text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", Path(path).name, text)
     return without_paths(text)
 

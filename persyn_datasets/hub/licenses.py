@@ -13,6 +13,7 @@ from huggingface_hub.utils import httpx
 
 from persyn_datasets.config.recipe import Prompts
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.build import License, Sources
 from persyn_datasets.engines import facts_of
 
 TIMEOUT = 10.0  # seconds for one look at a card on the Hub
@@ -89,7 +90,7 @@ def sources(
     student: str | None = None,
     backbone: str | None = None,
     target: str | None = None,
-) -> dict[str, Any]:
+) -> Sources:
     """What the recipe, else the Hub, says of the prompts, the teachers and the router's backbone,
     as JSON values.
 
@@ -99,7 +100,7 @@ def sources(
     """
     hub = _Cards()
     card = hub.card(prompts.path, prompts.revision, "dataset")
-    lines = [
+    lines: list[License] = [
         {
             "of": "prompts",
             "name": prompts.path,
@@ -167,7 +168,7 @@ def _license(card: dict[str, Any]) -> str | None:
 
 
 def worked_out(
-    lines: list[dict[str, Any]], of: tuple[str, ...] = ("prompts", "teacher")
+    lines: list[License], of: tuple[str, ...] = ("prompts", "teacher")
 ) -> dict[str, Any]:
     """The strictest terms among the sources.
 

@@ -5,18 +5,14 @@ and the router's tag. So whatever goes wrong on the way, every version there is 
 same command goes on.
 """
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
-import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -25,27 +21,25 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
-from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data.build import STATS, Added, Answered, Build
 from persyn_datasets.hub import cards
+from persyn_datasets.hub.repos import Repo, matching, plainly, same
 from persyn_datasets.hub.versions import align, in_order, numbers, what_changed
 from persyn_datasets.store.files import ROUTER_FILES, router_digest
 from persyn_datasets.store.journal import digest
 
-DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", "stats.json"]
+DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", STATS]
 
 
 @dataclass
-class Build:
+class Upload:
     """What is to be published: files by their path in the repository, the cards' numbers, and the
     cards so far.
     """
@@ -53,12 +47,12 @@ class Build:
     dataset: dict[str, Path]
     router: dict[str, Path]
     recipe: Recipe | None
-    stats: dict[str, Any]
+    stats: cards.Record
     cards: dict[str, str]
     appended: bool = False
 
     @classmethod
-    def load(cls, output: Path) -> "Build":
+    def load(cls, output: Path) -> "Upload":
         """Read the output folder of `persyn build` or `persyn synthesize`.
 
         Raises:
@@ -69,13 +63,13 @@ class Build:
             cards.files(folder, DATASET_FILES),
             cards.files(output / "router", ROUTER_FILES),
         )
-        if "stats.json" not in dataset:
+        if STATS not in dataset:
             raise InputError(
                 f"{output} holds nothing finished (no stats.json); run persyn build or persyn "
                 "synthesize."
             )
         recipe = Recipe.load(str(dataset["recipe.yaml"])) if "recipe.yaml" in dataset else None
-        stats = json.loads(dataset["stats.json"].read_text())
+        stats = json.loads(dataset[STATS].read_text())
         if recipe:
             _check_router(output / "router", router, stats)
         written = {"dataset": folder / "README.md", "model": output / "router" / "README.md"}
@@ -83,7 +77,7 @@ class Build:
         return cls(dataset, router, recipe, stats, texts)
 
 
-def _check_router(folder: Path, files: dict[str, Path], stats: dict[str, Any]) -> None:
+def _check_router(folder: Path, files: dict[str, Path], stats: Build) -> None:
     """Raises `InputError` if the router is not the one whose numbers these are."""
     if "router_files" in stats:
         same_router = stats["router_files"] == router_digest(folder)
@@ -98,68 +92,6 @@ def _check_router(folder: Path, files: dict[str, Path], stats: dict[str, Any]) -
             "e.g. by add_teacher, and the card's numbers are not its own. Run the build again, "
             "and keep another router in a folder of its own."
         )
-
-
-@dataclass
-class Repo:
-    """A repository as it was when we looked: everything is compared with this commit, and goes on
-    top of it only.
-    """
-
-    id: str
-    kind: str  # dataset or model
-    head: str
-    files: dict[str, RepoFile]
-    versions: list[tuple[str, str]]  # (tag, what changed), oldest first
-    card: str = ""
-
-    @classmethod
-    def look(cls, api: HfApi, repo_id: str, kind: str) -> "Repo":
-        refs = api.list_repo_refs(repo_id, repo_type=kind)
-        head = next(branch.target_commit for branch in refs.branches if branch.name == "main")
-        tags = in_order(tag.name for tag in refs.tags)
-        commits = api.list_repo_commits(repo_id, repo_type=kind, revision=head) if tags else []
-        changes = {commit.title: commit.message for commit in reversed(commits)}
-        repo = cls(repo_id, kind, head, {}, [(tag, changes.get(tag, "")) for tag in tags])
-        repo.files = repo.at(head)
-        repo.card = repo.read("README.md", head)
-        return repo
-
-    def at(self, revision: str) -> dict[str, RepoFile]:
-        """The files at a revision."""
-        tree = HfApi().list_repo_tree(
-            self.id, repo_type=self.kind, revision=revision, recursive=True
-        )
-        return {file.path: file for file in tree if isinstance(file, RepoFile)}
-
-    def read(self, path: str, revision: str) -> str:
-        """A file's text at a revision; empty if it is not there."""
-        try:
-            return Path(
-                hf_hub_download(self.id, path, repo_type=self.kind, revision=revision)
-            ).read_text()
-        except RemoteEntryNotFoundError:
-            return ""
-
-    def recipe(self, revision: str) -> dict[str, Any] | None:
-        """The recipe at a revision, as today's version writes it; None if there is none."""
-        values = yaml.safe_load(self.read("recipe.yaml", revision) or "null")
-        if not values:
-            return None
-        try:
-            return json.loads(json.dumps(Recipe.written(values).to_dict()))
-        except InputError:  # of a version with other keys
-            return values
-
-    def stats(self, revision: str) -> dict[str, Any]:
-        return json.loads(self.read("stats.json", revision) or "{}")
-
-
-def same(there: RepoFile, here: Path) -> bool:
-    if there.lfs:
-        return there.lfs.sha256 == cards.sha256(here)
-    content = here.read_bytes()
-    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def check(
@@ -258,7 +190,7 @@ def publish(
         BuildError: the Hub failed, or somebody else published at the same time. Every version there
             is is whole; the same call goes on.
     """
-    build, api = Build.load(Path(output)), HfApi()
+    build, api = Upload.load(Path(output)), HfApi()
     _check_words(repo_id, version)
     check(repo_id, None, private)  # the version may be there already, with this very content
     with plainly(repo_id), tempfile.TemporaryDirectory() as folder:
@@ -276,7 +208,7 @@ def publish(
             raise InputError(
                 f"{repo_id} holds a build; add your rows to it with --append, or give another name."
             )
-        published = dataset.stats(dataset.head) if cards.BEGIN in dataset.card else {}
+        published = dataset.stats(dataset.head) if cards.BEGIN in dataset.card else None
         latest = dataset.versions[-1][0] if dataset.versions else None
         if latest and not any(
             latest not in dict(repo.versions)
@@ -287,9 +219,9 @@ def publish(
         tag = _tag(version, latest, router, build)
         before = dataset.recipe(latest) if latest else None
         now = json.loads(json.dumps(build.recipe.to_dict())) if build.recipe else None
-        old = dataset.stats(latest) if latest else {}
+        old = dataset.stats(latest) if latest else None
         what = what_changed(before, now, old, build.stats)
-        what = cards.public(what, {"local": [*old.get("local", []), *build.stats["local"]]})
+        what = cards.public(what, [*(old["local"] if old else ()), *build.stats["local"]])
         for repo in repos:
             versions = [v for v in repo.versions if v[0] != tag] + [(tag, what)]
             if operations := _changes(repo, build, versions, repo_id, published):
@@ -308,7 +240,7 @@ def publish(
     return tag
 
 
-def _tag(version: str | None, latest: str | None, router: Repo | None, build: Build) -> str:
+def _tag(version: str | None, latest: str | None, router: Repo | None, build: Upload) -> str:
     """The new version. A tag that only the router has is of an interrupted publish: ours, if the
     router is the same.
     """
@@ -320,7 +252,7 @@ def _tag(version: str | None, latest: str | None, router: Repo | None, build: Bu
     )
     while router and (tag := f"v{major}.{minor}.{patch}") in dict(router.versions):
         there = {
-            path: file for path, file in router.at(tag).items() if _matching([path], ROUTER_FILES)
+            path: file for path, file in router.at(tag).items() if matching([path], ROUTER_FILES)
         }
         if set(there) == set(build.router) and all(
             same(there[path], file) for path, file in build.router.items()
@@ -336,7 +268,7 @@ def _tag(version: str | None, latest: str | None, router: Repo | None, build: Bu
 
 
 def _changes(
-    repo: Repo, build: Build, versions: cards.Versions, repo_id: str, published: dict[str, Any]
+    repo: Repo, build: Upload, versions: cards.Versions, repo_id: str, published: Build | None
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What a commit has to do so that the repository holds the build, with these versions in its
     card.
@@ -345,7 +277,7 @@ def _changes(
     """
     of_dataset = repo.kind == "dataset"
     files, patterns = (build.dataset, DATASET_FILES) if of_dataset else (build.router, ROUTER_FILES)
-    there = _matching(repo.files, patterns)
+    there = matching(repo.files, patterns)
     if there and cards.BEGIN not in repo.card:
         raise InputError(
             f"{repo.id} has files that persyn did not put there, e.g. {there[0]}; give another "
@@ -360,16 +292,16 @@ def _changes(
             path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in repo.files.items()
         }
         data |= cards.hashes(files)
-        kept = {path: data[path] for path in _matching(data, cards.PATTERNS) if path not in stale}
+        kept = {path: data[path] for path in matching(data, cards.PATTERNS) if path not in stale}
         metadata = cards.dataset_metadata(build.stats, kept)
         text = cards.dataset_card(build.recipe, build.stats, repo_id, repo_id, versions)
         written = cards.dataset_metadata(before) if before else {}
     else:
         assert build.recipe
         metadata = cards.router_metadata(build.stats, repo_id)
-        text = cards.router_card(build.recipe, build.stats, repo.id, repo_id, versions)
+        text = cards.router_card(build.recipe, cast(Build, build.stats), repo.id, repo_id, versions)
         written = cards.router_metadata(before, repo_id if repo.card else None) if before else {}
-    card = cards.merge(existing, metadata, cards.public(text, build.stats), written)
+    card = cards.merge(existing, metadata, cards.public(text, build.stats["local"]), written)
     changed = [
         path for path in files if path not in repo.files or not same(repo.files[path], files[path])
     ]
@@ -380,11 +312,7 @@ def _changes(
     ]
 
 
-def _matching(paths: Iterable[str], patterns: list[str]) -> list[str]:
-    return [path for path in paths if any(fnmatch(path, pattern) for pattern in patterns)]
-
-
-def _appended(build: Build, dataset: Repo, folder: Path) -> Build:
+def _appended(build: Upload, dataset: Repo, folder: Path) -> Upload:
     """The published build with the rows of a `persyn synthesize` added; its new files are written
     into `folder`.
     """
@@ -401,55 +329,24 @@ def _appended(build: Build, dataset: Repo, folder: Path) -> Build:
     schema = pq.read_schema(
         hf_hub_download(dataset.id, like, repo_type="dataset", revision=dataset.head)
     )
-    content = digest(cards.hashes(build.dataset))[:12]
+    content, answered = digest(cards.hashes(build.dataset))[:12], cast(Answered, build.stats)
     if content not in [more["content"] for more in stats.get("added", [])]:
-        added = {
+        added: Added = {
             "content": content,
-            **{key: build.stats[key] for key in ("rows", "failed", "router", "prompts")},
+            "rows": answered["rows"],
+            "failed": answered["failed"],
+            "router": answered["router"],
+            "prompts": answered["prompts"],
         }
         stats["added"] = [*stats.get("added", []), added]
-    files = {"stats.json": folder / "stats.json"}
-    files["stats.json"].write_text(json.dumps(stats, indent=2))
-    has_messages = bool(_matching(dataset.files, ["messages/*.parquet"]))
-    for path in _matching(build.dataset, cards.PATTERNS):
+    files = {STATS: folder / STATS}
+    files[STATS].write_text(json.dumps(stats, indent=2))
+    has_messages = bool(matching(dataset.files, ["messages/*.parquet"]))
+    for path in matching(build.dataset, cards.PATTERNS):
         name = f"{path.removesuffix('.parquet')}-{content}.parquet"
         if not path.startswith("messages/"):
             files[name] = align(build.dataset[path], schema, folder / name.replace("/", "-"))
         elif has_messages:  # else the config would have the new rows alone
             files[name] = build.dataset[path]
     known = Recipe.from_dict(recipe) if recipe else None
-    return Build(files, {}, known, stats, {}, appended=True)
-
-
-@contextmanager
-def plainly(repo_id: str) -> Iterator[None]:
-    """The Hub's errors in words."""
-    again = "Every version that is there is whole; the same command goes on from here."
-    try:
-        yield
-    except InputError:
-        raise
-    except OfflineModeIsEnabled as error:
-        raise InputError(
-            f"{repo_id}: the Hub is switched off here (HF_HUB_OFFLINE); unset it to publish."
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise InputError(
-                f"{repo_id}: the Hub does not let you write there ({error}). Check the token."
-            ) from error
-        if status in (409, 412):
-            raise BuildError(
-                f"{repo_id}: somebody else published at the same time. {again}"
-            ) from error
-        raise BuildError(f"{repo_id}: publishing failed: {error}. {again}") from error
-    except (
-        httpx.HTTPError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # ValueError: the Hub refuses the card
-        raise BuildError(
-            f"{repo_id}: publishing failed: {type(error).__name__}: {error}. {again}"
-        ) from error
+    return Upload(files, {}, known, stats, {}, appended=True)

@@ -3,7 +3,7 @@ to be added.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.data.build import Added, Answered, Build
 
 MOST = 8  # changes that a card names
 # /a/b/c, ~/a/b, ../a/b or C:\\a\\b, but neither a URL nor a repository's id
@@ -35,12 +36,12 @@ def in_order(tags: Iterable[str]) -> list[str]:
 
 
 def what_changed(
-    recipe: Any, new_recipe: Any, stats: dict[str, Any], new_stats: dict[str, Any]
+    recipe: Any, new_recipe: Any, stats: Build | None, new_stats: Build | Answered
 ) -> str:
     """In words; the recipes are those of `Recipe.to_dict`, or None."""
     if not stats:
         return f"the first version: {rows(new_stats):,} rows"
-    added = new_stats.get("added", [])[len(stats.get("added", [])) :]
+    added = _added(new_stats)[len(_added(stats)) :]
     if added and recipe == new_recipe:
         return "; ".join(
             f"{rows(more):,} rows added, answered by {more['router']}" for more in added
@@ -57,9 +58,13 @@ def what_changed(
     return f"{rows(new_stats):,} rows ({rows(new_stats) - rows(stats):+,}); {'; '.join(words)}"
 
 
-def rows(stats: dict[str, Any]) -> int:
+def rows(stats: Build | Answered | Added) -> int:
     """Rows with an answer."""
-    return sum(part["rows"] - part["failed"] for part in [stats, *stats.get("added", [])])
+    return sum(part["rows"] - part["failed"] for part in (stats, *_added(stats)))
+
+
+def _added(stats: Mapping[str, Any]) -> list[Added]:
+    return stats.get("added", [])
 
 
 def _flat(values: Any, key: str = "") -> dict[str, Any]:

@@ -3,14 +3,12 @@ another α.
 
 The refits are of the head alone, on what the router's backbone makes of the prompts: of a
 fine-tuned backbone, too, which has seen all training prompts. They show how the curve runs; what a
-router of another α were, only a build can tell. Routers of other sizes are trained whole:
-`router.compare_backbones`.
+router of another α were, only a build can tell.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from datasets.table import InMemoryTable
 
 from persyn_datasets.config.recipe import Reward
+from persyn_datasets.data.build import Analysis
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import hits
 from persyn_datasets.router.model import Router
@@ -29,9 +28,7 @@ ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FEWEST = 20  # prompts that a head is fitted to
 
 
-def analyse(
-    router: Router, calibration: DatasetDict, routed: Dataset, reward: Reward
-) -> dict[str, Any]:
+def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: Reward) -> Analysis:
     """JSON values for `persyn report`.
 
     Args:
@@ -97,25 +94,6 @@ def analyse(
     }
 
 
-def by_backbone(
-    routers: Sequence[Router], calibration: DatasetDict, teachers: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """Of each router its `backbone`, `parameters`, and Hit@1 and Hit@3 on the held-out prompts, the
-    smallest first.
-
-    They may pick these `teachers` only: see `Router.evaluate`.
-    """
-    points = [
-        {
-            "backbone": Path(router.config.persyn["training"]["backbone"]).name,
-            "parameters": router.parameters,
-        }
-        | _hits(router.evaluate(calibration["test"], calibration["train"], teachers))
-        for router in routers
-    ]
-    return sorted(points, key=lambda point: point["parameters"])
-
-
 def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
     """The prompts in three parts by a measure, lowest first: its bounds, and how many prompts go to
     each teacher.
@@ -131,10 +109,6 @@ def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:
         }
         for part in parts
     ]
-
-
-def _hits(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: metrics[key]["router"] for key in ("hit@1", "hit@3")}
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data.build import Analysis, Build, Metrics, OfTeacher, Routing, Tradeoff
+from persyn_datasets.router.metrics import SINGLE
 
 BLUE, GREY = "#1f5fa8", "#9aa5b1"
 # What each one shows, in the order of the page: the alternative text, too.
@@ -38,7 +39,7 @@ CAPTIONS = {
 }
 
 
-def draw(recipe: Recipe, stats: dict[str, Any], folder: Path) -> list[Path]:
+def draw(recipe: Recipe, stats: Build, folder: Path) -> list[Path]:
     """Write one PNG for each of `CAPTIONS` that the build has numbers for; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -51,7 +52,7 @@ def draw(recipe: Recipe, stats: dict[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+def _figures(recipe: Recipe, stats: Build) -> Iterator[tuple[str, Figure]]:
     sizes = {t.name: t.size for t in recipe.teachers}
     teachers = dict(
         sorted(stats["per_teacher"].items(), key=lambda item: (sizes.get(item[0]) or 0, item[0]))
@@ -64,12 +65,14 @@ def _figures(recipe: Recipe, stats: dict[str, Any]) -> Iterator[tuple[str, Figur
     yield "lengths", _lengths(labels, list(teachers.values()))
     if stats["routing"]:
         yield "router", _router(stats["routing"])
+    if stats["tradeoff"]:
         yield "tradeoff", _tradeoff(stats["tradeoff"])
-        order = [name for name in teachers if name in stats["analysis"]["names"]]
-        yield "difficulty", _difficulty(stats["analysis"], order)
-        yield "confusion", _confusion(stats["analysis"], order)
-        if stats["analysis"]["by_size"]:
-            yield "curves", _curves(stats["analysis"], stats["router"])
+    if analysis := stats["analysis"]:
+        order = [name for name in teachers if name in analysis["names"]]
+        yield "difficulty", _difficulty(analysis, order)
+        yield "confusion", _confusion(analysis, order)
+        if analysis["by_size"] and stats["router"]:
+            yield "curves", _curves(analysis, stats["router"])
     yield "cost", _cost(stats)
 
 
@@ -87,26 +90,30 @@ def _rows(labels: list[str], columns: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _allocation(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
+def _allocation(labels: list[str], teachers: list[OfTeacher]) -> Figure:
     figure, (axes,) = _rows(labels)
-    for key, shift, color, label in (
-        ("routed", -0.2, BLUE, "of all prompts: routed to it"),
-        ("best", 0.2, GREY, "of the calibration prompts: it was the best"),
+    routed, best = ([t["routed"] for t in teachers], [t["best"] for t in teachers])
+    for counts, shift, color, label in (
+        (routed, -0.2, BLUE, "of all prompts: routed to it"),
+        (best, 0.2, GREY, "of the calibration prompts: it was the best"),
     ):
-        total = sum(t[key] for t in teachers) or 1
-        shares = [100 * t[key] / total for t in teachers]
+        shares = [100 * count / (sum(counts) or 1) for count in counts]
         axes.barh([i + shift for i in range(len(labels))], shares, 0.36, color=color, label=label)
     axes.set_xlabel("share in %")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def _rewards(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
+def _rewards(labels: list[str], teachers: list[OfTeacher]) -> Figure:
     figure, panels = _rows(labels, 3)
-    for axes, key, color in zip(
-        panels, ("quality", "learnability", "reward"), (GREY, GREY, BLUE), strict=True
-    ):
-        points = [(t[key], i) for i, t in enumerate(teachers) if t[key] is not None]
+    signals = {
+        "quality": [t["quality"] for t in teachers],
+        "learnability": [t["learnability"] for t in teachers],
+        "reward": [t["reward"] for t in teachers],
+    }
+    for axes, (key, means) in zip(panels, signals.items(), strict=True):
+        points = [(mean, i) for i, mean in enumerate(means) if mean is not None]
+        color = BLUE if key == "reward" else GREY
         axes.scatter([x for x, _ in points], [i for _, i in points], color=color, zorder=3)
         axes.grid(axis="y", color="#e4e7eb")
         axes.margins(x=0.15)
@@ -115,13 +122,15 @@ def _rewards(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _lengths(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
+def _lengths(labels: list[str], teachers: list[OfTeacher]) -> Figure:
     figure, (axes,) = _rows(labels)
-    for key, shift, color, label in (
-        ("routed_characters", -0.15, BLUE, "in the dataset"),
-        ("characters", 0.15, GREY, "in calibration"),
+    routed = [t["routed_characters"] for t in teachers]
+    calibration = [t["characters"] for t in teachers]
+    for lengths, shift, color, label in (
+        (routed, -0.15, BLUE, "in the dataset"),
+        (calibration, 0.15, GREY, "in calibration"),
     ):
-        known = [(i + shift, t[key]) for i, t in enumerate(teachers) if t[key] is not None]
+        known = [(i + shift, p) for i, p in enumerate(lengths) if p is not None]
         axes.hlines(
             [y for y, _ in known],
             [p[0] for _, p in known],
@@ -139,7 +148,7 @@ def _lengths(labels: list[str], teachers: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _router(routing: dict[str, Any]) -> Figure:
+def _router(routing: Routing) -> Figure:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = routing["confidence"]
@@ -169,7 +178,7 @@ def _router(routing: dict[str, Any]) -> Figure:
     return figure
 
 
-def _tradeoff(tradeoff: dict[str, Any]) -> Figure:
+def _tradeoff(tradeoff: Tradeoff) -> Figure:
     curve, alone = tradeoff["curve"], tradeoff["teachers"]
     figure = Figure(figsize=(8, max(4, 1.2 + 0.2 * len(alone))), layout="constrained")
     axes = figure.subplots()
@@ -239,34 +248,28 @@ def _label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
         )
 
 
-def _difficulty(analysis: dict[str, Any], teachers: list[str]) -> Figure:
+def _difficulty(analysis: Analysis, teachers: list[str]) -> Figure:
     """Shares of each third of the prompts, by their difficulty and by the length of their
     answers.
     """
     figure, panels = _rows([_short(name) for name in teachers], 2)
-    for axes, key, ends in zip(
-        panels, ("difficulty", "length"), (("hard", "easy"), ("short", "long")), strict=True
+    for axes, parts, (first, last), label in (
+        (panels[0], analysis["difficulty"], ("hard", "easy"), "mean quality of all answers"),
+        (panels[1], analysis["length"], ("short", "long"), "median characters of the answers"),
     ):
-        parts = analysis[key]
         shares = [
             [100 * part["routed"].get(name, 0) / part["prompts"] for part in parts]
             for name in teachers
         ]
         _shade(axes, shares, "{:.0f}")
         bounds = [f"{part['from']:,.3g} to {part['to']:,.3g}" for part in parts]
-        named = [
-            f"{end}\n{bound}" for end, bound in zip((ends[0], "", ends[1]), bounds, strict=False)
-        ]
+        named = [f"{end}\n{bound}" for end, bound in zip((first, "", last), bounds, strict=False)]
         axes.set_xticks(range(len(parts)), named, fontsize=8)
-        axes.set_xlabel(
-            "mean quality of all answers"
-            if key == "difficulty"
-            else "median characters of the answers"
-        )
+        axes.set_xlabel(label)
     return figure
 
 
-def _curves(analysis: dict[str, Any], metrics: dict[str, Any]) -> Figure:
+def _curves(analysis: Analysis, metrics: Metrics) -> Figure:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, rows, x, label in (
@@ -289,18 +292,13 @@ def _curves(analysis: dict[str, Any], metrics: dict[str, Any]) -> Figure:
         [f"{r['prompts']}" for r in analysis["by_size"]],
     )
     left.minorticks_off()
-    for k, color in (("hit@1", BLUE), ("hit@3", GREY)):
-        left.axhline(
-            metrics[k]["best single"],
-            color=color,
-            linestyle=":",
-            label=f"{k.capitalize()}, best single",
-        )
+    for label, hit, color in (("Hit@1", metrics["hit@1"], BLUE), ("Hit@3", metrics["hit@3"], GREY)):
+        left.axhline(hit[SINGLE], color=color, linestyle=":", label=f"{label}, best single")
     left.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _confusion(analysis: dict[str, Any], teachers: list[str]) -> Figure:
+def _confusion(analysis: Analysis, teachers: list[str]) -> Figure:
     """Rows and columns are the same teachers: the columns have their numbers only."""
     figure, (axes,) = _rows([f"{_short(name)}  {i}" for i, name in enumerate(teachers, 1)])
     places = [analysis["names"].index(name) for name in teachers]
@@ -323,11 +321,13 @@ def _shade(axes: Axes, values: list[list[float]], form: str) -> None:
                 )
 
 
-def _cost(stats: dict[str, Any]) -> Figure:
+def _cost(stats: Build) -> Figure:
     figure = Figure(figsize=(8, 1.9), layout="constrained")
     money = stats["cost"]
     panels = figure.subplots(1, 2 if money else 1, squeeze=False)[0]
-    values = [("generations", stats["generations"], stats["generate_then_select"], "{:,.0f}")]
+    values: list[tuple[str, float, float, str]] = [
+        ("generations", stats["generations"], stats["generate_then_select"], "{:,.0f}")
+    ]
     values += [("USD", money["usd"], money["generate_then_select_usd"], "{:,.2f}")] if money else []
     for axes, (unit, ours, theirs, form) in zip(panels, values, strict=True):
         bars = axes.barh(

@@ -1,13 +1,14 @@
 """What of a calibration is luck, and what else than its meaning a reward follows."""
 
 from dataclasses import asdict, replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from persyn_datasets.config.recipe import Reward
+from persyn_datasets.data.build import Luck
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import fill_failed
 from persyn_datasets.stages.rank import Normalize, Rank
@@ -15,7 +16,7 @@ from persyn_datasets.stages.rank import Normalize, Rank
 SHUFFLES = 200
 
 
-def luck(ranked: Dataset, names: list[str], reward: Reward, seed: int = 0) -> dict[str, Any]:
+def luck(ranked: Dataset, names: list[str], reward: Reward, seed: int = 0) -> Luck:
     """JSON values.
 
     Returns:
@@ -37,7 +38,7 @@ def luck(ranked: Dataset, names: list[str], reward: Reward, seed: int = 0) -> di
     }
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(found: Luck) -> str:
     more = "more" if found["oracle"] > found["shuffled"] else "no more"
     text = (
         f"The oracle leads the best single teacher by {found['oracle']:.3f}; rewards shuffled "

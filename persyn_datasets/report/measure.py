@@ -1,4 +1,4 @@
-"""What came out: the numbers of a build, and the words and tables for them."""
+"""What came out: the numbers of a build."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from persyn_datasets.data.build import Cost, Line, Measured, Routing, Temperature
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import (
     calibration_error,
@@ -26,7 +27,7 @@ def errors(ranked: Dataset, most: int = 3) -> str:
     return "; ".join(f"{count} × {reason[:200]}" for reason, count in reasons.most_common(most))
 
 
-def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> dict[str, Any]:
+def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> Measured:
     """The numbers per teacher of these names: what it is worth in calibration, and what it was
     given to answer.
 
@@ -53,10 +54,11 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
         "errors": dict(Counter(e for e in answered["error"] if e).most_common(3)),
         "per_teacher": {
             name: {
-                **{
-                    key: mean(rows, key)
-                    for key in ("quality", "learnability", "target", "reward", "completion_tokens")
-                },
+                "quality": mean(rows, "quality"),
+                "learnability": mean(rows, "learnability"),
+                "target": mean(rows, "target"),
+                "reward": mean(rows, "reward"),
+                "completion_tokens": mean(rows, "completion_tokens"),
                 "characters": _percentiles(r["text"] for r in rows if not r["error"]),
                 "routed_characters": _percentiles(answers[name]),
                 "calibration_failed": sum(r["error"] != "" for r in rows),
@@ -73,7 +75,9 @@ def _percentiles(texts: Iterable[str]) -> list[float] | None:
     return [float(p) for p in np.percentile(lengths, [10, 50, 90])] if lengths else None
 
 
-def measure_routing(held_out: Dataset, routed: Dataset, names: Sequence[str]) -> dict[str, Any]:
+def measure_routing(
+    held_out: Dataset, routed: Dataset, names: Sequence[str], temperature: Temperature
+) -> Routing:
     """How sure the router is, and whether it may be.
 
     Returns:
@@ -93,10 +97,11 @@ def measure_routing(held_out: Dataset, routed: Dataset, names: Sequence[str]) ->
         "mean_confidence": float(top.mean()),
         "reliability": bins,
         "calibration_error": calibration_error(bins),
+        "temperature": temperature,
     }
 
 
-def cost(account: list[dict[str, Any]], prompts: int) -> dict[str, float] | None:
+def cost(account: list[Line], prompts: int) -> Cost | None:
     """USD of all answers in use, and what generate-then-select would cost at the calibration's mean
     prices.
     """

@@ -1,7 +1,6 @@
 """One page for the browser with all that is known of a build; it needs no network."""
 
 import base64
-import json
 from collections import Counter
 from math import exp
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data.build import Build, read
 from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS, draw
 
@@ -20,24 +20,24 @@ OURS = {"prompt_id", "prompt", "completion", "teacher", "finish_reason", "error"
 MOST_GROUPS = 20  # a column of more values is no grouping
 
 
-def load(output: Path) -> tuple[Recipe, dict[str, Any]]:
+def load(output: Path) -> tuple[Recipe, Build]:
     """The recipe and the numbers of a finished build.
 
     Raises:
         InputError: there is none.
     """
-    recipe, stats = (output / "dataset" / name for name in ("recipe.yaml", "stats.json"))
-    if not (recipe.exists() and stats.exists()):
+    recipe, build = output / "dataset" / "recipe.yaml", read(output / "dataset")
+    if not (recipe.exists() and build):
         above = output.parent
         meant = f": did you mean {above}?" if (above / "dataset" / "stats.json").exists() else ""
         raise InputError(
             f"{output} holds no finished build (dataset/recipe.yaml, dataset/stats.json)"
             f"{meant or '; run persyn build.'}"
         )
-    return Recipe.load(str(recipe)), json.loads(stats.read_text())
+    return Recipe.load(str(recipe)), build
 
 
-def write(output: Path, recipe: Recipe, stats: dict[str, Any], license: dict[str, Any]) -> Path:
+def write(output: Path, recipe: Recipe, stats: Build, license: dict[str, Any]) -> Path:
     """Write `report/index.html` and its figures; returns the page's path.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
+from persyn_datasets.data.build import Build, Metrics
 from persyn_datasets.report.tables import TERMINAL, cut
 from persyn_datasets.report.text import fill, notes, outcome, saved
 from persyn_datasets.report.verdict import judged_on, proven, verdict
@@ -15,7 +16,7 @@ TEACHERS = 8  # that are listed
 NAME, BAR = 32, 30  # characters
 
 
-def summary(recipe: Recipe, stats: dict[str, Any], output: Path) -> str:
+def summary(recipe: Recipe, stats: Build, output: Path) -> str:
     """Who answers how much, the verdict, the cost, and where everything is."""
     answered = stats["rows"] - stats["failed"]
     lines = [fill(f"{recipe.title}: {answered:,} prompts, each answered by {_who(recipe)}.")]
@@ -33,19 +34,16 @@ def summary(recipe: Recipe, stats: dict[str, Any], output: Path) -> str:
     return "\n".join(lines)
 
 
-def demo(
-    stats: dict[str, Any], examples: Sequence[dict[str, Any]], output: Path, page: Path
-) -> str:
+def demo(stats: Build, examples: Sequence[dict[str, Any]], output: Path, page: Path) -> str:
     """Three rows, the verdict, the page, and what to do next."""
     lines = [""]
     for example in examples:
         said = next((a for a in example["answers"] if a["teacher"] == example["chosen"]), None)
         lines.append(cut(example["prompt"], TERMINAL))
         lines.append(cut(f"  {example['chosen']}: {_line(said['text'] if said else '')}", TERMINAL))
-    router = stats["router"]
+    if router := stats["router"]:
+        lines += [fill(_against_random(router)), fill(verdict(router))]
     lines += [
-        fill(_against_random(router)),
-        fill(verdict(router)),
         f"Page  {page}",
         f"Next  persyn report {output}   (or your own recipe: persyn build recipe.yaml)",
     ]
@@ -56,7 +54,7 @@ def _who(recipe: Recipe) -> str:
     return STRATEGIES[recipe.strategy]
 
 
-def _shares(stats: dict[str, Any]) -> list[str]:
+def _shares(stats: Build) -> list[str]:
     """A bar for each teacher, those with most prompts first."""
     teachers = sorted(stats["per_teacher"].items(), key=lambda item: -item[1]["routed"])
     width = min(NAME, max(len(name) for name, _ in teachers))
@@ -72,7 +70,7 @@ def _shares(stats: dict[str, Any]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _rewards(router: dict[str, Any]) -> str:
+def _rewards(router: Metrics) -> str:
     r = router["reward"]
     return (
         f"Mean reward, {judged_on(router)}: router {r['router']:.3f}, best "
@@ -80,7 +78,7 @@ def _rewards(router: dict[str, Any]) -> str:
     )
 
 
-def _against_random(router: dict[str, Any]) -> str:
+def _against_random(router: Metrics) -> str:
     a = router["against"][RANDOM]
     how = "beats" if proven(a) else "is not significantly better than"
     return (

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import Any
 
 from markupsafe import Markup, escape
+
+from persyn_datasets.data.build import Line
 
 TERMINAL = 80  # columns
 LEAST_HEAD = 8  # characters of a head's line
@@ -135,7 +136,7 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def account_table(lines: list[dict[str, Any]]) -> str:
+def account_table(lines: list[Line]) -> str:
     """The account as a Markdown table, with a last line of sums."""
     head = [
         "stage · teacher",
@@ -148,20 +149,27 @@ def account_table(lines: list[dict[str, Any]]) -> str:
         "USD",
         "tokens/s",
     ]
-    keys = ["answers", "reused", "failed", "retries", "prompt_tokens", "completion_tokens"]
-    total = {key: sum(line[key] for line in lines) for key in [*keys, "usd", "reused_usd"]} | {
-        "new_tokens": 0
-    }
     rows = [
-        [
-            name,
-            *(f"{line[key]:,}" for key in keys),
-            f"{line['usd'] + line['reused_usd']:,.4f}",
-            f"{line['new_tokens'] / line['seconds']:,.0f}"
-            if line["new_tokens"] and line["seconds"]
-            else "–",
-        ]
-        for name, line in [(f"{line['stage']} · {line['teacher']}", line) for line in lines]
-        + [("all", total)]
+        [f"{line['stage']} · {line['teacher']}", *_numbers([line]), _speed(line)] for line in lines
     ]
-    return table(head, rows)
+    return table(head, [*rows, ["all", *_numbers(lines), "–"]])
+
+
+def _numbers(lines: Sequence[Line]) -> list[str]:
+    """The sums of these lines."""
+    counts = [
+        sum(line["answers"] for line in lines),
+        sum(line["reused"] for line in lines),
+        sum(line["failed"] for line in lines),
+        sum(line["retries"] for line in lines),
+        sum(line["prompt_tokens"] for line in lines),
+        sum(line["completion_tokens"] for line in lines),
+    ]
+    usd = sum(line["usd"] + line["reused_usd"] for line in lines)
+    return [*(f"{count:,}" for count in counts), f"{usd:,.4f}"]
+
+
+def _speed(line: Line) -> str:
+    if not (line["new_tokens"] and line["seconds"]):
+        return "–"
+    return f"{line['new_tokens'] / line['seconds']:,.0f}"

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
+from persyn_datasets.data.build import Analysis, Build, Metrics, Tradeoff
 from persyn_datasets.engines.account import wall
 from persyn_datasets.report.luck import in_words as luck_words
 from persyn_datasets.report.tables import TERMINAL, Table, account_table, explained, table
@@ -36,7 +37,7 @@ COLUMNS = ("router", SINGLE, GROUP, NEAREST, SHARES, RANDOM, ORACLE)
 SIZES = (3, 10, 40, 100)  # billions of parameters
 
 
-def facts(recipe: Recipe, stats: dict[str, Any]) -> dict[str, Any]:
+def facts(recipe: Recipe, stats: Build) -> dict[str, Any]:
     """All that is said of a build, as values for the templates: cards, page and terminal."""
     router, analysis, tradeoff = stats["router"], stats["analysis"], stats["tradeoff"]
     return {
@@ -44,17 +45,16 @@ def facts(recipe: Recipe, stats: dict[str, Any]) -> dict[str, Any]:
         "who": STRATEGIES[recipe.strategy],
         "verdict": outcome(recipe, stats),
         "judged_on": judged_on(router) if router else "",
-        "against": verdict_table(router or {}),
+        "against": verdict_table(router) if router else "",
         "reward": reward_words(recipe),
         "notes": notes(stats),
         "teachers_table": teachers_table(recipe, stats),
         "size_table": size_table(recipe, stats),
         "router_table": router_table(router) if router else "",
-        "ceiling": ceiling_words(router or {}),
+        "ceiling": ceiling_words(router) if router else "",
         "luck": luck_words(stats["luck"]) if stats.get("luck") else "",
         "curves": CURVES,
         "curve_table": curve_table(analysis) if analysis and analysis["by_size"] else "",
-        "backbones": backbone_table(analysis),
         "saved": saved(stats),
         "budget": budget_words(tradeoff) if tradeoff else "",
         "tradeoff": tradeoff_table(tradeoff) if tradeoff else "",
@@ -81,7 +81,7 @@ def templates() -> Environment:
     return environment
 
 
-def describe(recipe: Recipe, stats: dict[str, Any]) -> str:
+def describe(recipe: Recipe, stats: Build) -> str:
     """The report for a terminal of 80 columns."""
     return templates().get_template("report.txt").render(stats=stats, **facts(recipe, stats))
 
@@ -91,33 +91,34 @@ def fill(text: str) -> str:
     return textwrap.fill(text, TERMINAL, break_long_words=False, break_on_hyphens=False)
 
 
-def estimate_table(recipe: Recipe, stats: dict[str, Any]) -> str:
+def estimate_table(recipe: Recipe, stats: Build) -> str:
     """The plan (every answer of `max_tokens`, synthesis spread evenly) beside the account, which
     counts an answer of the calibration there only.
     """
-    keys = ("prompt_tokens", "completion_tokens", "usd")
-    forms = dict(zip((*keys, "seconds"), ("{:,.0f}", "{:,.0f}", "{:,.4f}", "{:,.0f}"), strict=True))
     rows = []
     for stage in ("Generate", "Synthesize"):
         lines = [line for line in stats["account"] if line["stage"] == stage]
-        actual: dict[str, Any] = {key: sum(line[key] for line in lines) for key in keys}
-        actual["usd"] += sum(line["reused_usd"] for line in lines)
-        actual["seconds"] = wall(
-            recipe.teachers, {line["teacher"]: line["seconds"] for line in lines}
-        )
-        for key, form in forms.items():
+        seconds = {line["teacher"]: line["seconds"] for line in lines}
+        actual = {
+            "prompt_tokens": sum(line["prompt_tokens"] for line in lines),
+            "completion_tokens": sum(line["completion_tokens"] for line in lines),
+            "usd": sum(line["usd"] + line["reused_usd"] for line in lines),
+            "seconds": wall(recipe.teachers, seconds),
+        }
+        for key, value in actual.items():
+            form = "{:,.4f}" if key == "usd" else "{:,.0f}"
             planned = stats["estimate"][stage][key]
             rows.append(
                 [
                     f"{stage} · {key}".replace("_", " "),
                     "–" if planned is None else form.format(planned),
-                    form.format(actual[key]),
+                    form.format(value),
                 ]
             )
     return table(["", "planned", "actual"], rows)
 
 
-def outcome(recipe: Recipe, stats: dict[str, Any]) -> str:
+def outcome(recipe: Recipe, stats: Build) -> str:
     """The verdict on the router; of a strategy without one, what it does."""
     if stats["router"]:
         return verdict(stats["router"])
@@ -127,14 +128,14 @@ def outcome(recipe: Recipe, stats: dict[str, Any]) -> str:
     )
 
 
-def ceiling_words(metrics: dict[str, Any]) -> str:
+def ceiling_words(metrics: Metrics) -> str:
     """How much of the oracle's lead is luck; empty if each teacher was asked once only."""
     return (
         in_words(metrics["ceiling"], metrics["best_single_teacher"]) if "ceiling" in metrics else ""
     )
 
 
-def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
+def teachers_table(recipe: Recipe, stats: Build) -> str:
     """What each teacher is worth and what it was given, most first."""
     sizes = {t.name: t.size for t in recipe.teachers}
     three: Callable[[float | None], str] = lambda x: "–" if x is None else f"{x:.3f}"  # noqa: E731
@@ -168,19 +169,23 @@ def teachers_table(recipe: Recipe, stats: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def router_table(metrics: dict[str, Any]) -> str:
+def router_table(metrics: Metrics) -> str:
     """The router, beside all that it must be judged by."""
-    measures = ("hit@1", "hit@3", "reward", "regret")
+    measures = {
+        "hit@1": metrics["hit@1"],
+        "hit@3": metrics["hit@3"],
+        "reward": metrics["reward"],
+        "regret": metrics["regret"],
+    }
     columns = [name for name in COLUMNS if name in metrics["reward"]]
+    rows = [
+        [measure, *(f"{of[name]:.3f}" if name in of else "–" for name in columns)]
+        for measure, of in measures.items()
+    ]
+    return table(["", *columns], rows)
 
-    def cell(measure: str, name: str) -> str:
-        value = metrics[measure].get(name)
-        return "–" if value is None else f"{value:.3f}"
 
-    return table(["", *columns], [[m, *(cell(m, name) for name in columns)] for m in measures])
-
-
-def tradeoff_table(tradeoff: dict[str, Any]) -> str:
+def tradeoff_table(tradeoff: Tradeoff) -> str:
     """What more money buys: every fourth point of `budget.tradeoff`, and each teacher alone, by
     their spend.
     """
@@ -208,7 +213,7 @@ def tradeoff_table(tradeoff: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def budget_words(tradeoff: dict[str, Any]) -> str:
+def budget_words(tradeoff: Tradeoff) -> str:
     """What the build's budget was spent on; empty if it has none."""
     if "budget" not in tradeoff:
         return ""
@@ -221,7 +226,7 @@ def budget_words(tradeoff: dict[str, Any]) -> str:
     )
 
 
-def size_table(recipe: Recipe, stats: dict[str, Any]) -> str:
+def size_table(recipe: Recipe, stats: Build) -> str:
     """How many prompts go to teachers of which size; empty if a size is not known."""
     sizes = {t.name: t.size for t in recipe.teachers if t.name in stats["per_teacher"]}
     if any(size is None for size in sizes.values()):
@@ -239,7 +244,7 @@ def size_table(recipe: Recipe, stats: dict[str, Any]) -> str:
     return table(["size", "teachers", "routed to them", "share"], rows)
 
 
-def curve_table(analysis: dict[str, Any]) -> str:
+def curve_table(analysis: Analysis) -> str:
     """The router on held-out prompts with fewer calibration prompts, and with another α."""
     keys = ("hit@1", "hit@3", "quality", "learnability")
     lines = [(f"{row['prompts']:,} calibration prompts", row) for row in analysis["by_size"]]
@@ -250,17 +255,7 @@ def curve_table(analysis: dict[str, Any]) -> str:
     )
 
 
-def backbone_table(analysis: dict[str, Any] | None) -> str:
-    """Routers of several sizes on held-out prompts; empty if only one was trained."""
-    keys = ("hit@1", "hit@3")
-    rows = [
-        [row["backbone"], f"{row['parameters'] / 1e6:,.1f}", *(f"{row[key]:.3f}" for key in keys)]
-        for row in (analysis["by_backbone"] if analysis else ())
-    ]
-    return table(["router's backbone", "million parameters", *keys], rows) if rows else ""
-
-
-def saved(stats: dict[str, Any]) -> str:
+def saved(stats: Build) -> str:
     """Generations and USD, against generate-then-select."""
     ratio = stats["generate_then_select"] / stats["generations"]
     words = (
@@ -292,7 +287,7 @@ def _named(path: str) -> str:
     return Path(path).name if Path(path).exists() else path
 
 
-def notes(stats: dict[str, Any]) -> list[str]:
+def notes(stats: Build) -> list[str]:
     """What else a reader has to know of the rows."""
     extras = ((second_opinion, stats["second_opinions"]), (contamination, stats["contamination"]))
     return [module.in_words(numbers) for module, numbers in extras if numbers]

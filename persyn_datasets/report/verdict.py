@@ -3,10 +3,10 @@
 A claim needs enough prompts, an interval without 0 and a paired test.
 """
 
-from typing import Any
-
+from persyn_datasets.data.build import Metrics
 from persyn_datasets.report.tables import table
 from persyn_datasets.router.metrics import GROUP, NEAREST, RANDOM, SHARES, SINGLE
+from persyn_datasets.store.statistics import Interval
 
 FEWEST_PROMPTS = 30  # a percentile interval of 15 covers 88%, not 95%
 LEVEL = 0.05
@@ -14,7 +14,7 @@ WORTH_SEEING = 0.02  # reward per prompt: the lead that the remedy's number of p
 LINES = (RANDOM, SHARES, GROUP, NEAREST, SINGLE)
 
 
-def verdict(metrics: dict[str, Any]) -> str:
+def verdict(metrics: Metrics) -> str:
     """Does routing beat sending everything to the best single teacher? Plainly."""
     single, a = metrics["best_single_teacher"], _against(metrics, SINGLE)
     on = judged_on(metrics)
@@ -40,13 +40,13 @@ def verdict(metrics: dict[str, Any]) -> str:
     )
 
 
-def proven(a: dict[str, Any], worse: bool = False) -> bool:
+def proven(a: Interval, worse: bool = False) -> bool:
     """By the interval and by the paired test (metrics of version 0.1.0 have no test)."""
     beyond_0 = a["high"] < 0 if worse else a["low"] > 0
     return bool(beyond_0 and a.get("p", 0.0) < LEVEL)
 
 
-def prompts_needed(a: dict[str, Any], prompts: int, lead: float = WORTH_SEEING) -> int:
+def prompts_needed(a: Interval, prompts: int, lead: float = WORTH_SEEING) -> int:
     """How many held-out prompts show a true lead half of the time: (1.96·s / lead)².
 
     s is the standard deviation of the prompts' differences, by the width of their interval.
@@ -55,7 +55,7 @@ def prompts_needed(a: dict[str, Any], prompts: int, lead: float = WORTH_SEEING) 
     return round((1.96 * of_mean / lead) ** 2 * prompts)
 
 
-def verdict_table(metrics: dict[str, Any]) -> str:
+def verdict_table(metrics: Metrics) -> str:
     """The router's lead over each line that it must be judged by."""
     rows = []
     for name in LINES:
@@ -78,11 +78,11 @@ def verdict_table(metrics: dict[str, Any]) -> str:
     return table(head, rows) if rows else ""
 
 
-def _against(metrics: dict[str, Any], line: str) -> dict[str, Any]:
+def _against(metrics: Metrics, line: str) -> Interval:
     return metrics.get("against", {}).get(line) or metrics["advantage"]
 
 
-def judged_on(metrics: dict[str, Any]) -> str:
+def judged_on(metrics: Metrics) -> str:
     """By which prompts: those held out, or all, each by a fit to the others."""
     n = metrics["prompts"]
     if metrics.get("cross_fitted"):
@@ -90,13 +90,13 @@ def judged_on(metrics: dict[str, Any]) -> str:
     return f"on {n:,} held-out prompts"
 
 
-def _differs(a: dict[str, Any]) -> str:
+def _differs(a: Interval) -> str:
     return (
         f" (on {a['differs']:,} of them the choice differs; p = {a['p']:.3f})" if "p" in a else ""
     )
 
 
-def _remedy(metrics: dict[str, Any]) -> str:
+def _remedy(metrics: Metrics) -> str:
     a, n = _against(metrics, SINGLE), metrics["prompts"]
     needed = max(prompts_needed(a, n), FEWEST_PROMPTS)
     if needed <= n:
@@ -107,5 +107,5 @@ def _remedy(metrics: dict[str, Any]) -> str:
     )
 
 
-def _interval(a: dict[str, Any]) -> str:
+def _interval(a: Interval) -> str:
     return f"{a['mean']:+.3f} reward per prompt [95% interval {a['low']:+.3f} to {a['high']:+.3f}]"

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.build import Temperature
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.bradley_terry import FOLDS, bradley_terry_loss, fit_head
 from persyn_datasets.router.heads import head_of
@@ -48,9 +49,7 @@ def temperature(o: np.ndarray, rewards: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def calibrate(
-    router: Router, held_out: Dataset, output_dir: str
-) -> tuple[Router, dict[str, float | None]]:
+def calibrate(router: Router, held_out: Dataset, output_dir: str) -> tuple[Router, Temperature]:
     """Divide the outputs of a router by the temperature that suits held-out rows of `Rank`; the
     result is kept there.
 
@@ -77,7 +76,7 @@ def calibrate(
     with torch.no_grad():
         for parameter in head_of(model)[2].parameters():
             parameter.div_(t)
-    facts: dict[str, float | None] = {"temperature": t, "before": before, "after": after}
+    facts: Temperature = {"temperature": t, "before": before, "after": after}
     model.config.persyn |= {"temperature": facts}
     return _keep(model, router, output_dir), facts
 

@@ -7,12 +7,13 @@ them and be judged on the other.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from persyn_datasets.data.build import Ceiling
 from persyn_datasets.router.metrics import mean_with_interval
+from persyn_datasets.store.statistics import Interval
 
 
 def sampled_rewards(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
@@ -32,7 +33,7 @@ def sampled_rewards(ranked: Dataset, names: Sequence[str]) -> np.ndarray:
     return np.where(np.isnan(rewards) & np.isfinite(lowest), lowest, rewards)
 
 
-def ceiling(scores: np.ndarray, rewards: np.ndarray, single: int, seed: int = 0) -> dict[str, Any]:
+def ceiling(scores: np.ndarray, rewards: np.ndarray, single: int, seed: int = 0) -> Ceiling:
     """Mean leads in reward over the best single teacher, on held-out prompts, with 95% bootstrap
     intervals over them.
 
@@ -66,32 +67,28 @@ def ceiling(scores: np.ndarray, rewards: np.ndarray, single: int, seed: int = 0)
     )
     both = np.mean(halves, axis=0)
     router = of(scores.argmax(-1), both) - both[:, single]
-    leads = {
-        "apparent": apparent,
-        "predictable": predictable,
-        "router": router,
-        "left": predictable - router,
-    }
     return {
         "prompts": len(rewards),
         "samples": rewards.shape[-1],
-        **{name: mean_with_interval(lead, seed) for name, lead in leads.items()},
+        "apparent": mean_with_interval(apparent, seed),
+        "predictable": mean_with_interval(predictable, seed),
+        "router": mean_with_interval(router, seed),
+        "left": mean_with_interval(predictable - router, seed),
     }
 
 
-def in_words(c: dict[str, Any], single: str) -> str:
+def in_words(c: Ceiling, single: str) -> str:
     """What the ceiling means for the user, in plain sentences."""
 
-    def lead(name: str) -> str:
-        x = c[name]
+    def lead(x: Interval) -> str:
         return f"{x['mean']:+.3f} [{x['low']:+.3f} to {x['high']:+.3f}]"
 
     lead_words = (
         f"{c['samples']} answers per teacher to each of {c['prompts']} held-out prompts: the "
         f"oracle leads {single} by "
-        f"{lead('apparent')} reward, but chosen by one half of the answers and judged on the "
+        f"{lead(c['apparent'])} reward, but chosen by one half of the answers and judged on the "
         "other by "
-        f"{lead('predictable')}; the router by {lead('router')}."
+        f"{lead(c['predictable'])}; the router by {lead(c['router'])}."
     )
     if c["predictable"]["low"] <= 0:
         meaning = (
@@ -101,9 +98,8 @@ def in_words(c: dict[str, Any], single: str) -> str:
         )
     elif c["left"]["low"] > 0:
         meaning = (
-            f"The router leaves {lead('left')} of the predictable lead: more calibration prompts "
-            "or a bigger backbone "
-            "can help."
+            f"The router leaves {lead(c['left'])} of the predictable lead: more calibration "
+            "prompts or a bigger backbone can help."
         )
     else:
         meaning = (

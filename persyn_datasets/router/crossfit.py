@@ -6,11 +6,11 @@ fitted, so that every calibration prompt judges, and none was fitted to what jud
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
+from persyn_datasets.data.build import Metrics
 from persyn_datasets.router.metrics import GROUP, NEAREST, SINGLE, compare, fill_failed
 from persyn_datasets.router.regression import fit_rewards
 
@@ -46,26 +46,20 @@ class Calibration:
 def cross_fitted(
     calibration: Calibration,
     teachers: Sequence[str],
-    available: Sequence[bool] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
-    """`metrics.compare` of the frozen fit with what needs no router, each fold by the others.
-
-    Args:
-        available: the teachers that the router may pick. Default: all.
-    """
+) -> Metrics:
+    """`metrics.compare` of the frozen fit with what needs no router, each fold by the others."""
     known = calibration.known()
-    open_to_it = np.ones(len(teachers), bool) if available is None else np.array(available)
     fold = np.random.default_rng(seed).permutation(len(known.x)) % min(FOLDS, len(known.x))
     lines: dict[str, np.ndarray] = {}
     for k in np.unique(fold):
         seen, own = known[fold != k], known[fold == k]
         head = fit_rewards(seen.x, seen.rewards)
         of_fold = simple_lines(seen, own)
-        of_fold["router"] = np.where(open_to_it, head(own.x), -np.inf)
+        of_fold["router"] = head(own.x)
         for name, scores in of_fold.items():
             lines.setdefault(name, np.zeros(known.rewards.shape))[fold == k] = scores
-    return compare(lines, known.rewards, teachers, seed) | {"cross_fitted": True}
+    return {**compare(lines, known.rewards, teachers, seed), "cross_fitted": True}
 
 
 def simple_lines(seen: Calibration, asked: Calibration) -> dict[str, np.ndarray]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from math import comb
-from typing import Any
 
 import numpy as np
 
-from persyn_datasets.store.statistics import interval, paired
+from persyn_datasets.data.build import Metrics, Reliability
+from persyn_datasets.store.statistics import Interval, interval, paired
 
 SINGLE, GROUP, NEAREST = "best single", "best per group", "nearest neighbours"
 SHARES, RANDOM, ORACLE = "shares at random", "random", "oracle"
@@ -19,7 +19,7 @@ def router_metrics(
     teachers: list[str],
     seed: int = 0,
     prompt_ids: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> Metrics:
     """Compare a router's choices with what was measured on the same prompts; see `compare`.
 
     Args:
@@ -39,7 +39,7 @@ def router_metrics(
 
 def compare(
     lines: Mapping[str, np.ndarray], rewards: np.ndarray, teachers: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+) -> Metrics:
     """The router and what it must be judged by, on prompts that none of them was fitted to.
 
     Hit@k: how often one of the prompt's best teachers (several, where they tie) is among the k that
@@ -78,24 +78,26 @@ def compare(
     hit["hit@1"][SHARES] = float((best @ (routed / prompts)).mean())
     for k in (1, 3):
         hit[f"hit@{k}"] |= {RANDOM: _chance(best, k), ORACLE: 1.0}
-    against = {
-        name: _difference(reward["router"], theirs, seed)
-        | {"differs": int((chosen["router"] != chosen[name]).sum()) if name in chosen else prompts}
+    against: dict[str, Interval] = {
+        name: {
+            **_difference(reward["router"], theirs, seed),
+            "differs": int((chosen["router"] != chosen[name]).sum()) if name in chosen else prompts,
+        }
         for name, theirs in reward.items()
         if name not in ("router", ORACLE)
     }
     single = np.bincount(chosen[SINGLE], minlength=n).argmax()
-    bounds = ("mean", "low", "high")
     return {
         "prompts": prompts,
         "best_single_teacher": teachers[int(single)],
         "reward": {name: float(r.mean()) for name, r in reward.items()},
         "regret": {name: float((reward[ORACLE] - r).mean()) for name, r in reward.items()},
-        **hit,
+        "hit@1": hit["hit@1"],
+        "hit@3": hit["hit@3"],
         "routed": {name: int(count) for name, count in zip(teachers, routed, strict=True) if count},
         "against": against,
-        "advantage": {key: against[SINGLE][key] for key in bounds},
-        "advantage_over_random": {key: against[RANDOM][key] for key in bounds},
+        "advantage": _interval(against[SINGLE]),
+        "advantage_over_random": _interval(against[RANDOM]),
     }
 
 
@@ -116,14 +118,18 @@ def _chance(best: np.ndarray, k: int) -> float:
     return float(np.mean([1 - comb(n - int(b), k) / comb(n, k) for b in best.sum(-1)]))
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, float]:
+def _interval(of: Interval) -> Interval:
+    return {"mean": of["mean"], "low": of["low"], "high": of["high"]}
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray, seed: int) -> Interval:
     if len(ours) < 2:  # no interval
         mean = float((ours - theirs).mean())
         return {"mean": mean, "low": mean, "high": mean, "p": 1.0}
     return paired(ours, theirs, seed)
 
 
-def mean_with_interval(of_prompts: np.ndarray, seed: int = 0) -> dict[str, float]:
+def mean_with_interval(of_prompts: np.ndarray, seed: int = 0) -> Interval:
     """The mean over prompts, with its 95% bootstrap interval; of one prompt the mean alone."""
     if len(of_prompts) < 2:
         mean = float(of_prompts.mean())
@@ -160,7 +166,7 @@ def fill_failed(rewards: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(rewards), np.nanmin(rewards, axis=-1, keepdims=True), rewards)
 
 
-def reliability(o: np.ndarray, rewards: np.ndarray) -> list[dict[str, Any]]:
+def reliability(o: np.ndarray, rewards: np.ndarray) -> list[Reliability]:
     """Is the favourite of two teachers the better one as often as σ(Zᵀ π(x)) says?
 
     Args:
@@ -190,7 +196,7 @@ def reliability(o: np.ndarray, rewards: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def calibration_error(bins: list[dict[str, Any]]) -> float | None:
+def calibration_error(bins: list[Reliability]) -> float | None:
     """The mean distance of predicted and observed in `reliability`, weighted by the comparisons;
     None without any.
     """

@@ -23,6 +23,7 @@ from transformers import (
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import apply_overrides, teachers_from
 from persyn_datasets.config.teacher import Message, Teacher
+from persyn_datasets.data.build import Metrics
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.ceiling import ceiling, sampled_rewards
 from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_lines
@@ -129,7 +130,7 @@ class Router:
         return load_classifier(self.path, self.revision).num_parameters()
 
     @property
-    def metrics(self) -> dict[str, Any] | None:
+    def metrics(self) -> Metrics | None:
         """See `metrics.router_metrics`; None if it was not evaluated."""
         return self.config.persyn.get("metrics")
 
@@ -183,23 +184,20 @@ class Router:
         self,
         held_out: Dataset,
         trained_on: Dataset,
-        teachers: Sequence[str] | None = None,
         group: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Metrics:
         """`metrics.compare` on rows of `Rank`; `trained_on` tells what the best single teacher, the
         best per group and the nearest neighbours are.
 
         With several responses of each teacher to a prompt there is a `ceiling`, too: see
-        `ceiling.ceiling`. The router may pick these `teachers` only (default: all); the others
-        still count for the oracle. A prompt that stands in several rows counts once.
+        `ceiling.ceiling`. A prompt that stands in several rows counts once.
 
         Args:
             group: a column that says which prompts go together. Default: clusters of what the
                 router reads.
         """
-        available = [teachers is None or name in teachers for name in self.names]
         asked, seen = (self.calibration(rows, group) for rows in (held_out, trained_on))
-        scores = np.where(available, self.scores(held_out["messages"]), -np.inf)
+        scores = self.scores(held_out["messages"])
         of_prompts = scores[first_rows(held_out["prompt_id"])]
         metrics = compare(
             simple_lines(seen, asked) | {"router": of_prompts}, asked.rewards, self.names
@@ -211,17 +209,11 @@ class Router:
             )
         return metrics
 
-    def cross_fitted(
-        self,
-        ranked: Dataset,
-        teachers: Sequence[str] | None = None,
-        group: str | None = None,
-    ) -> dict[str, Any]:
+    def cross_fitted(self, ranked: Dataset, group: str | None = None) -> Metrics:
         """`crossfit.cross_fitted` over rows of `Rank`: of a router whose backbone was frozen, as
         another one has seen its training prompts.
         """
-        available = [teachers is None or name in teachers for name in self.names]
-        return cross_fitted(self.calibration(ranked, group), self.names, available)
+        return cross_fitted(self.calibration(ranked, group), self.names)
 
     def calibration(self, ranked: Dataset, group: str | None = None) -> Calibration:
         """What the prompts of rows of `Rank` tell, each once; see `evaluate` for `group`."""

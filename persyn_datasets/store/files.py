@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from persyn_datasets.store.identity import content_hash
 from persyn_datasets.store.journal import digest
@@ -21,20 +21,27 @@ ROUTER_FILES = [
 ]
 
 
-def written(output: Path) -> dict[str, Any]:
-    """What a finished build notes of its files: `files`, the paths of its tables and router; and
-    `router_files`, what the router's files are.
+class Files(TypedDict, total=False):
+    """What a finished build notes of its files: the paths of its tables and router, and what the
+    router's files are. Version 0.1.0 noted neither.
     """
+
+    files: list[str]
+    router_files: str | None
+
+
+def written(output: Path) -> Files:
+    """The files of a build that is finished now."""
     router = [f"router/{pattern}" for pattern in ROUTER_FILES]
     paths = [str(f.relative_to(output)) for f in _files(output, [*TABLES, *router])]
     return {"files": paths, "router_files": router_digest(output / "router")}
 
 
-def are_whole(stats: dict[str, Any], output: Path) -> bool:
-    """Whether the files are those that the build noted; version 0.1.0 noted none."""
-    if not all((output / path).is_file() for path in stats.get("files", [])):
+def are_whole(noted: Files, output: Path) -> bool:
+    """Whether the files are those that the build noted."""
+    if not all((output / path).is_file() for path in noted.get("files", [])):
         return False
-    return "router_files" not in stats or stats["router_files"] == router_digest(output / "router")
+    return "router_files" not in noted or noted["router_files"] == router_digest(output / "router")
 
 
 def router_digest(folder: Path) -> str | None:

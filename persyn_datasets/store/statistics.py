@@ -1,6 +1,7 @@
 """How sure is a difference? Intervals and paired tests over prompts, and Holm's correction."""
 
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import scipy  # its parts are imported when they are used
@@ -8,7 +9,19 @@ import scipy  # its parts are imported when they are used
 RESAMPLES = 9_999
 
 
-def interval(values: np.ndarray, seed: int = 0) -> dict[str, float]:
+class Interval(TypedDict):
+    """A mean over prompts with its 95% interval; of a paired comparison also `p`, and on how many
+    prompts the choice `differs`.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: NotRequired[float]
+    differs: NotRequired[int]
+
+
+def interval(values: np.ndarray, seed: int = 0) -> Interval:
     """Mean and 95% percentile-bootstrap interval over the values, one per prompt, (prompts,)."""
     if len(values) < 2:
         return {"mean": float(values.mean()), "low": -np.inf, "high": np.inf}
@@ -19,7 +32,7 @@ def interval(values: np.ndarray, seed: int = 0) -> dict[str, float]:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict[str, float]:
+def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
     """`interval` of ours − theirs on the same prompts, and `p` of a two-sided sign-flip permutation
     test.
 
@@ -33,10 +46,10 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict[str, flo
     found = interval(ours - theirs, seed)
     differ = ours != theirs
     if not differ.any():
-        return found | {"p": 1.0}
+        return {**found, "p": 1.0}
     ours, theirs = ours[differ], theirs[differ]
     if len(ours) == 1:  # SciPy wants two; one difference falls either way
-        return found | {"p": 1.0}
+        return {**found, "p": 1.0}
     test = scipy.stats.permutation_test(
         (ours, theirs),
         difference,
@@ -45,7 +58,7 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> dict[str, flo
         rng=seed,
         batch=1000,
     )
-    return found | {"p": float(test.pvalue)}
+    return {**found, "p": float(test.pvalue)}
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from persyn_datasets.config.recipe import Recipe
 
 BY_CALIBRATION = {"car", "best-single"}  # one teacher for all prompts, by its calibration
-LONG = 2.0  # times the median length over the teachers
 
 
 def calibration_size(recipe: "Recipe", prompts: int) -> int:
@@ -129,20 +128,6 @@ def compatibility_adjusted_rewards(ranked: Dataset, beta: float = 3.0) -> dict[s
         )
         rewards[name] = float(r_q / (1 + beta * loss))
     return rewards
-
-
-def without_long_answers(ranked: Dataset, names: Sequence[str]) -> list[str]:
-    """Those of the teachers whose median answer has at most `LONG` times as many characters as the
-    median teacher's.
-    """
-    lengths: dict[str, list[int]] = {}
-    for row in ranked["responses"]:
-        for r in row:
-            if not r["error"]:
-                lengths.setdefault(r["teacher"], []).append(len(r["text"]))
-    medians = {name: float(np.median(of_one)) for name, of_one in lengths.items()}
-    middle = float(np.median(list(medians.values())))
-    return [name for name in names if medians[name] <= LONG * middle]
 
 
 def draw(seed: int, prompt_id: str) -> float:

@@ -14,6 +14,7 @@ from scipy.optimize import lsq_linear
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Message, Price, Teacher
+from persyn_datasets.data.build import Spend, Tradeoff
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.strategies.second_opinion import Room
@@ -162,7 +163,7 @@ def within_budget(
     budget: Budget,
     teachers: Sequence[Teacher],
     answered: Collection[str] = (),
-) -> tuple[Dataset, dict[str, Any]]:
+) -> tuple[Dataset, Spend]:
     """Rows of `Route` with the teachers that a budget allows, and what is expected of them.
 
         routed, expected = within_budget(routed, router, Budget(usd=200), router.teachers)
@@ -190,7 +191,7 @@ def within_budget(
         raise InputError(f"budget ({budget.unit}): {error}") from error
     teacher = [names[i] for i in choice]
     chosen = choice[:, None]
-    expected = {
+    expected: Spend = {
         "unit": budget.unit,
         "spend": float(np.take_along_axis(cost, chosen, 1).sum(dtype=float)),
         "reward": float(np.take_along_axis(reward, chosen, 1).mean(dtype=float)),
@@ -252,7 +253,7 @@ def tradeoff(
     teachers: Sequence[Teacher],
     unit: str,
     answered: Collection[str] = (),
-) -> dict[str, Any]:
+) -> Tradeoff:
     """Reward against spend, from every prompt's cheapest teacher to its best one, so that a user
     sees what money buys.
 

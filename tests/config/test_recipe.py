@@ -187,10 +187,6 @@ SERVED = {"model": "m", "engine": "endpoint", "base_url": "http://them/v1"}
             "teachers.1.base_url.0",
         ),
         ({"router": {"backbone": str(Path(__file__).parent)}}, "router.backbone"),
-        (
-            {"router": {"compare_backbones": [str(Path(__file__).parent)]}},
-            "router.compare_backbones.0",
-        ),
     ],
 )
 def test_a_recipe_from_the_hub_touches_nothing_that_the_user_did_not_name(hub, changes, key):
@@ -293,3 +289,12 @@ def test_a_name_that_is_no_folders_name_is_refused(values, name):
 @pytest.mark.parametrize("name", ["math", "math (v2)", "数学", "größer 1.5B", ".hidden", "a-b_c.d"])
 def test_other_names_are_fine(values, name):
     assert Recipe.from_dict(values | {"name": name}).title == name
+
+
+def test_a_key_that_was_removed_loads_empty_and_else_says_what_to_do(tmp_path, chat_model):
+    values = make_recipe(tmp_path, chat_model)
+    values["router"]["compare_backbones"] = []
+    assert Recipe.from_dict(values) == Recipe.from_dict(make_recipe(tmp_path, chat_model))
+    values["router"]["compare_backbones"] = [chat_model]
+    with pytest.raises(InputError, match=r"router\.compare_backbones"):
+        Recipe.from_dict(values)

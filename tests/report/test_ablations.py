@@ -1,18 +1,13 @@
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import save_model
 from datasets import Dataset, DatasetDict
-from pool import make_recipe
-from transformers import AutoModelForSequenceClassification
 
-from persyn_datasets import PersynBuilder, Rank, Recipe
+from persyn_datasets import Rank
 from persyn_datasets.config.recipe import Reward
 from persyn_datasets.data.responses import rewards_of
-from persyn_datasets.report import text as report
 from persyn_datasets.report.ablations import analyse, thirds
 from persyn_datasets.router.regression import fit_rewards
 
@@ -136,31 +131,3 @@ def test_thirds_of_few_and_of_unknown():
         (1.0, 1, {"c": 1}),
         (3.0, 1, {"a": 1}),
     ]
-
-
-@pytest.mark.slow
-def test_hits_against_router_size(tmp_path, chat_model, models_folder):
-    """Each backbone's row is what a build with that backbone says of its router."""
-    large = save_model(models_folder / "large", num_hidden_layers=4)
-    router = {"backbone": large, "freeze_backbone": True, "holdout": 0.25}
-
-    def build(name, **more):
-        recipe = Recipe.from_dict(make_recipe(tmp_path, chat_model, router=router | more))
-        builder = PersynBuilder(recipe, tmp_path / name)
-        builder.download_and_prepare()
-        return recipe, builder.stats
-
-    recipe, stats = build("both", compare_backbones=[chat_model])
-    _, small = build("small", backbone=chat_model)
-    rows = stats["analysis"]["by_backbone"]
-    assert [row["backbone"] for row in rows] == [Path(chat_model).name, "large"]
-    count = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "both" / "router"
-    ).num_parameters()
-    assert rows[0]["parameters"] < rows[1]["parameters"] == count
-    for row, of in zip(rows, (small, stats), strict=True):
-        assert {key: row[key] for key in ("hit@1", "hit@3")} == {
-            key: of["router"]["held_out"][key]["router"] for key in ("hit@1", "hit@3")
-        }
-    assert small["analysis"]["by_backbone"] == [] and report.backbone_table(small["analysis"]) == ""
-    assert report.backbone_table(stats["analysis"]).plain() in report.describe(recipe, stats)

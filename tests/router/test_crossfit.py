@@ -46,12 +46,6 @@ def test_rewards_that_have_nothing_to_do_with_the_prompt_give_no_lead():
     assert abs(np.mean(leads)) < 0.05
 
 
-def test_a_teacher_that_may_not_be_asked_is_not_chosen():
-    x, rewards, _ = two_kinds()
-    m = cross_fitted(Calibration(x, rewards), NAMES, available=[True, False, True])
-    assert "b" not in m["routed"]
-
-
 def test_prompts_of_which_all_failed_are_left_out():
     x, rewards, kind = two_kinds(60)
     rewards[3] = np.nan

@@ -19,7 +19,6 @@ from persyn_datasets.strategies.baselines import (
     compatibility_adjusted_rewards,
     mean_rewards,
     teachers_of,
-    without_long_answers,
 )
 
 N, C, M = 24, 16, 3
@@ -119,7 +118,7 @@ def test_each_ones_dataset(strategy, folder, chat_model, asked):
         terms = worked_out(numbers["licenses"])
         html = page.write(builder.output, recipe_read, numbers, terms).read_text()
         assert report.outcome(builder.recipe, stats) in unescape(html)
-    assert hub.Build.load(builder.output).recipe == builder.recipe
+    assert hub.Upload.load(builder.output).recipe == builder.recipe
     again = PersynBuilder(recipe, folder / strategy, strategy=strategy)
     before = len(asked)
     again.download_and_prepare()
@@ -206,45 +205,6 @@ def test_car_by_hand():
     )  # a larger loss must not raise a negative reward
     with pytest.raises(BuildError, match="No calibration response could be scored"):
         compatibility_adjusted_rewards(ranked(("a", None, None, 0)))
-
-
-def test_long_answers_by_hand():
-    rows = ranked(
-        ("a", 1, -1, 10), ("b", 1, -1, 30), ("c", 1, -1, 60), ("d", 1, -1, 61), ("a", 1, -1, 50)
-    )
-    # The medians are 30 (of 10 and 50), 30, 60 and 61: their median is 45, and 90 is not reached.
-    assert without_long_answers(rows, list("dcba")) == list("dcba")
-    rows = ranked(("a", 1, -1, 10), ("b", 1, -1, 30), ("c", 1, -1, 60), ("d", 1, -1, 61))
-    assert without_long_answers(rows, list("abcd")) == list("abcd")
-    rows = ranked(("a", 1, -1, 10), ("b", 1, -1, 30), ("c", 1, -1, 61))
-    assert without_long_answers(rows, list("abc")) == ["a", "b"]
-
-
-def test_long_answers_are_masked(tmp_path, chat_model, monkeypatch):
-    """The adder talks: the router may pick it for none of the sums, but it stays in the
-    comparison.
-    """
-    counter = CountingEngine()
-
-    def talk(requests, account):
-        for i, response in counter(requests, account):
-            yield (
-                i,
-                response
-                | (
-                    {"text": "So. " * 40 + response["text"]}
-                    if response["teacher"] == "adder"
-                    else {}
-                ),
-            )
-
-    monkeypatch.setattr(engine, "generate", talk)
-    recipe = Recipe.from_dict(values(tmp_path, chat_model))
-    builder = PersynBuilder(recipe, tmp_path / "out", strategy="no-long-answers")
-    builder.download_and_prepare()
-    assert "adder" not in builder.as_dataset(split="train")["teacher"]
-    assert builder.stats["per_teacher"]["adder"]["best"] > 0
-    assert builder.stats["router"]["reward"]["router"] < builder.stats["router"]["reward"]["oracle"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,257 @@
+"""What a build knows of itself: the one record that the builder writes, as `stats.json`, and that
+report, cards, page and commands read.
+
+A key that is not required came after version 0.1.0, whose files still open.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from persyn_datasets.store.files import Files
+from persyn_datasets.store.statistics import Interval
+
+STATS = "stats.json"
+
+
+class Line(TypedDict):
+    """A line of the account: see `engines.account.Tally`."""
+
+    stage: str
+    teacher: str
+    answers: int
+    reused: int
+    failed: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+    reused_usd: float
+    seconds: float
+    new_tokens: int
+
+
+class Ceiling(TypedDict):
+    """See `ceiling.ceiling`."""
+
+    prompts: int
+    samples: int
+    apparent: Interval
+    predictable: Interval
+    router: Interval
+    left: Interval
+
+
+# See `metrics.compare`. The keys of the measures are lines: `router`, `best single`, `oracle` …
+Metrics = TypedDict(
+    "Metrics",
+    {
+        "prompts": int,
+        "best_single_teacher": str,
+        "reward": dict[str, float],
+        "regret": dict[str, float],
+        "hit@1": dict[str, float],
+        "hit@3": dict[str, float],
+        "advantage": Interval,
+        "advantage_over_random": Interval,
+        "routed": NotRequired[dict[str, int]],
+        "against": NotRequired[dict[str, Interval]],
+        "ceiling": NotRequired[Ceiling],
+        "cross_fitted": NotRequired[bool],
+        "held_out": NotRequired["Metrics"],
+    },
+)
+
+
+class Temperature(TypedDict):
+    """What the router's outputs were divided by, and its calibration error before and after."""
+
+    temperature: float
+    before: float | None
+    after: float | None
+
+
+class Reliability(TypedDict):
+    """See `metrics.reliability`."""
+
+    predicted: float
+    observed: float
+    comparisons: int
+
+
+class Routing(TypedDict):
+    """See `measure.measure_routing`."""
+
+    confidence: list[int]
+    mean_confidence: float
+    reliability: list[Reliability]
+    calibration_error: float | None
+    temperature: Temperature
+
+
+class Analysis(TypedDict):
+    """See `ablations.analyse`."""
+
+    names: list[str]
+    difficulty: list[dict[str, Any]]
+    length: list[dict[str, Any]]
+    confusion: list[list[int]]
+    by_size: list[dict[str, float]]
+    by_alpha: list[dict[str, float]]
+    by_backbone: NotRequired[list[dict[str, Any]]]
+
+
+class Luck(TypedDict):
+    """See `luck.luck`."""
+
+    oracle: float
+    shuffled: float
+    with_length: float | None
+    best_single: dict[str, str]
+
+
+class Spend(TypedDict):
+    """What a budget is expected to buy: see `budget.within_budget`."""
+
+    unit: str
+    spend: float
+    reward: float
+    multiplier: float
+    gap: float
+
+
+class Tradeoff(TypedDict):
+    """See `budget.tradeoff`."""
+
+    unit: str
+    curve: list[dict[str, float]]
+    teachers: dict[str, dict[str, float]]
+    budget: NotRequired[Spend]
+
+
+class Learned(TypedDict):
+    """What is known of the router; None for a strategy without one."""
+
+    router: Metrics | None
+    routing: Routing | None
+    analysis: Analysis | None
+    tradeoff: Tradeoff | None
+    luck: NotRequired[Luck]
+
+
+class OfTeacher(TypedDict):
+    """See `measure.measure`."""
+
+    quality: float | None
+    learnability: float | None
+    target: float | None
+    reward: float | None
+    completion_tokens: float | None
+    characters: list[float] | None
+    routed_characters: list[float] | None
+    calibration_failed: int
+    best: int
+    routed: int
+
+
+class Measured(TypedDict):
+    """What came out: see `measure.measure`."""
+
+    rows: int
+    failed: int
+    errors: dict[str, int]
+    per_teacher: dict[str, OfTeacher]
+
+
+class Planned(TypedDict):
+    """How many answers are asked for: see `plan.plan`."""
+
+    prompts: int
+    teachers: int
+    calibration: int
+    samples: int
+    asked_twice: int
+    generations: int
+    generate_then_select: int
+
+
+class License(TypedDict):
+    """Of one source: `of` is prompts, teacher or router."""
+
+    of: str
+    name: str
+    family: str | None
+    license: str | None
+
+
+class Sources(TypedDict):
+    """Where it comes from: see `licenses.sources`."""
+
+    licenses: list[License]
+    language: list[str]
+    models: list[str]
+    local: list[str]
+
+
+class Cost(TypedDict):
+    """USD of all answers in use, and of generate-then-select."""
+
+    usd: float
+    generate_then_select_usd: float
+
+
+class SecondOpinions(TypedDict):
+    """How many prompts two teachers answered, and how often the second was the better."""
+
+    asked: int
+    better: int
+
+
+class Added(TypedDict):
+    """Rows of a later `persyn synthesize` that were published with a build."""
+
+    content: str
+    rows: int
+    failed: int
+    router: str
+    prompts: str
+
+
+class Build(Learned, Measured, Planned, Sources, Files):
+    """A finished build. `build` is its id: see `inputs.build_id`."""
+
+    build: str
+    version: str
+    name: str
+    strategy: str
+    student: str
+    contamination: dict[str, Any] | None
+    second_opinions: SecondOpinions | None
+    estimate: dict[str, Any]
+    account: list[Line]
+    versions: dict[str, str]
+    cost: Cost | None
+    max_length: NotRequired[int | None]
+    added: NotRequired[list[Added]]
+
+
+class Answered(Sources):
+    """What `persyn synthesize` notes of its answers."""
+
+    name: str
+    prompts: str
+    rows: int
+    failed: int
+    errors: dict[str, int]
+    per_teacher: dict[str, dict[str, int]]
+    router: str
+    warnings: list[str]
+    account: list[Line]
+    versions: dict[str, str]
+    max_length: None
+
+
+def read(folder: Path) -> Build | None:
+    """The record of the finished build in a folder; None if there is none."""
+    path = folder / STATS
+    return json.loads(path.read_text()) if path.exists() else None
