@@ -5,7 +5,7 @@ written.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data.build import Answered, Build
 from persyn_datasets.hub.licenses import worked_out
-from persyn_datasets.hub.versions import rows, without_paths
+from persyn_datasets.hub.versions import rows
 from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import account_table, table
@@ -323,13 +323,6 @@ def _noted(card: str) -> dict[str, Any] | None:
     """What a card says that we wrote into its header; None: it does not say."""
     found = _NOTE.search(card.partition(BEGIN)[2])
     return json.loads(found[1]) if found else None
-
-
-def public(text: str, local: Iterable[str]) -> str:
-    """A text for the Hub, with local paths, known ones and any that look so, by their last part."""
-    for path in sorted(local, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", Path(path).name, text)
-    return without_paths(text)
 
 
 def split(card: str) -> tuple[dict[str, Any], str, str]:

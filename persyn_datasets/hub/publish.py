@@ -29,10 +29,10 @@ from huggingface_hub.utils import validate_repo_id
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data.build import STATS, Added, Answered, Build
-from persyn_datasets.hub import cards
+from persyn_datasets.hub import cards, public
 from persyn_datasets.hub.repos import Repo, matching, plainly, same
 from persyn_datasets.hub.versions import align, in_order, numbers, what_changed
-from persyn_datasets.store.files import ROUTER_FILES, router_digest
+from persyn_datasets.store.files import ROUTER_FILES, digest_of, router_digest
 from persyn_datasets.store.journal import digest
 
 DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", STATS]
@@ -52,8 +52,9 @@ class Upload:
     appended: bool = False
 
     @classmethod
-    def load(cls, output: Path) -> "Upload":
-        """Read the output folder of `persyn build` or `persyn synthesize`.
+    def load(cls, output: Path, scratch: Path) -> "Upload":
+        """Read the output folder of `persyn build` or `persyn synthesize`. Files that name local
+        paths are written anew without them, in `scratch`.
 
         Raises:
             InputError: it holds nothing finished.
@@ -68,10 +69,22 @@ class Upload:
                 f"{output} holds nothing finished (no stats.json); run persyn build or persyn "
                 "synthesize."
             )
-        recipe = Recipe.load(str(dataset["recipe.yaml"])) if "recipe.yaml" in dataset else None
         stats = json.loads(dataset[STATS].read_text())
-        if recipe:
+        local, recipe = stats["local"], None
+        if "recipe.yaml" in dataset:
             _check_router(output / "router", router, stats)
+            stated = Recipe.load(str(dataset["recipe.yaml"])).to_dict()
+            recipe = Recipe.from_dict(public.values(stated, local))
+            dataset["recipe.yaml"] = scratch / "recipe.yaml"
+            dataset["recipe.yaml"].write_text(cards.to_yaml(recipe.to_dict()))
+        if router:
+            router["config.json"] = public.write(
+                router["config.json"], local, scratch / "router" / "config.json"
+            )
+            stats["router_files"] = digest_of(router.values())
+        stats = public.values(stats, local)
+        dataset[STATS] = scratch / STATS
+        dataset[STATS].write_text(json.dumps(stats, indent=2))
         written = {"dataset": folder / "README.md", "model": output / "router" / "README.md"}
         texts = {kind: card.read_text() if card.exists() else "" for kind, card in written.items()}
         return cls(dataset, router, recipe, stats, texts)
@@ -190,54 +203,68 @@ def publish(
         BuildError: the Hub failed, or somebody else published at the same time. Every version there
             is is whole; the same call goes on.
     """
-    build, api = Upload.load(Path(output)), HfApi()
-    _check_words(repo_id, version)
-    check(repo_id, None, private)  # the version may be there already, with this very content
-    with plainly(repo_id), tempfile.TemporaryDirectory() as folder:
-        names = {"dataset": repo_id} | ({"model": f"{repo_id}-router"} if build.router else {})
-        if append and not api.repo_exists(repo_id, repo_type="dataset"):
-            raise InputError(f"There is no dataset {repo_id}, so --append has nothing to add to.")
-        for kind, name in names.items():
-            api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-        # The router comes first, everywhere: the dataset's tag makes the version.
-        repos = [Repo.look(api, names[kind], kind) for kind in sorted(names, reverse=True)]
-        router, dataset = (repos[0] if build.router else None), repos[-1]
-        if append:
-            build = _appended(build, dataset, Path(folder))
-        elif build.recipe is None and "recipe.yaml" in dataset.files:
-            raise InputError(
-                f"{repo_id} holds a build; add your rows to it with --append, or give another name."
+    with tempfile.TemporaryDirectory() as scratch:
+        build = Upload.load(Path(output), Path(scratch))
+        _check_words(repo_id, version)
+        check(repo_id, None, private)  # the version may be there already, with this very content
+        with plainly(repo_id):
+            return _publish(build, repo_id, version, private, append, Path(scratch))
+
+
+def _publish(
+    build: Upload, repo_id: str, version: str | None, private: bool, append: bool, scratch: Path
+) -> str:
+    api, names = HfApi(), {"dataset": repo_id}
+    if build.router:
+        names["model"] = f"{repo_id}-router"
+    if append and not api.repo_exists(repo_id, repo_type="dataset"):
+        raise InputError(f"There is no dataset {repo_id}, so --append has nothing to add to.")
+    for kind, name in names.items():
+        api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+    # The router comes first, everywhere: the dataset's tag makes the version.
+    repos = [Repo.look(api, names[kind], kind) for kind in sorted(names, reverse=True)]
+    router, dataset = (repos[0] if build.router else None), repos[-1]
+    if append:
+        build = _appended(build, dataset, scratch)
+    elif build.recipe is None and "recipe.yaml" in dataset.files:
+        raise InputError(
+            f"{repo_id} holds a build; add your rows to it with --append, or give another name."
+        )
+    published = dataset.stats(dataset.head) if cards.BEGIN in dataset.card else None
+    latest = dataset.versions[-1][0] if dataset.versions else None
+    if latest and not any(
+        latest not in dict(repo.versions)
+        or _changes(repo, build, repo.versions, repo_id, published)
+        for repo in repos
+    ):
+        return latest
+    tag = _tag(version, latest, router, build)
+    what = _what_changed(dataset, latest, build)
+    for repo in repos:
+        versions = [v for v in repo.versions if v[0] != tag] + [(tag, what)]
+        if operations := _changes(repo, build, versions, repo_id, published):
+            commit = api.create_commit(
+                repo.id,
+                operations,
+                repo_type=repo.kind,
+                parent_commit=repo.head,
+                commit_message=tag,
+                commit_description=what,
             )
-        published = dataset.stats(dataset.head) if cards.BEGIN in dataset.card else None
-        latest = dataset.versions[-1][0] if dataset.versions else None
-        if latest and not any(
-            latest not in dict(repo.versions)
-            or _changes(repo, build, repo.versions, repo_id, published)
-            for repo in repos
-        ):
-            return latest
-        tag = _tag(version, latest, router, build)
-        before = dataset.recipe(latest) if latest else None
-        now = json.loads(json.dumps(build.recipe.to_dict())) if build.recipe else None
-        old = dataset.stats(latest) if latest else None
-        what = what_changed(before, now, old, build.stats)
-        what = cards.public(what, [*(old["local"] if old else ()), *build.stats["local"]])
-        for repo in repos:
-            versions = [v for v in repo.versions if v[0] != tag] + [(tag, what)]
-            if operations := _changes(repo, build, versions, repo_id, published):
-                commit = api.create_commit(
-                    repo.id,
-                    operations,
-                    repo_type=repo.kind,
-                    parent_commit=repo.head,
-                    commit_message=tag,
-                    commit_description=what,
-                )
-                repo.head = commit.oid
-        for repo in repos:
-            if tag not in dict(repo.versions):
-                api.create_tag(repo.id, repo_type=repo.kind, tag=tag, revision=repo.head)
+            repo.head = commit.oid
+    for repo in repos:
+        if tag not in dict(repo.versions):
+            api.create_tag(repo.id, repo_type=repo.kind, tag=tag, revision=repo.head)
     return tag
+
+
+def _what_changed(dataset: Repo, latest: str | None, build: Upload) -> str:
+    """Since the latest version, in words."""
+    old = dataset.stats(latest) if latest else None
+    local = old["local"] if old else []
+    before = public.values(dataset.recipe(latest), local) if latest else None
+    now = json.loads(json.dumps(build.recipe.to_dict())) if build.recipe else None
+    return public.text(what_changed(before, now, old, build.stats), local)
 
 
 def _tag(version: str | None, latest: str | None, router: Repo | None, build: Upload) -> str:
@@ -301,7 +328,7 @@ def _changes(
         metadata = cards.router_metadata(build.stats, repo_id)
         text = cards.router_card(build.recipe, cast(Build, build.stats), repo.id, repo_id, versions)
         written = cards.router_metadata(before, repo_id if repo.card else None) if before else {}
-    card = cards.merge(existing, metadata, cards.public(text, build.stats["local"]), written)
+    card = cards.merge(existing, metadata, public.text(text), written)
     changed = [
         path for path in files if path not in repo.files or not same(repo.files[path], files[path])
     ]

@@ -12,13 +12,9 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.data.build import Added, Answered, Build
+from persyn_datasets.hub import public
 
 MOST = 8  # changes that a card names
-# /a/b/c, ~/a/b, ../a/b or C:\\a\\b, but neither a URL nor a repository's id
-LOCAL_PATH = re.compile(
-    r"(?<![\w:/.~\\-])(?:~|\.{1,2})?/(?:[^\s/|`'\"()<>\]]+/)+([^\s/|`'\"()<>\],;:]+)"
-    r"|(?<!\w)[A-Za-z]:\\(?:[^\s\\|`'\"]+\\)*([^\s\\|`'\",;]+)"
-)
 
 
 def numbers(version: str) -> tuple[int, int, int] | None:
@@ -82,15 +78,10 @@ def _flat(values: Any, key: str = "") -> dict[str, Any]:
     return {key: values} if key else {}
 
 
-def without_paths(text: str) -> str:
-    """The text with local paths, or what looks like one, by their last part."""
-    return LOCAL_PATH.sub(lambda found: found[1] or found[2], text)
-
-
 def _short(value: Any) -> str:
     if isinstance(value, str) and Path(value).is_absolute():
         value = Path(value).name
-    text = "none" if value is None else without_paths(" ".join(str(value).split()))
+    text = "none" if value is None else public.text(" ".join(str(value).split()))
     return (text if len(text) <= 40 else f"{text[:39]}…").replace("|", "/")
 
 

@@ -46,7 +46,12 @@ def are_whole(noted: Files, output: Path) -> bool:
 
 def router_digest(folder: Path) -> str | None:
     """What a router's files are; None if there are none."""
-    found = {f.name: content_hash(f) for f in _files(folder, ROUTER_FILES)}
+    return digest_of(_files(folder, ROUTER_FILES))
+
+
+def digest_of(files: Iterable[Path]) -> str | None:
+    """What these files are, by their names and bytes; None if there are none."""
+    found = {f.name: content_hash(f) for f in files}
     return digest(found) if found else None
 
 

@@ -42,6 +42,14 @@ def local(folder, config="default", split="train"):
     return load_dataset(str(folder / "dataset"), config, split=split).to_list()
 
 
+def shown(values, folder):
+    """JSON values with the local places of a build by their last part."""
+    text = json.dumps(values)
+    for place in json.loads((folder / "dataset/stats.json").read_text())["local"]:
+        text = text.replace(place, place.rpartition("/")[2])
+    return json.loads(text)
+
+
 def tags(hub):
     return {
         kind: sorted(hub.repo(name, kind).tags)
@@ -58,12 +66,13 @@ def test_publish_change_and_publish_again(hub, first, second):
         for config in ("pairs", "routing"):
             assert rows(version, config) == local(folder, config)
         router = Router.from_pretrained(f"{ORG}-router", revision=version)
-        assert router.config.persyn == Router.from_pretrained(str(folder / "router")).config.persyn
+        here = Router.from_pretrained(str(folder / "router")).config.persyn
+        assert router.config.persyn == shown(here, folder)
     assert rows("main") == local(second) == list(load_dataset(ORG, split="train", streaming=True))
     assert tags(hub) == {"dataset": ["v1.0.0", "v1.1.0"], "model": ["v1.0.0", "v1.1.0"]}
-    assert json.loads(hub.repo(ORG).branches["main"].files["stats.json"]) == json.loads(
-        (second / "dataset/stats.json").read_text()
-    )
+    published = json.loads(hub.repo(ORG).branches["main"].files["stats.json"])
+    ours = shown(json.loads((second / "dataset/stats.json").read_text()), second)
+    assert published | {"router_files": ""} == ours | {"router_files": ""}
     card = hub.repo(ORG).branches["main"].files["README.md"].decode()
     (changed,) = (line for line in card.splitlines() if line.startswith("| `v1.1.0` |"))
     assert all(
@@ -74,6 +83,18 @@ def test_publish_change_and_publish_again(hub, first, second):
     assert f"(https://huggingface.co/{ORG}-router)" in card
     other = hub.repo(f"{ORG}-router", "model").branches["main"].files["README.md"].decode()
     assert f"(https://huggingface.co/datasets/{ORG})" in other and "| `v1.1.0` |" in other
+
+
+def test_no_local_path_leaves_the_machine(hub, first, models_folder):
+    publish(first, ORG)
+    for name, kind in ((ORG, "dataset"), (f"{ORG}-router", "model")):
+        files = hub.repo(name, kind).branches["main"].files
+        binary = (".parquet", ".png", ".safetensors")
+        texts = {n: c.decode() for n, c in files.items() if not n.endswith(binary)}
+        assert {"README.md"} < set(texts)
+        assert not [n for n, text in texts.items() if str(models_folder) in text]
+    recipe = Recipe.load(ORG, ["prompts.path=mine.jsonl"])
+    assert recipe.name == "tiny" and recipe.prompts.path == "mine.jsonl"
 
 
 def test_a_publish_is_one_commit_and_identical_content_none(hub, first):
@@ -335,7 +356,7 @@ def test_two_publish_at_once(hub, first, second, at):
     version = "v0.3.0" if last else "v0.2.0"
     assert other == [True, version]
     theirs = hub.repo(ORG).tags[version]
-    assert theirs.files["stats.json"] == (first_changed / "dataset/stats.json").read_bytes()
+    assert json.loads(theirs.files["stats.json"])["build"] == "another"
     again = publish(second, ORG)
     assert again == ("v0.4.0" if last else "v0.3.0") and rows(again) == local(second)
     assert hub.repo(ORG).tags[version] is theirs and rows("v0.1.0") == local(first)
