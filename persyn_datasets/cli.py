@@ -207,7 +207,7 @@ def _route(options: argparse.Namespace) -> None:
 
 def _synthesize(options: argparse.Namespace) -> None:
     from persyn_datasets import reuse
-    from persyn_datasets.config.recipe import Prompts
+    from persyn_datasets.config.prompts import Prompts
     from persyn_datasets.hub import publish as hub
 
     if options.push_to_hub:

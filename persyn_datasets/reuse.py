@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
 from persyn_datasets.config.errors import BuildError, InputError
-from persyn_datasets.config.recipe import Prompts
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Answered, Line

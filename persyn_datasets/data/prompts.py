@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
@@ -139,7 +139,7 @@ def load_prompts(
         return added
 
     gone = [c for c in (column, answer_column) if c and c not in ("messages", "answer")]
-    answer = {"answer": schema.Value("string")} if answer_column else {}
+    answer = {"answer": Value("string")} if answer_column else {}
     kept = {k: v for k, v in columns.items() if k not in (column, answer_column)}
     features = Features({**kept, **schema.PROMPT, **answer})
     if isinstance(table, Dataset):

@@ -47,7 +47,8 @@ class Responses:
     def numbers(self, name: str) -> np.ndarray:
         """A field of each response, float64 (responses,); NaN where there is none."""
         self._require(name)
-        return self.field(name).cast(pa.float64()).to_numpy()
+        values: np.ndarray = self.field(name).cast(pa.float64()).to_numpy()
+        return values
 
     def _require(self, name: str) -> None:
         stage = "Pairify" if name == "reward" else "Rank"
@@ -55,7 +56,9 @@ class Responses:
 
     def failed(self) -> np.ndarray:
         """Whether it has an `error`, bool (responses,)."""
-        return pc.fill_null(self.field("error").cast(pa.string()), "").to_numpy() != ""
+        errors = pc.fill_null(self.field("error").cast(pa.string()), "")
+        some: np.ndarray = errors.to_numpy() != ""
+        return some
 
     def rows(self, values: np.ndarray) -> np.ndarray:
         """A value per response as (prompts, places), as wide as the longest row; NaN where there is
@@ -72,9 +75,9 @@ class Responses:
         shape, valid = (len(self._column), len(self.names)), ~np.isnan(values)
         cell = (self.prompt * shape[1] + self.teacher)[valid]
         total, count = (np.bincount(cell, w, shape[0] * shape[1]) for w in (values[valid], None))
-        return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0).reshape(
-            shape
-        )
+        means: np.ndarray = np.full(total.shape, np.nan)
+        np.divide(total, count, out=means, where=count > 0)
+        return means.reshape(shape)
 
     def order(self) -> np.ndarray:
         """The teachers in the order of each prompt's responses, then the others, int64 (prompts,

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
-from persyn_datasets.config.recipe import Prompts
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.build import License, Sources
 from persyn_datasets.engines import facts_of

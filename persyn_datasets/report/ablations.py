@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from datasets.table import InMemoryTable
 
-from persyn_datasets.config.recipe import Reward
+from persyn_datasets.config.reward import Reward
 from persyn_datasets.data.build import Analysis
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import hits

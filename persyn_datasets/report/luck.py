@@ -7,11 +7,11 @@ import numpy as np
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from persyn_datasets.config.recipe import Reward
+from persyn_datasets.config.reward import Normalize, Reward
 from persyn_datasets.data.build import Luck
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import fill_failed
-from persyn_datasets.stages.rank import Normalize, Rank
+from persyn_datasets.stages.rank import Rank
 
 SHUFFLES = 200
 

@@ -79,7 +79,7 @@ def load_causal_lm(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A language model, for answers and their log-probabilities; see `_load`."""
-    loaded: Any = _load(AutoModelForCausalLM, model, revision, trust_remote_code)
+    loaded: PreTrainedModel = _load(AutoModelForCausalLM, model, revision, trust_remote_code)
     # Only the special tokens: a length or sampling default that a model ships is not what the
     # user asked for.
     shipped = loaded.generation_config

@@ -114,7 +114,7 @@ class Bar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         """What tqdm fills into `FORMAT`, with our `speed` and `left`."""
-        values = super().format_dict
+        values: dict[str, Any] = super().format_dict
         rate = values["rate"]
         if rate is None and values["elapsed"]:
             rate = (values["n"] - values["initial"]) / values["elapsed"]
@@ -126,7 +126,8 @@ class Bar(tqdm):
 
     def update(self, n: float | None = 1) -> bool | None:
         self.done += int(n or 0)
-        return super().update(n)
+        shown: bool | None = super().update(n)
+        return shown
 
     def note(self, *parts: str) -> None:
         """What else is to be seen, e.g. the cost so far."""

@@ -41,7 +41,8 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
     """
 
     def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (a - b).mean(axis=axis)
+        of_resamples: np.ndarray = (a - b).mean(axis=axis)
+        return of_resamples
 
     found = interval(ours - theirs, seed)
     differ = ours != theirs
