@@ -1,30 +1,30 @@
 """A recipe: everything that makes one personalised dataset, as a YAML file."""
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.config.evaluation import Evaluation, HeldOut
-from persyn_datasets.config.prompts import Decontaminate, Prompts
+from persyn_datasets.config.evaluation import Evaluation
+from persyn_datasets.config.overrides import apply_overrides
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.config.reward import Reward
 from persyn_datasets.config.strategy import ALPHA, STRATEGIES, Baselines, Budget
-from persyn_datasets.config.student import Lora, Student, Training
+from persyn_datasets.config.student import Student, Training
 from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import (
-    WHERE_AND_HOW_FAST,
-    Price,
     Sampling,
     Teacher,
     check_names,
     check_prices,
 )
 
+T = TypeVar("T")
 _FORBID = {"extra": "forbid"}
 _SAMPLING_OF_0_1_0 = {"temperature", "top_p", "max_tokens", "seed", "stop"}
 NO_FOLDER_NAME = (
@@ -178,12 +178,7 @@ class Recipe:
         if "budget" in values:
             values = values | {"budget": _usd(values["budget"])}
         values, own = _merge_sampling(_without_backbones(values, where))
-        try:
-            recipe = TypeAdapter(cls).validate_python(values)
-        except ValidationError as error:
-            raise InputError(
-                "\n".join(f"{where}: {_explain(e)}" for e in error.errors())
-            ) from error
+        recipe = _validated(cls, values, f"{where}: ")
         return replace(recipe, teachers=_remember(recipe, own))
 
     @classmethod
@@ -289,44 +284,10 @@ def find(recipe: str) -> tuple[Path, bool]:
     )
 
 
-def apply_overrides(
-    values: dict[str, Any],
-    overrides: Iterable[str],
-    foreign: str = "",
-    own: Collection[str] = (),
-) -> None:
-    """Set `key=value` in nested values. If they come from elsewhere, `foreign` says from where;
-    keys below one of `own` are the user's nevertheless.
-
-    Raises:
-        InputError: no such key; or foreign values would run code, name a server or read a file or
-            variable of this machine, and no override says so too.
-    """
-    overrides = list(overrides)
-    named = {override.partition("=")[0] for override in overrides}
-    for key, value in _of_this_machine(values) if foreign else ():
-        if key not in named and not any(key.startswith(f"{place}.") for place in own):
-            raise InputError(
-                f"{foreign} sets {key} to {value!r}, which runs code here, or names a server, file "
-                f"or variable for you. If you want that, say so: --set {key}={value}"
-            )
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise InputError(f"--set {override}: expected key=value.")
-        try:
-            _set(values, key.split("."), yaml.safe_load(value), override)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {override}: the value is not YAML: {error}") from error
-
-
 def teachers_from(values: dict[str, Any], where: str) -> list[Teacher]:
     """The teachers of `values["teachers"]`, place → specification."""
-    try:
-        return list(TypeAdapter(dict[str, Teacher]).validate_python(values["teachers"]).values())
-    except ValidationError as error:
-        located = [e | {"loc": ("teachers", *e["loc"])} for e in error.errors()]
-        raise InputError("\n".join(f"{where}: {_explain(e)}" for e in located)) from error
+    teachers = _validated(dict[str, Teacher], values["teachers"], f"{where}: ", "teachers")
+    return list(teachers.values())
 
 
 def budget_from(value: Any) -> Budget:
@@ -335,61 +296,20 @@ def budget_from(value: Any) -> Budget:
     Raises:
         InputError: it is neither.
     """
+    return _validated(Budget, _usd(value), "", "budget")
+
+
+def _validated(kind: type[T], value: Any, where: str, *key: str) -> T:
+    """The value as this type; `key` is where it stands in a recipe."""
     try:
-        return TypeAdapter(Budget).validate_python(_usd(value))
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        located = [e | {"loc": ("budget", *e["loc"])} for e in error.errors()]
-        raise InputError("\n".join(_explain(e) for e in located)) from error
+        located = [{**e, "loc": (*key, *e["loc"])} for e in error.errors()]
+        raise InputError("\n".join(f"{where}{_explain(e)}" for e in located)) from error
 
 
 def _usd(budget: Any) -> Any:
     return {"usd": budget} if isinstance(budget, int | float) else budget
-
-
-def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries that run code here, or name a server, a file or a variable."""
-    if isinstance(values, dict | list):
-        for part, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _of_this_machine(value, f"{key}.{part}".lstrip("."))
-        return
-    last = key.rpartition(".")[2]
-    dotted_path = key == "quality" and values != "math-verify"
-    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key) and (
-        Path(str(values)).exists() or any(c in str(values) for c in ("*", "?", "[", "://"))
-    )
-    # Many of vLLM's arguments name classes, files or servers.
-    argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {
-        "distributed_executor_backend"
-    } | {"dtype"}
-    if values and (
-        last in ("trust_remote_code", "base_url", "api_key_env", "include_path")
-        or ".base_url." in key
-        or dotted_path
-        or file
-        or argument
-    ):
-        yield key, values
-
-
-def _set(values: Any, path: list[str], value: Any, override: str) -> None:
-    *above, last = path
-    for key in above:
-        place = _position(values, key, override)
-        if isinstance(values, dict) and values.get(key) is None:  # not there, or written as null
-            values[key] = {}
-        values = values[place]
-    values[_position(values, last, override)] = value
-
-
-def _position(values: Any, key: str, override: str) -> str | int:
-    if isinstance(values, dict):
-        return key
-    if isinstance(values, list) and key.isdigit() and int(key) < len(values):
-        return int(key)
-    found = (
-        f"a list of {len(values)} (counting from 0)" if isinstance(values, list) else repr(values)
-    )
-    raise InputError(f"--set {override}: there is no {key!r} in {found}.")
 
 
 def _explain(error: Any) -> str:
@@ -397,24 +317,7 @@ def _explain(error: Any) -> str:
     *above, key = error["loc"] or ("recipe",)
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
-        sections = {
-            "student": Student,
-            "prompts": Prompts,
-            "teachers": Teacher,
-            "sampling": Sampling,
-            "price": Price,
-            "calibration": Calibration,
-            "reward": Reward,
-            "router": RouterTraining,
-            "target": Target,
-            "baselines": Baselines,
-            "budget": Budget,
-            "decontaminate": Decontaminate,
-            "training": Training,
-            "lora": Lora,
-            "evaluation": Evaluation,
-            "held_out": HeldOut,
-        }
+        sections = _sections(Recipe)
         section = next((sections[p] for p in reversed(above) if p in sections), Recipe)
         known = [f.name for f in fields(section)]
         nearest = get_close_matches(str(key), known, n=1, cutoff=0)[0]
@@ -428,3 +331,13 @@ def _explain(error: Any) -> str:
             else str(error["ctx"]["error"])
         )
     return f"{place}: found {error['input']!r}; {error['msg']}."
+
+
+def _sections(part: Any, name: str = "") -> dict[str, Any]:
+    """The keys of a recipe that have keys of their own, at any depth, and what they hold."""
+    if not is_dataclass(part):
+        return {k: v for inner in get_args(part) for k, v in _sections(inner, name).items()}
+    found = {name: part}
+    for key, hint in get_type_hints(part).items():
+        found |= _sections(hint, key)
+    return found

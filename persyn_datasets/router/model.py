@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.config.recipe import apply_overrides, teachers_from
+from persyn_datasets.config.overrides import apply_overrides
+from persyn_datasets.config.recipe import teachers_from
 from persyn_datasets.config.teacher import Message, Teacher
 from persyn_datasets.data.build import Metrics
 from persyn_datasets.data.responses import rewards_of
