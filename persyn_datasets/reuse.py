@@ -101,7 +101,7 @@ def route(
         ),
     )
     _finish(output)
-    return sum((Counter(shard["counts"]) for shard in done), Counter())
+    return _sum(done, "counts")
 
 
 def synthesize(
@@ -137,12 +137,7 @@ def synthesize(
     """
     if not 0 <= max_failed <= 1:
         raise InputError(f"max_failed is {max_failed}; expected a share from 0 to 1.")
-    teachers = router.teachers_with(overrides, names)
-    if not teachers:
-        raise InputError(
-            f"{router.path} does not say how its teachers are asked: train it with teachers=[…]."
-        )
-    check_prices(teachers, max_cost)
+    teachers = _teachers(router, overrides, names, max_cost)
     routing = Route(router, names)
     used = [t.name for t in teachers]
     at_once = bool(budget) or isinstance(prompts, Dataset)
@@ -166,9 +161,7 @@ def synthesize(
     unfinished = unfinished_of(output)
     done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
     _write_conversations(unfinished)
-    counts, failures = (
-        sum((Counter(shard[key]) for shard in done), Counter()) for key in ("counts", "errors")
-    )
+    counts, failures = _sum(done, "counts"), _sum(done, "errors")
     stats: Answered = {
         "name": output.resolve().name,
         "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
@@ -183,12 +176,29 @@ def synthesize(
         "max_length": None,
         **licenses.sources(source, teachers),
     }
+    _write_card(stats, unfinished, output)
+    _finish(output)
+    return counts
+
+
+def _teachers(
+    router: Router, overrides: Iterable[str], names: Sequence[str] | None, max_cost: float | None
+) -> list[Teacher]:
+    """The router's teachers, as they are asked here."""
+    teachers = router.teachers_with(overrides, names)
+    if not teachers:
+        raise InputError(
+            f"{router.path} does not say how its teachers are asked: train it with teachers=[…]."
+        )
+    check_prices(teachers, max_cost)
+    return teachers
+
+
+def _write_card(stats: Answered, unfinished: Path, output: Path) -> None:
     metadata = cards.dataset_metadata(stats, cards.hashes(cards.files(unfinished, cards.PATTERNS)))
     card = cards.dataset_card(None, stats, str(output))
     (unfinished / "README.md").write_text(cards.merge("", metadata, card))
     (unfinished / STATS).write_text(json.dumps(stats, indent=2))
-    _finish(output)
-    return counts
 
 
 def _write_conversations(unfinished: Path) -> None:
@@ -259,24 +269,32 @@ def _by_shard(
         done.append(shard)
         _check_failed(done, max_failed, at_least=ROWS_PER_SHARD)
     if not any("train" in shard["files"] for shard in done):
-        errors = sum((Counter(shard["errors"]) for shard in done), Counter())
+        errors = _sum(done, "errors").most_common(1)
         why = (
-            f"Every response failed, most with: {errors.most_common(1)[0][0]}"
+            f"Every response failed, most with: {errors[0][0]}"
             if errors
             else "There are no prompts."
         )
         raise BuildError(why)
     _check_failed(done, max_failed)
-    (unfinished / "data").mkdir()
+    _gather(done, unfinished, prefix)
+    return done
+
+
+def _gather(done: list[dict[str, Any]], unfinished: Path, prefix: str) -> None:
+    """Move the shards' files to where the dataset has them."""
+    shards, data = unfinished / "shards", unfinished / "data"
+    data.mkdir()
     for split in ("train", "failed"):
         files = [shard["files"][split] for shard in done if split in shard["files"]]
         for i, file in enumerate(files):
-            os.replace(
-                shards / file,
-                unfinished / "data" / f"{prefix}{split}-{i:05d}-of-{len(files):05d}.parquet",
-            )
+            name = f"{prefix}{split}-{i:05d}-of-{len(files):05d}.parquet"
+            os.replace(shards / file, data / name)
     shutil.rmtree(shards)
-    return done
+
+
+def _sum(done: list[dict[str, Any]], key: str) -> Counter[str]:
+    return sum((Counter(shard[key]) for shard in done), Counter())
 
 
 def _there(shard: dict[str, Any], shards: Path) -> bool:
@@ -286,7 +304,7 @@ def _there(shard: dict[str, Any], shards: Path) -> bool:
 def _check_failed(done: list[dict[str, Any]], max_failed: float, at_least: int = 1) -> None:
     """Raises `BuildError` if more than the share `max_failed` failed, of at least so many rows."""
     rows = sum(sum(shard["counts"].values()) for shard in done)
-    errors = sum((Counter(shard["errors"]) for shard in done), Counter())
+    errors = _sum(done, "errors")
     if errors.total() > max_failed * max(rows, at_least):
         reasons = "; ".join(f"{n:,} × {error[:200]}" for error, n in errors.most_common(3))
         raise BuildError(
