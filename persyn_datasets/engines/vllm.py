@@ -7,7 +7,6 @@ would run a user's script again if it has no `__main__` guard, and cannot be sta
 `Dataset.map(num_proc=…)`.
 """
 
-import ast
 import json
 import logging
 import os
@@ -23,7 +22,6 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -47,6 +45,12 @@ OF_THE_TEACHER = (
     "tokenizer_revision",
     "generation_config",
 )
+ASK_FOR_FIELDS = """
+import json
+from dataclasses import fields
+from vllm.engine.arg_utils import EngineArgs
+print(json.dumps([field.name for field in fields(EngineArgs)]))
+"""
 Answers = list[tuple[int, dict[str, Any] | str]]
 
 
@@ -232,7 +236,7 @@ def check(teacher: Teacher) -> None:
     template refuses.
     """
     who = f"Teacher {teacher.name!r}"
-    if not (known := _engine_arguments()):
+    if not find_spec("vllm"):
         raise InputError(f'{who}: vLLM is not installed; `pip install "persyn-datasets[vllm]"`.')
     for key in teacher.engine_args:
         if key in OF_THE_TEACHER:
@@ -240,7 +244,7 @@ def check(teacher: Teacher) -> None:
                 f"{who}: engine_args has {key!r}, which follows from the teacher's own keys; "
                 "remove it."
             )
-        if key not in known:
+        if key not in (known := _engine_arguments()):
             nearest = get_close_matches(key, known, n=1, cutoff=0)[0]
             raise InputError(
                 f"{who}: vLLM has no engine argument {key!r}; did you mean {nearest!r}?"
@@ -250,17 +254,11 @@ def check(teacher: Teacher) -> None:
 
 @lru_cache(maxsize=1)
 def _engine_arguments() -> list[str]:
-    """The fields of vLLM's `EngineArgs`, from its source: to import it takes seconds. Empty if it
-    is not installed.
+    """The fields of vLLM's `EngineArgs`, asked of a process of its own: its import takes memory for
+    good.
     """
-    spec = find_spec("vllm")
-    if not spec or not spec.submodule_search_locations:
-        return []
-    source = Path(next(iter(spec.submodule_search_locations)), "engine", "arg_utils.py").read_text(
-        encoding="utf-8"
-    )
-    parts = {
-        node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)
-    }
-    fields = (part.target for part in parts["EngineArgs"] if isinstance(part, ast.AnnAssign))
-    return [field.id for field in fields if isinstance(field, ast.Name)]
+    asked = subprocess.run([sys.executable, "-c", ASK_FOR_FIELDS], capture_output=True, text=True)
+    if asked.returncode:
+        reason = asked.stderr.strip().splitlines()[-1:] or ["it says nothing"]
+        raise InputError(f"vLLM is installed and cannot be imported: {reason[0]}")
+    return list(json.loads(asked.stdout.splitlines()[-1]))

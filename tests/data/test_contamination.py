@@ -3,7 +3,7 @@ from datasets import Dataset
 from pool import make_recipe, problems, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, plan
-from persyn_datasets.config.recipe import apply_overrides
+from persyn_datasets.config.overrides import apply_overrides
 from persyn_datasets.data import contamination
 from persyn_datasets.data.contamination import (
     Benchmark,

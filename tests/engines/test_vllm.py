@@ -14,7 +14,7 @@ from conftest import save_model
 from transformers import AutoTokenizer
 
 from persyn_datasets import InputError, Sampling, Teacher
-from persyn_datasets.config.recipe import _of_this_machine
+from persyn_datasets.config.overrides import _of_this_machine
 from persyn_datasets.config.teacher import Price
 from persyn_datasets.engines import Request, transformers
 from persyn_datasets.engines import vllm as engine
@@ -67,7 +67,9 @@ def loads(tmp_path, monkeypatch):
     (package / "inputs.py").write_text("tokens_input = list\n")
     (package / "sampling_params.py").write_text("class RequestOutputKind:\n    FINAL_ONLY = 2\n")
     fields = "max_model_len: int = 1\n    gpu_memory_utilization: float = 0.9\n    model: str = ''"
-    (package / "engine" / "arg_utils.py").write_text(f"class EngineArgs:\n    {fields}\n")
+    (package / "engine" / "arg_utils.py").write_text(
+        f"from dataclasses import dataclass\n@dataclass\nclass EngineArgs:\n    {fields}\n"
+    )
     monkeypatch.setenv(
         "PYTHONPATH", f"{package.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     )
@@ -244,7 +246,6 @@ def test_check(chat_model, loads, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="the chat template of .* refuses"):
         engine.check(teacher(system_prompt="refuse me"))
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
-    engine._engine_arguments.cache_clear()
     with pytest.raises(
         InputError, match=r"""'t': vLLM is not installed; `pip install "persyn-datasets\[vllm\]"`"""
     ):

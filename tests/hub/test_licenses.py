@@ -1,7 +1,7 @@
 import pytest
 
 from persyn_datasets import Teacher
-from persyn_datasets.config.recipe import Prompts
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.hub import licenses
 
 

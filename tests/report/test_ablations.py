@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from persyn_datasets import Rank
-from persyn_datasets.config.recipe import Reward
+from persyn_datasets.config.reward import Reward
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.report.ablations import analyse, thirds
 from persyn_datasets.router.regression import fit_rewards

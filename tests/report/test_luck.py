@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from persyn_datasets.config.recipe import Reward
+from persyn_datasets.config.reward import Reward
 from persyn_datasets.report.luck import in_words, luck
 from persyn_datasets.stages.rank import Rank
 

@@ -9,7 +9,7 @@ from pool import built
 
 from persyn_datasets import InputError, Router
 from persyn_datasets.cli import main
-from persyn_datasets.config.recipe import apply_overrides
+from persyn_datasets.config.overrides import apply_overrides
 
 
 @pytest.fixture(scope="module")
