@@ -55,9 +55,9 @@ def main() -> None:
         metrics = router_metrics(
             o.numpy(), rewards[test][:, order], rewards[train][:, order], names_in_order
         )
-        told = {key: metrics[key]["router"] for key in ("hit@1", "hit@3", "regret")}
+        found = {key: metrics[key]["router"] for key in ("hit@1", "hit@3", "regret")}
         judged.setdefault(way, []).append(
-            told | {"chosen": float((o.argmax(1) == n - 1).double().mean())}
+            found | {"chosen": float((o.argmax(1) == n - 1).double().mean())}
         )
 
     for split in range(options.splits):
@@ -85,8 +85,8 @@ def main() -> None:
                 grown = torch.cat([old, x @ row.T + b], 1)
                 judge(f"added by {count} anchors", grown[test], order, train, test)
     means = {
-        way: {key: float(np.mean([t[key] for t in told])) for key in told[0]}
-        for way, told in judged.items()
+        way: {key: float(np.mean([t[key] for t in found])) for key in found[0]}
+        for way, found in judged.items()
     }
     rows = [[way, *(f"{value:.3f}" for value in of_way.values())] for way, of_way in means.items()]
     print(table(["", "Hit@1", "Hit@3", "regret", "share of prompts to the new teacher"], rows))

@@ -274,13 +274,13 @@ def measure(name: str, python: str, url: str, requests: int, concurrency: int) -
         stats = json.load(reply)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    if told["right"] != requests or sorted(stats["asked"]) != list(range(requests)):
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    if found["right"] != requests or sorted(stats["asked"]) != list(range(requests)):
         print(
-            f"{name}: {told['right']} of {requests} right, {len(stats['asked'])} requests",
+            f"{name}: {found['right']} of {requests} right, {len(stats['asked'])} requests",
             file=sys.stderr,
         )
-    return told | {"rate": requests / stats["seconds"]}
+    return found | {"rate": requests / stats["seconds"]}
 
 
 def main() -> None:

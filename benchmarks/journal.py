@@ -81,8 +81,8 @@ def main() -> None:
         ) / SECONDS
     show = lambda value: f"{value:,.4g}" if value < 100 else f"{value:,.0f}"  # noqa: E731
     print(table(["measure", "value"], [[name, show(value)] for name, value in found.items()]))
-    told = [name for name in found if name.endswith("rows/s") or name.startswith("share")]
-    lines = [[f"journal: {name}", show(found[name]), "", "", ""] for name in told]
+    made = [name for name in found if name.endswith("rows/s") or name.startswith("share")]
+    lines = [[f"journal: {name}", show(found[name]), "", "", ""] for name in made]
     print(json.dumps(found | {"rows": lines}))
 
 

@@ -69,8 +69,8 @@ def write_answers(folder: Path, prompts: int) -> None:
     with pq.ParquetWriter(folder / "answers.parquet", kinds) as file:
         for i in range(prompts):
             names = [f"t{t}" for t in range(TEACHERS)]
-            told = [f"{i} {t} {pool[(i + t) % 64]}" for t in range(TEACHERS)]
-            rows = [[f"Prompt {i}?"] * TEACHERS, names, told]
+            found = [f"{i} {t} {pool[(i + t) % 64]}" for t in range(TEACHERS)]
+            rows = [[f"Prompt {i}?"] * TEACHERS, names, found]
             file.write_table(pa.table(rows, schema=kinds))
     prompts_ = {"prompt": [f"Prompt {i}?" for i in range(prompts)]}
     pq.write_table(pa.table(prompts_), folder / "prompts.parquet")

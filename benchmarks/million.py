@@ -95,10 +95,10 @@ def write(n: int, folder: Path) -> tuple[Path, Path]:
             ]
             of_prompts.write_table(pa.table({"prompt": texts}, schema=columns[0]))
             for name in NAMES:
-                told = [f"It is what {name} says of it: {text}" for text in texts]
+                found = [f"It is what {name} says of it: {text}" for text in texts]
                 of_answers.write_table(
                     pa.table(
-                        {"prompt": texts, "teacher": [name] * len(texts), "response": told},
+                        {"prompt": texts, "teacher": [name] * len(texts), "response": found},
                         schema=columns[1],
                     )
                 )

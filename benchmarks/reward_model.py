@@ -4,7 +4,7 @@ longest.
     python benchmarks/reward_model.py [--rows 32] [--rounds 2]
 
 Both score the same conversations (lengths log-normal) with SmolLM2's shape, random weights and one
-output. Scores must not hang on who shares a batch: beside each speed is the largest difference to
+output. Scores must not depend on who shares a batch: beside each speed is the largest difference to
 the row alone, in standard deviations of the scores.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
     alone = scores["batch size 1"]
     error = {way: abs(of - alone).max() / alone.std() for way, of in scores.items()}
     if error["persyn"] > 1e-3:
-        raise SystemExit(f"Scores hang on the batch: {error['persyn']:.1e} of their spread.")
+        raise SystemExit(f"Scores depend on the batch: {error['persyn']:.1e} of their spread.")
     least = {way: min(times) for way, times in seconds.items()}
     lines = [
         [way, f"{s:.2f}", f"{len(rows) / s:.1f}", f"{error[way]:.1e}"] for way, s in least.items()

@@ -128,11 +128,11 @@ def by_reward_trainer(
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-    told = lambda text, t: f"{text}\n{shapes.TEACHERS[t]}"  # noqa: E731
+    known = lambda text, t: f"{text}\n{shapes.TEACHERS[t]}"  # noqa: E731
     rows = [
         {
-            "chosen": told(text, a if r[a] > r[b] else b),
-            "rejected": told(text, b if r[a] > r[b] else a),
+            "chosen": known(text, a if r[a] > r[b] else b),
+            "rejected": known(text, b if r[a] > r[b] else a),
         }
         for text, r in zip(texts, rewards, strict=True)
         for a, b in PAIRS
@@ -146,7 +146,7 @@ def by_reward_trainer(
 
     def train() -> Callable[[list[str]], np.ndarray]:
         trainer.train()
-        every = lambda prompts: [told(text, t) for text in prompts for t in range(N)]  # noqa: E731
+        every = lambda prompts: [known(text, t) for text in prompts for t in range(N)]  # noqa: E731
         return lambda prompts: (
             forward(model.eval(), tokenizer, every(prompts)).numpy().reshape(len(prompts), N)
         )

@@ -186,10 +186,10 @@ def bare_vllm() -> None:
         outputs = llm.generate(
             [{"prompt_token_ids": x + y} for x, y in rows], sampling, use_tqdm=False
         )
-        told = zip(rows, (output.prompt_logprobs for output in outputs), strict=True)
+        made = zip(rows, (output.prompt_logprobs for output in outputs), strict=True)
         return [
             sum(p[t].logprob for p, t in zip(found[len(x) :], y, strict=True)) / len(y)
-            for (x, y), found in told
+            for (x, y), found in made
         ]
 
     score(rows[:2])

@@ -101,9 +101,9 @@ class CountingEngine:
             if self.fails(teacher.name, prompt):
                 yield i, failed(teacher, "the server is on fire")
             else:
-                told = {
+                found = {
                     "teacher": teacher.name,
                     "text": answer(teacher.name, prompt),
                     "finish_reason": "stop",
                 }
-                yield i, Response(**told, prompt_tokens=7, completion_tokens=5, error="")
+                yield i, Response(**found, prompt_tokens=7, completion_tokens=5, error="")

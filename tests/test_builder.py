@@ -240,8 +240,8 @@ def test_failed_rows_go_to_their_own_split(chat_model, tmp_path, monkeypatch):
     assert "1 of 24 prompts have no answer" in (builder.folder / "README.md").read_text()
     # The split is gone when the answer has come.
     counting(monkeypatch)
-    mended = build(values | {"reward": {"seed": 1}}, tmp_path / "out")
-    assert list(mended.as_dataset()) == ["train"]
+    fixed = build(values | {"reward": {"seed": 1}}, tmp_path / "out")
+    assert list(fixed.as_dataset()) == ["train"]
 
 
 @pytest.mark.parametrize("stop_after", [20, 50])  # in the calibration, and in the synthesis

@@ -51,9 +51,9 @@ def test_build_and_build_again(chat_model, tmp_path, capsys):
         )
         == 0
     )
-    told = capsys.readouterr().out
-    assert "48 generations" in told and all(f"  {t}" in told for t in ("adder", "multiplier"))
-    assert f"load_dataset('{output}/dataset')" in told
+    printed = capsys.readouterr().out
+    assert "48 generations" in printed and all(f"  {t}" in printed for t in ("adder", "multiplier"))
+    assert f"load_dataset('{output}/dataset')" in printed
     assert len(load_dataset(f"{output}/dataset", split="train")) == 24
     assert Router.from_pretrained(f"{output}/router").metrics["prompts"] == 12
     assert (
@@ -71,7 +71,7 @@ def test_build_and_build_again(chat_model, tmp_path, capsys):
         )
         == 0
     )
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == printed
 
 
 def test_a_dry_run_prints_the_plan_and_spends_nothing(chat_model, tmp_path, capsys, asked):
@@ -82,9 +82,9 @@ def test_a_dry_run_prints_the_plan_and_spends_nothing(chat_model, tmp_path, caps
         )
         == 0
     )
-    told = capsys.readouterr().out
-    assert "24 prompts, 3 teachers" in told and "then 14 responses" in told
-    assert f"{10 * 3 + 24 - 10} generations in all; generate-then-select needs {24 * 3}" in told
+    printed = capsys.readouterr().out
+    assert "24 prompts, 3 teachers" in printed and "then 14 responses" in printed
+    assert f"{10 * 3 + 24 - 10} generations in all; generate-then-select needs {24 * 3}" in printed
     assert asked == [] and not output.exists()
 
 
@@ -142,8 +142,8 @@ def test_route_only_assigns(done, tmp_path, capsys, asked):
     ]
     built_rows = load_dataset(str(done.folder), "routing", split="train")[:9]
     assert (rows["teacher"], rows["prompt_id"]) == (built_rows["teacher"], built_rows["prompt_id"])
-    told = capsys.readouterr().out
-    assert all(f"\n{name} " in told for name in set(rows["teacher"])) and asked == []
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in set(rows["teacher"])) and asked == []
 
 
 def test_synthesize_asks_only_the_assigned_teacher(done, tmp_path, asked):
@@ -352,7 +352,7 @@ WRONG = {
 def test_bad_input_is_refused_before_any_work(
     what, dry, chat_model, tmp_path, capsys, asked, monkeypatch
 ):
-    """Item 6: exit code 1, and a message that names the place and the mend, before a model is
+    """Item 6: exit code 1, and a message that names the place and the fix, before a model is
     asked.
     """
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
@@ -431,8 +431,8 @@ def test_a_real_endpoint_builds_and_its_key_is_nowhere(chat_model, tmp_path, cap
         if f.is_file()
     ]
     assert written and not any(b"sk-0123456789" in content for content in written)
-    told = capsys.readouterr()
-    assert "sk-0123456789" not in told.out + told.err
+    printed = capsys.readouterr()
+    assert "sk-0123456789" not in printed.out + printed.err
 
 
 def test_a_function_of_the_working_folder_is_found(chat_model, tmp_path):
@@ -493,10 +493,12 @@ def test_the_module_is_the_command():
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as leave:
         main([command, "--help"] if command else ["--help"])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert leave.value.code == 0
     expected = {"build": ["--set", "--dry-run", "--output"], None: ["build", "route", "synthesize"]}
-    assert all(word in told for word in expected.get(command, ["--output", "--column", "prompts"]))
+    assert all(
+        word in printed for word in expected.get(command, ["--output", "--column", "prompts"])
+    )
 
 
 @pytest.mark.parametrize(

@@ -461,15 +461,15 @@ def test_prompts_unlike_the_calibration_are_told_with_numbers(published, tmp_pat
     like = [[{"role": "user", "content": p}] for p, _ in problems()]
     assert router.unlike(like) == []
     long = [[{"role": "user", "content": "Write a poem about the sea. " * 12}]] * 8
-    told = router.unlike(long)
-    assert any("in their length: 336 characters" in t and "calibration 11" in t for t in told)
-    assert any("cosine distance" in t for t in told)
+    found = router.unlike(long)
+    assert any("in their length: 336 characters" in t and "calibration 11" in t for t in found)
+    assert any("cosine distance" in t for t in found)
     (tmp_path / "long.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in long))
     assert (
         main(["route", ROUTER, str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "out")])
         == 0
     )
-    assert told[0] in capsys.readouterr().err
+    assert found[0] in capsys.readouterr().err
 
 
 def test_no_router_no_revision(hub, published, tmp_path, capsys):

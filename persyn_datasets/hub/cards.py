@@ -337,8 +337,7 @@ def split(card: str) -> tuple[dict[str, Any], str, str]:
         raise InputError(f"README.md: its header is not YAML, fix it: {error}") from error
     if not isinstance(metadata, dict):
         raise InputError(
-            f"README.md: its header is {type(metadata).__name__}; expected keys and values. Mend "
-            "it."
+            f"README.md: its header is {type(metadata).__name__}; expected keys and values. Fix it."
         )
     above, begin, rest = text.partition(BEGIN)
     if begin and END not in rest:

@@ -170,7 +170,7 @@ def reliability(o: np.ndarray, rewards: np.ndarray) -> list[Reliability]:
     """Is the favourite of two teachers the better one as often as σ(Zᵀ π(x)) says?
 
     Args:
-        o: π(x), (prompts, teachers); −∞ for teachers that are not to be had.
+        o: π(x), (prompts, teachers); −∞ for teachers that are not available.
         rewards: (prompts, teachers), NaN where there is none; ties are no comparison.
 
     Returns:

@@ -17,7 +17,7 @@ class Route:
     """A `datasets` map that adds `teacher`, the router's choice, and `router_scores`.
 
         prompts.map(Route(router), batched=True)
-        prompts.map(Route(router, teachers=["a", "b"]), batched=True)  # only these are to be had
+        prompts.map(Route(router, teachers=["a", "b"]), batched=True)  # only these are available
         # the same, at once
         routed.map(Route(router, teachers=["a", "b"], from_scores=True), batched=True)
 

@@ -34,7 +34,7 @@ def assign(
     exact integer programme (HiGHS). So up to `CORE` prompts the result is the optimum.
 
     Args:
-        reward: E[r(x, M)], (prompts, teachers), −∞ where a teacher is not to be had.
+        reward: E[r(x, M)], (prompts, teachers), −∞ where a teacher is not available.
         cost: of the answer, (prompts, teachers), 0 or more.
 
     Returns:

@@ -110,7 +110,7 @@ def mean_win(p: np.ndarray) -> np.ndarray:
     over all j ≠ i.
 
     Args:
-        p: `router_scores`, (prompts, teachers); 0 for a teacher that is not to be had.
+        p: `router_scores`, (prompts, teachers); 0 for a teacher that is not available.
 
     Returns:
         (prompts, teachers), in [0, 1]; −∞ where p is 0. Ordered as the scores are.

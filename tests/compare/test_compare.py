@@ -107,11 +107,11 @@ def test_the_numbers_are_those_of_the_prompts(output):
 
 
 def test_tables_and_figures(output):
-    told = (output / "results.md").read_text()
-    assert "By log-likelihood (16 prompts) the student of **persyn**" in told and "± " in told
+    made = (output / "results.md").read_text()
+    assert "By log-likelihood (16 prompts) the student of **persyn**" in made and "± " in made
     assert (
-        "trained for 3 steps on datasets of 24 examples" in told
-        and "spread between 2 seeds" in told
+        "trained for 3 steps on datasets of 24 examples" in made
+        and "spread between 2 seeds" in made
     )
     assert {p.name for p in (output / "figures").iterdir()} == {"scores.png"}
 

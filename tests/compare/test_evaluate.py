@@ -161,7 +161,7 @@ def test_held_out_prompts_by_math_verify_and_likelihood(
     )
     assert list(measured["exact match"].values()) == [0, 1, 0, 1, 0, 0]
     rows = [([{"role": "user", "content": row["prompt"]}], row["solution"]) for row in ROWS]
-    expected = {i: told["learnability"] for i, told in signals(Student(base_model), rows)}
+    expected = {i: made["learnability"] for i, made in signals(Student(base_model), rows)}
     assert list(measured["log-likelihood"].values()) == pytest.approx(
         [expected[i] for i in range(6)], abs=1e-5
     )
@@ -227,14 +227,14 @@ def test_rows_that_cannot_be_measured_are_named(tmp_path):
 
 
 def test_a_recipe_says_it(tmp_path, held_out, tasks):
-    told = {
+    made = {
         "tasks": ["writes"],
         "include_path": tasks,
         "held_out": {"path": held_out.path, "answer_column": "answer"},
     }
     training = {"max_steps": 3, "lora": {"r": 4}}
     recipe = Recipe.from_dict(
-        make_recipe(tmp_path, "org/student", evaluation=told, training=training)
+        make_recipe(tmp_path, "org/student", evaluation=made, training=training)
     )
     assert (
         recipe.evaluation.tasks == ("writes",)

@@ -82,8 +82,8 @@ def test_the_signal_that_predicts_the_gain_wins(recipe):
     draw = np.random.default_rng(1)
     worth = draw.permutation(np.linspace(0, 1, 8))
     gains = {"log-likelihood": worth + draw.normal(scale=0.2, size=(50, 8))}
-    told = tournament.play(recipe, rows(worth, draw), gains)
-    of = told["signals"]["log-likelihood"]
+    made = tournament.play(recipe, rows(worth, draw), gains)
+    of = made["signals"]["log-likelihood"]
     assert set(of) == {
         "quality",
         "log-probability",
@@ -95,12 +95,12 @@ def test_the_signal_that_predicts_the_gain_wins(recipe):
         "same family",
     }
     assert of["target"]["rho"] > 0.9 > -0.9 > of["log-probability"]["rho"]
-    assert told["winner"]["learnability"] == "target" and told["winner"]["low"] > 0
-    assert told["same_family"]["target"] in (0.0, 1.0) or 0 < told["same_family"]["target"] < 1
-    assert told["with_length"]["target"] == pytest.approx(
+    assert made["winner"]["learnability"] == "target" and made["winner"]["low"] > 0
+    assert made["same_family"]["target"] in (0.0, 1.0) or 0 < made["same_family"]["target"] < 1
+    assert made["with_length"]["target"] == pytest.approx(
         stats.spearmanr(worth, range(8)).statistic, abs=0.15
     )
-    assert [len(line) for line in told["candidates"]] == [8] * 10
+    assert [len(line) for line in made["candidates"]] == [8] * 10
 
 
 def test_where_nothing_predicts_there_is_no_winner(recipe):

@@ -31,7 +31,7 @@ def data():
 
 def learned(model, data):
     rows = [(p, c[0]["content"]) for p, c in zip(data["prompt"], data["completion"], strict=True)]
-    return sum(told["learnability"] for _, told in signals(Student(str(model)), rows)) / len(rows)
+    return sum(found["learnability"] for _, found in signals(Student(str(model)), rows)) / len(rows)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_a_student_learns_its_data_and_is_found_again(fixture, more, data, tmp_p
     training = Training(**({"num_train_epochs": 1} | QUICK | more))
     place = train(student, data, training, 0, tmp_path)
     assert learned(place / "model", data) > learned(student.model, data) + 0.5
-    told = json.loads((place / "student.json").read_text())
-    assert (told["examples"], told["steps"]) == (24, 8 if training.packing else 6)
+    found = json.loads((place / "student.json").read_text())
+    assert (found["examples"], found["steps"]) == (24, 8 if training.packing else 6)
     assert sorted(p.name for p in place.iterdir()) == ["model", "student.json"]
     assert not [p for p in place.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
     AutoModelForCausalLM.from_pretrained(place / "model")  # merged: plain transformers opens it

@@ -84,13 +84,13 @@ def test_the_recipe_is_written_with_what_won_or_not_at_all(recipe, output):
     played = json.loads((output / "tournament.json").read_text())
     tuned = output / "recipe.yaml"
     assert tuned.exists() == (played["winner"] is not None)
-    told = (output / "tournament.md").read_text()
+    made = (output / "tournament.md").read_text()
     if played["winner"]:
         reward = yaml.safe_load(tuned.read_text())["reward"]
-        assert reward["learnability"] == played["winner"]["learnability"] and "predicts" in told
+        assert reward["learnability"] == played["winner"]["learnability"] and "predicts" in made
         assert main(["build", str(tuned), "--dry-run"]) == 0
     else:
-        assert "No signal is proven" in told
+        assert "No signal is proven" in made
     assert (output / "tournament.png").stat().st_size > 0
 
 

@@ -90,8 +90,8 @@ def test_the_plan_without_the_hub(setting, hub, capsys, monkeypatch):
     """
     assert main(["build", f"paper-{setting}", "--dry-run"]) == 1
     assert (
-        "no such dataset on the Hub" in (told := capsys.readouterr().err)
-        and "Traceback" not in told
+        "no such dataset on the Hub" in (made := capsys.readouterr().err)
+        and "Traceback" not in made
     )
     recipe = Recipe.load(f"paper-{setting}")
     prompts = Dataset.from_list(

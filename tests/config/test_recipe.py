@@ -193,13 +193,13 @@ def test_a_recipe_from_the_hub_touches_nothing_that_the_user_did_not_name(hub, c
     recipe = on_the_hub(hub, **changes)
     with pytest.raises(InputError, match=f"on the Hub sets {key} to .*--set {key}="):
         Recipe.load(recipe)
-    mended = {
+    overrides = {
         "quality": "math-verify",
         "student.trust_remote_code": "false",
         "quality.trust_remote_code": "false",
     }
     assert Recipe.load(
-        recipe, [f"{key}={mended.get(key, 'http://mine/v1' if 'url' in key else 'org/mine')}"]
+        recipe, [f"{key}={overrides.get(key, 'http://mine/v1' if 'url' in key else 'org/mine')}"]
     )
 
 

@@ -71,19 +71,19 @@ def test_against_brute_force(tmp_path):
 def test_several_benchmarks_and_dropping(tmp_path):
     files = [write_lines(tmp_path / f"{i}.jsonl", [{"q": text(i, i + 15)}]) for i in (0, 1)]
     rows = prompts(text(0, 14), text(15, 30), text(3, 16))
-    kept, told = clean(rows, Decontaminate(tuple(files)))
+    kept, made = clean(rows, Decontaminate(tuple(files)))
     assert (
         len(kept) == 3
-        and "2 of 3 prompts share 13 words" in in_words(told)
-        and "kept" in in_words(told)
+        and "2 of 3 prompts share 13 words" in in_words(made)
+        and "kept" in in_words(made)
     )
-    assert {name: b["overlapping"] for name, b in told["benchmarks"].items()} == {
+    assert {name: b["overlapping"] for name, b in made["benchmarks"].items()} == {
         "0.jsonl": 1,
         "1.jsonl": 2,
     }
-    kept, told = clean(rows, Decontaminate(tuple(files), drop=True))
-    assert kept.to_list() == rows.to_list()[1:2] and in_words(told).endswith("and are dropped.")
-    assert told["benchmarks"]["1.jsonl"]["examples"] == [text(0, 14), text(3, 16)]
+    kept, made = clean(rows, Decontaminate(tuple(files), drop=True))
+    assert kept.to_list() == rows.to_list()[1:2] and in_words(made).endswith("and are dropped.")
+    assert made["benchmarks"]["1.jsonl"]["examples"] == [text(0, 14), text(3, 16)]
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
         overlaps(rows, ["none.jsonl"])
 

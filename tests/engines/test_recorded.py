@@ -51,9 +51,9 @@ def test_answers_are_matched_on_prompt_and_teacher(answers):
 def test_sample_j_is_the_jth_answer(answers):
     teacher, one = Teacher(answers, name="a", engine="recorded"), ROWS[0]["prompt"]
     requests = [Request(teacher, prompt_id(one), one, sample) for sample in (1, 0, 2)]
-    told = [response for _, response in recorded.generate(requests, Account())]
-    assert [r["text"] for r in told] == ["second", "first", ""]
-    assert "no answer number 3 of 'a'" in told[2]["error"]
+    found = [response for _, response in recorded.generate(requests, Account())]
+    assert [r["text"] for r in found] == ["second", "first", ""]
+    assert "no answer number 3 of 'a'" in found[2]["error"]
 
 
 @pytest.mark.parametrize(
@@ -82,15 +82,15 @@ def test_check(answers, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize(
-    "told", [["0", "1"], ["007", "1.50"], ["1969-07-16", "nan"], ["True", "null"]]
+    "found", [["0", "1"], ["007", "1.50"], ["1969-07-16", "nan"], ["True", "null"]]
 )
-def test_answers_are_texts_as_written(tmp_path, suffix, told):
+def test_answers_are_texts_as_written(tmp_path, suffix, found):
     """Whatever they look like; "0" is an answer. So are the names of teachers."""
-    rows = [{"prompt": f"{i}?", "teacher": "7", "response": text} for i, text in enumerate(told)]
+    rows = [{"prompt": f"{i}?", "teacher": "7", "response": text} for i, text in enumerate(found)]
     file = tmp_path / f"answers{suffix}"
     table = Dataset.from_list(rows)
     getattr(table, {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}[suffix])(file)
-    for i, text in enumerate(told):
+    for i, text in enumerate(found):
         response = ask(str(file), "7", [{"role": "user", "content": f"{i}?"}])
         assert (response["text"], response["error"]) == (text, "")
 

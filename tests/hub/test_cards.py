@@ -239,14 +239,14 @@ def test_three_ways(done):
     }
     new = {"license": "gemma", "tags": ["persyn", "b"], "size_categories": ["1K<n<10K"]}
     card = cards.merge("", old, "one")
-    told, above, below = cards.split(cards.merge(card, new, "two", old))
-    assert told == {"license": "gemma", "tags": ["persyn", "b"], "size_categories": ["1K<n<10K"]}
+    made, above, below = cards.split(cards.merge(card, new, "two", old))
+    assert made == {"license": "gemma", "tags": ["persyn", "b"], "size_categories": ["1K<n<10K"]}
     mine = (
         card.replace("license: mit", "license: cc0-1.0\nmore: 1").replace("- a\n", "- a\n- mine\n")
         + "\nBelow."
     )
-    told, above, below = cards.split(cards.merge(mine.replace("\n", "\r\n"), new, "two", old))
-    assert told == {
+    made, above, below = cards.split(cards.merge(mine.replace("\n", "\r\n"), new, "two", old))
+    assert made == {
         "license": "cc0-1.0",
         "more": 1,
         "tags": ["persyn", "b", "mine"],

@@ -34,9 +34,9 @@ def lines(*found):
     ],
 )
 def test_the_strictest_is_named_and_unknown_ones_are_flagged(found, strictest, metadata):
-    told = licenses.worked_out(lines(*found))
-    assert (told["strictest"], told["metadata"]) == (strictest, metadata)
-    assert told["unknown"] == [
+    made = licenses.worked_out(lines(*found))
+    assert (made["strictest"], made["metadata"]) == (strictest, metadata)
+    assert made["unknown"] == [
         f"t{i}" for i, name in enumerate(found) if name not in licenses.TERMS
     ]
 
@@ -73,8 +73,8 @@ def test_what_nobody_says_here_is_looked_up_on_the_hub(cards_on_the_hub, tmp_pat
         Teacher("org/model", name="stated", license="gemma"),
         Teacher(str(tmp_path), name="local"),
     ]
-    told = licenses.sources(Prompts("org/prompts"), teachers, "org/student", "org/base")
-    found = {line["name"]: line["license"] for line in told["licenses"]}
+    made = licenses.sources(Prompts("org/prompts"), teachers, "org/student", "org/base")
+    found = {line["name"]: line["license"] for line in made["licenses"]}
     assert found == {
         "org/prompts": "cc-by-sa-4.0",
         "org/model": "qwen-research",
@@ -84,14 +84,14 @@ def test_what_nobody_says_here_is_looked_up_on_the_hub(cards_on_the_hub, tmp_pat
         "local": None,
         "org/base": "apache-2.0",
     }
-    assert (told["language"], told["local"]) == (["de", "en"], [str(tmp_path)])
-    assert told["models"] == ["org/model", "org/none", str(tmp_path)]
+    assert (made["language"], made["local"]) == (["de", "en"], [str(tmp_path)])
+    assert made["models"] == ["org/model", "org/none", str(tmp_path)]
     stated = licenses.sources(Prompts("org/prompts", license="mit", language="fr"), teachers)
     assert (stated["licenses"][0]["license"], stated["language"]) == ("mit", ["fr"])
 
 
 def test_without_a_hub_they_are_unknown_and_it_is_asked_once(cards_on_the_hub):
     cards_on_the_hub.count_again(lambda n, method, path: "drop")
-    told = licenses.sources(Prompts("org/prompts"), [Teacher("org/model"), Teacher("org/base")])
-    assert [line["license"] for line in told["licenses"]] == [None] * 3
+    made = licenses.sources(Prompts("org/prompts"), [Teacher("org/model"), Teacher("org/base")])
+    assert [line["license"] for line in made["licenses"]] == [None] * 3
     assert len(cards_on_the_hub.requests) <= 2  # a client may try a closed connection once more

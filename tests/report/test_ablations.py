@@ -45,7 +45,7 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def told():
+def done():
     return analysed(train=250)
 
 
@@ -64,15 +64,15 @@ def analysed(train):
     return analyse(router, calibration, routed, Reward()), ranked, chosen
 
 
-def test_the_confusion_by_counting(told):
-    analysis, ranked, chosen = told
+def test_the_confusion_by_counting(done):
+    analysis, ranked, chosen = done
     counts = Counter(zip(chosen[250:], ranked["best_teacher"][250:], strict=True))
     assert analysis["confusion"] == [[counts[a, b] for b in NAMES] for a in NAMES]
     assert sum(map(sum, analysis["confusion"])) == 50
 
 
-def test_difficulty_and_length_by_hand(told):
-    analysis, _, chosen = told
+def test_difficulty_and_length_by_hand(done):
+    analysis, _, chosen = done
     mean = QUALITY.mean(-1)
     hardest = np.argsort(mean)[:100]
     first = analysis["difficulty"][0]
@@ -87,8 +87,8 @@ def test_difficulty_and_length_by_hand(told):
     ) == 100
 
 
-def test_the_curve_is_that_of_heads_fitted_to_the_first_prompts(told):
-    analysis, ranked, _ = told
+def test_the_curve_is_that_of_heads_fitted_to_the_first_prompts(done):
+    analysis, ranked, _ = done
     assert [row["prompts"] for row in analysis["by_size"]] == [31, 62, 125, 250]
     for row in analysis["by_size"][:2]:
         first = ranked.select(range(row["prompts"]))
@@ -101,9 +101,9 @@ def test_the_curve_is_that_of_heads_fitted_to_the_first_prompts(told):
         assert row["quality"] == pytest.approx(QUALITY[250:][np.arange(50), choices].mean())
 
 
-def test_alpha_moves_the_choice_from_quality_to_learnability(told):
+def test_alpha_moves_the_choice_from_quality_to_learnability(done):
     quality, learnability = zip(
-        *((row["quality"], row["learnability"]) for row in told[0]["by_alpha"]), strict=True
+        *((row["quality"], row["learnability"]) for row in done[0]["by_alpha"]), strict=True
     )
     assert (
         quality[0] == max(quality) > quality[-1] + 0.5
@@ -113,9 +113,9 @@ def test_alpha_moves_the_choice_from_quality_to_learnability(told):
         LEARNABILITY[250:].max(-1).mean()
     )  # at α = 1 nothing else counts, and the feature says it all
     assert learnability[-1] == pytest.approx(best, abs=0.005)
-    recipe = next(row for row in told[0]["by_alpha"] if row["alpha"] == 0.4)
+    recipe = next(row for row in done[0]["by_alpha"] if row["alpha"] == 0.4)
     assert recipe == {"alpha": 0.4} | {
-        k: v for k, v in told[0]["by_size"][-1].items() if k != "prompts"
+        k: v for k, v in done[0]["by_size"][-1].items() if k != "prompts"
     }
 
 

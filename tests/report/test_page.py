@@ -50,9 +50,9 @@ class Tags(HTMLParser):
 
 def test_report_writes_one_page_that_needs_no_network(done, capsys):
     assert main(["report", str(done.output)]) == 0
-    told = capsys.readouterr().out
-    assert verdict(done.stats["router"]) in " ".join(told.split())
-    assert str(done.output / "report/index.html") in told
+    printed = capsys.readouterr().out
+    assert verdict(done.stats["router"]) in " ".join(printed.split())
+    assert str(done.output / "report/index.html") in printed
     html = (done.output / "report/index.html").read_text()
     tags, words_of = Tags(html), unescape(html)
     assert tags.open == []

@@ -126,22 +126,22 @@ def test_confidence_and_its_calibration_by_hand():
             for k, v in rewards.items()
         ]
     )
-    told = report.measure_routing(held_out, routed, list("abc"))
-    assert told["confidence"] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1] and told[
+    found = report.measure_routing(held_out, routed, list("abc"))
+    assert found["confidence"] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1] and found[
         "mean_confidence"
     ] == pytest.approx(0.81)
     # x: a over b with 2/3 (right), a over c with 6/7 (right), b over c with 3/4 (wrong); y: b over
     # a with 1 (right)
-    assert [(r["comparisons"], r["observed"]) for r in told["reliability"]] == [
+    assert [(r["comparisons"], r["observed"]) for r in found["reliability"]] == [
         (1, 1.0),
         (1, 0.0),
         (1, 1.0),
         (1, 1.0),
     ]
-    assert [r["predicted"] for r in told["reliability"]] == pytest.approx(
+    assert [r["predicted"] for r in found["reliability"]] == pytest.approx(
         [2 / 3, 3 / 4, 6 / 7, 1.0]
     )
-    assert told["calibration_error"] == pytest.approx((1 / 3 + 3 / 4 + 1 / 7 + 0) / 4)
+    assert found["calibration_error"] == pytest.approx((1 / 3 + 3 / 4 + 1 / 7 + 0) / 4)
     nothing = report.measure_routing(held_out.select([]), routed, list("abc"))
     assert (nothing["reliability"], nothing["calibration_error"]) == ([], None)
 

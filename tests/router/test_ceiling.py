@@ -23,32 +23,34 @@ def simulated(expected, noise, samples):
 def test_luck_alone_looks_like_a_lead_and_is_none(samples):
     """Every prompt has the same best teacher, so that no router can lead by anything."""
     expected = np.tile(LEVEL, (PROMPTS, 1))
-    told = ceiling(RNG.normal(size=expected.shape), simulated(expected, 1.0, samples), SINGLE)
-    assert told["apparent"]["low"] > 0.3
-    assert told["predictable"]["mean"] < 0 and told["router"]["mean"] == pytest.approx(
+    found = ceiling(RNG.normal(size=expected.shape), simulated(expected, 1.0, samples), SINGLE)
+    assert found["apparent"]["low"] > 0.3
+    assert found["predictable"]["mean"] < 0 and found["router"]["mean"] == pytest.approx(
         -0.4, abs=0.1
     )
-    assert "Ann alone may be enough" in in_words(told, "Ann")
+    assert "Ann alone may be enough" in in_words(found, "Ann")
 
 
 def test_a_lead_without_luck_is_all_predictable_and_a_router_that_knows_gets_it():
     expected = TASTE + LEVEL
     truth = (expected.max(-1) - expected[:, SINGLE]).mean()
-    told = ceiling(expected, simulated(expected, 0.0, 4), SINGLE)
+    found = ceiling(expected, simulated(expected, 0.0, 4), SINGLE)
     for name in ("apparent", "predictable", "router"):
-        assert told[name]["mean"] == pytest.approx(truth)
-    assert told["left"] == pytest.approx({"mean": 0, "low": 0, "high": 0})
-    assert "not proven to miss anything" in in_words(told, "Ann")
+        assert found[name]["mean"] == pytest.approx(truth)
+    assert found["left"] == pytest.approx({"mean": 0, "low": 0, "high": 0})
+    assert "not proven to miss anything" in in_words(found, "Ann")
 
 
 def test_the_truth_lies_between_and_more_samples_come_nearer():
     expected = TASTE + LEVEL
     truth = (expected.max(-1) - expected[:, SINGLE]).mean()
     few, many = (ceiling(0 * expected, simulated(expected, 0.5, k), SINGLE) for k in (2, 16))
-    for told in (few, many):
-        assert told["predictable"]["mean"] < truth < told["apparent"]["mean"]
+    for found in (few, many):
+        assert found["predictable"]["mean"] < truth < found["apparent"]["mean"]
         assert (
-            told["predictable"]["low"] < told["predictable"]["mean"] < told["predictable"]["high"]
+            found["predictable"]["low"]
+            < found["predictable"]["mean"]
+            < found["predictable"]["high"]
         )
     assert few["predictable"]["mean"] < many["predictable"]["mean"]
     assert many["apparent"]["mean"] < few["apparent"]["mean"]
@@ -62,7 +64,7 @@ def test_the_truth_lies_between_and_more_samples_come_nearer():
 
 def test_against_brute_force():
     rewards, scores = RNG.normal(size=(30, 4, 5)), RNG.normal(size=(30, 4))
-    told = ceiling(scores, rewards, 1)
+    found = ceiling(scores, rewards, 1)
     apparent, predictable, router = [], [], []
     for r, o in zip(rewards, scores, strict=True):
         a = [np.mean([r[t][s] for s in (0, 2, 4)]) for t in range(4)]
@@ -71,7 +73,7 @@ def test_against_brute_force():
         predictable.append((b[int(np.argmax(a))] - b[1] + a[int(np.argmax(b))] - a[1]) / 2)
         best = int(np.argmax(o))
         router.append((a[best] - a[1] + b[best] - b[1]) / 2)
-    means = [told[name]["mean"] for name in ("apparent", "predictable", "router")]
+    means = [found[name]["mean"] for name in ("apparent", "predictable", "router")]
     assert means == pytest.approx([np.mean(apparent), np.mean(predictable), np.mean(router)])
 
 
@@ -114,13 +116,17 @@ def test_a_build_with_samples_says_it(chat_model, tmp_path):
     builder = PersynBuilder(Recipe.from_dict(values), tmp_path / "out")
     builder.download_and_prepare()
     stats = builder.stats
-    told = stats["router"]["ceiling"]
-    assert (told["samples"], told["prompts"], stats["generations"]) == (2, 4, 2 * 16 * 3 + 24 - 16)
+    found = stats["router"]["ceiling"]
+    assert (found["samples"], found["prompts"], stats["generations"]) == (
+        2,
+        4,
+        2 * 16 * 3 + 24 - 16,
+    )
     for text in (
         report.describe(builder.recipe, stats),
         (builder.folder / "README.md").read_text(),
     ):
-        words = in_words(told, stats["router"]["best_single_teacher"])
+        words = in_words(found, stats["router"]["best_single_teacher"])
         assert words in " ".join(text.split())
     calibration = load_dataset(str(builder.folder), "calibration", split="train")
     for row in calibration:

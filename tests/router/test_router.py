@@ -174,10 +174,10 @@ def test_others_open_it_without_us(router, folder):
         text = messages[0]["content"]
         with torch.no_grad():
             o = model(**tokenizer(text, return_tensors="pt")).logits[0]
-        told = {row["label"]: row["score"] for row in classify([text])[0]}
+        found = {row["label"]: row["score"] for row in classify([text])[0]}
         assert o.softmax(-1).tolist() == pytest.approx(route["router_scores"][i], abs=1e-5)
-        assert [told[n] for n in NAMES] == pytest.approx(route["router_scores"][i], abs=1e-5)
-        assert max(told, key=told.get) == route["teacher"][i]
+        assert [found[n] for n in NAMES] == pytest.approx(route["router_scores"][i], abs=1e-5)
+        assert max(found, key=found.get) == route["teacher"][i]
 
 
 def test_the_config_tells_all_and_no_secret(bert, tmp_path, monkeypatch):

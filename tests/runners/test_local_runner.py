@@ -133,10 +133,10 @@ from persyn_datasets import Score
 from persyn_datasets.data import schema
 from persyn_datasets.runners.local import run
 
-told = {{"teacher": "a", "sample": 0, "finish_reason": "stop", "error": "", "prompt_tokens": None}}
-told |= {{"completion_tokens": None}}
+found = {{"teacher": "a", "sample": 0, "finish_reason": "stop", "error": "", "prompt_tokens": None}}
+found |= {{"completion_tokens": None}}
 rows = Dataset.from_list(
-    [{{"prompt": f"{{i}}?", "responses": [told | {{"text": "x" * i}}]}} for i in range(1, 6)]
+    [{{"prompt": f"{{i}}?", "responses": [found | {{"text": "x" * i}}]}} for i in range(1, 6)]
 )
 scored = run(rows, Score({model!r}, quality=length), schema.SCORED, batch_size=None)
 assert [row["responses"][0]["quality"] for row in scored] == [1, 2, 3, 4, 5]
@@ -156,13 +156,13 @@ def test_a_users_script_runs_once_guarded_or_not(chat_model, tmp_path):
 
 
 def generated(n=40):
-    told = {"finish_reason": "stop", "error": "", "prompt_tokens": None, "completion_tokens": 1}
+    found = {"finish_reason": "stop", "error": "", "prompt_tokens": None, "completion_tokens": 1}
     rows = [
         {
             "prompt_id": f"{i:032d}",
             "messages": [{"role": "user", "content": f"{i}?"}],
             "responses": [
-                told
+                found
                 | {"teacher": t, "sample": 0, "text": f"{t} {i} " * 9, "quality": (i * k) % 5 / 4}
                 | {"learnability": -((i + k) % 7) / 3, "rsr": None}
                 | ({"error": "x", "quality": None} if (i + k) % 9 == 0 else {})

@@ -183,8 +183,8 @@ def test_max_cost_holds_for_the_cluster(cluster, monkeypatch):
     def answers(requests, stage):
         sent.append(len(requests))
         for r in requests:
-            told = {"teacher": "m", "text": "x", "finish_reason": "stop", "error": ""}
-            yield r, Response(**told, prompt_tokens=7, completion_tokens=5), False
+            found = {"teacher": "m", "text": "x", "finish_reason": "stop", "error": ""}
+            yield r, Response(**found, prompt_tokens=7, completion_tokens=5), False
 
     monkeypatch.setattr(ray_runner, "_answers", answers)
     account = Account(max_cost=30.0)
@@ -242,8 +242,8 @@ def kinds(prompts, completions, meta, votes, **columns):
 def test_blocks_give_the_bytes_of_the_local_table(cluster, chat_model, monkeypatch):
     """With nothing for a score, NaN, failed rows, objects that are null, JSON and labels."""
     monkeypatch.setattr(ray_runner, "ROWS_PER_BLOCK", 2)
-    told = {"sample": 0, "finish_reason": "stop", "prompt_tokens": None, "completion_tokens": 1}
-    good, bad = told | {"text": "so", "error": ""}, told | {"text": "", "error": "it failed"}
+    found = {"sample": 0, "finish_reason": "stop", "prompt_tokens": None, "completion_tokens": 1}
+    good, bad = found | {"text": "so", "error": ""}, found | {"text": "", "error": "it failed"}
     responses = [
         [good | {"teacher": "a"}, bad | {"teacher": "b"}],
         [good | {"teacher": "a", "text": "none"}],

@@ -157,8 +157,8 @@ def test_a_recipe_says_so_before_anything_is_spent(tmp_path, chat_model, target)
     recipe = Recipe.from_dict(values | {"target": spec})
     prompts = plan.check(recipe)
     assert len(prompts) == 24
-    told = plan.describe(recipe, prompts)
-    assert "12 reference answers" in told and "20 steps" in told
+    made = plan.describe(recipe, prompts)
+    assert "12 reference answers" in made and "20 steps" in made
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))).target == recipe.target
     rows = [{"prompt": "3 times 4?", "solution": "12"}]
     leaky = spec | {"path": write_lines(tmp_path / "leaky.jsonl", rows)}

@@ -26,7 +26,7 @@ def test_it_is_the_optimum_of_small_sets(seed):
         random.random((prompts, teachers)) * [1, 2, 5, 9][:teachers],
     )
     if seed % 4 == 0:
-        reward[:, 1][random.random(prompts) < 0.5] = -np.inf  # not to be had
+        reward[:, 1][random.random(prompts) < 0.5] = -np.inf  # not available
     if seed % 5 == 0:
         reward, cost = reward.round(1), cost.round()  # ties
     budget = (

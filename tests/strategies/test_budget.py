@@ -57,7 +57,7 @@ def test_mean_win_is_what_bradley_terry_expects():
     ]
     assert np.allclose(mean_win(softmax(o)), expected)
     assert (mean_win(softmax(o)).argsort() == o.argsort()).all()
-    o[:, 1] = -np.inf  # not to be had: the others play among themselves
+    o[:, 1] = -np.inf  # not available: the others play among themselves
     worth = mean_win(softmax(o))
     assert np.isneginf(worth[:, 1]).all() and np.allclose(
         worth[:, [0, 2, 3]], mean_win(softmax(o[:, [0, 2, 3]]))
@@ -123,12 +123,12 @@ def test_the_line_takes_scores_to_held_out_rewards():
 
 def test_a_builds_budget_is_kept_and_spent_best(done):
     free, half = done
-    told = half.stats["tradeoff"]["budget"]
+    made = half.stats["tradeoff"]["budget"]
     most = free.stats["tradeoff"]["curve"][-1]
     assert (
-        0 < told["spend"] <= most["spend"] / 2
-        and told["reward"] < most["reward"]
-        and told["multiplier"] > 0
+        0 < made["spend"] <= most["spend"] / 2
+        and made["reward"] < most["reward"]
+        and made["multiplier"] > 0
     )
     before, after = (load_dataset(str(b.folder), "routing", split="train") for b in done)
     assert (

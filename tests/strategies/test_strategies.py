@@ -268,8 +268,8 @@ def test_the_command(tmp_path, chat_model, capsys, monkeypatch):
         in capsys.readouterr().out
     )
     assert main(["build", recipe, "--strategy", "strong"]) == 0
-    told = capsys.readouterr().out
-    assert "outputs/tiny-strong/dataset" in told and "Router:" not in told
+    printed = capsys.readouterr().out
+    assert "outputs/tiny-strong/dataset" in printed and "Router:" not in printed
     assert set(load_dataset("outputs/tiny-strong/dataset", split="train")["teacher"]) == {
         "multiplier"
     }
