@@ -496,9 +496,8 @@ def test_help(command, capsys):
     printed = capsys.readouterr().out
     assert leave.value.code == 0
     expected = {"build": ["--set", "--dry-run", "--output"], None: ["build", "route", "synthesize"]}
-    assert all(
-        word in printed for word in expected.get(command, ["--output", "--column", "prompts"])
-    )
+    words = expected.get(command, ["--output", "--column", "prompts"])
+    assert all(word in printed for word in words)
 
 
 @pytest.mark.parametrize(

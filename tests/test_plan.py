@@ -96,25 +96,25 @@ def test_break_even_against_the_dearest_teacher(tmp_path, chat_model):
         teacher |= {"price": {"input": 0, "output": usd}, "system_prompt": None}
     recipe = Recipe.from_dict(values)
     rows = plan.check(recipe)
-    made, (a, b, dear), c = plan.estimate(recipe, rows), (1.0, 2.0, 9.0), 16  # USD of one answer
+    costs, (a, b, dear), c = plan.estimate(recipe, rows), (1.0, 2.0, 9.0), 16  # USD of one answer
 
     def ours(n):
         return c * (a + b + dear) + (n - c) * (a + b + dear) / 3
 
     first = next(n for n in range(c, 10_000) if ours(n) < n * dear)
-    assert first - 1 <= made["break_even"] <= first
-    assert made["Generate"]["usd"] + made["Synthesize"]["usd"] == pytest.approx(ours(24))
+    assert first - 1 <= costs["break_even"] <= first
+    assert costs["Generate"]["usd"] + costs["Synthesize"]["usd"] == pytest.approx(ours(24))
     assert (
-        made["Synthesize"]["completion_tokens"] == 8 * 1000
-        and made["Generate"]["completion_tokens"] == 48_000
+        costs["Synthesize"]["completion_tokens"] == 8 * 1000
+        and costs["Generate"]["completion_tokens"] == 48_000
     )
-    assert (made["generate_then_select"], made["dearest"]) == (
+    assert (costs["generate_then_select"], costs["dearest"]) == (
         24 * 12.0,
         {"name": "guesser", "usd": 24 * 9.0},
     )
     text = plan.describe(recipe, rows)
     assert (
-        f"which costs more from {made['break_even']:,.0f} prompts on" in text and "$288.00" in text
+        f"which costs more from {costs['break_even']:,.0f} prompts on" in text and "$288.00" in text
     )
 
 
@@ -135,8 +135,8 @@ def test_time_by_stated_or_measured_throughput(tmp_path, chat_model):
     }  # 250 s an answer
     recipe = Recipe.from_dict(values)
     rows = load(recipe.prompts)
-    made = plan.estimate(recipe, rows)
-    assert made["Generate"]["seconds"] is made["Synthesize"]["seconds"] is None
+    costs = plan.estimate(recipe, rows)
+    assert costs["Generate"]["seconds"] is costs["Synthesize"]["seconds"] is None
     assert "No time is estimated: state the tokens_per_second of multiplier, or" in plan.describe(
         recipe, rows
     )
@@ -147,9 +147,9 @@ def test_time_by_stated_or_measured_throughput(tmp_path, chat_model):
     lines.append(
         {"teacher": "guesser", "new_tokens": 500, "seconds": 50.0}
     )  # 100 s an answer: not what was stated
-    made = plan.estimate(recipe, rows, lines)
-    assert made["Generate"]["seconds"] == pytest.approx(16 * (20 + 100))
-    assert made["Synthesize"]["seconds"] == pytest.approx(8 / 3 * (20 + 100))
+    costs = plan.estimate(recipe, rows, lines)
+    assert costs["Generate"]["seconds"] == pytest.approx(16 * (20 + 100))
+    assert costs["Synthesize"]["seconds"] == pytest.approx(8 / 3 * (20 + 100))
     assert "0.5 hours for the calibration, 0.1 for the rest" in " ".join(
         plan.describe(recipe, rows, lines).split()
     )

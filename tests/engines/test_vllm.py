@@ -224,7 +224,7 @@ def test_it_stops_when_the_account_is_closed_or_refuses(chat_model, loads, monke
     refused = requests_of(priced, {"refused": [{"role": "user", "content": "refuse me"}]})
     assert [i for i, _ in engine.generate(refused + requests, account)] == [
         0
-    ]  # a failure that costs nothing is known
+    ]  # a failure that costs nothing is reported
 
 
 def test_check(chat_model, loads, monkeypatch, tmp_path):

@@ -47,11 +47,8 @@ def test_the_truth_lies_between_and_more_samples_come_nearer():
     few, many = (ceiling(0 * expected, simulated(expected, 0.5, k), SINGLE) for k in (2, 16))
     for found in (few, many):
         assert found["predictable"]["mean"] < truth < found["apparent"]["mean"]
-        assert (
-            found["predictable"]["low"]
-            < found["predictable"]["mean"]
-            < found["predictable"]["high"]
-        )
+        lead = found["predictable"]
+        assert lead["low"] < lead["mean"] < lead["high"]
     assert few["predictable"]["mean"] < many["predictable"]["mean"]
     assert many["apparent"]["mean"] < few["apparent"]["mean"]
     # A router that always names the first teacher leaves more than there is.
@@ -117,11 +114,8 @@ def test_a_build_with_samples_says_it(chat_model, tmp_path):
     builder.download_and_prepare()
     stats = builder.stats
     found = stats["router"]["ceiling"]
-    assert (found["samples"], found["prompts"], stats["generations"]) == (
-        2,
-        4,
-        2 * 16 * 3 + 24 - 16,
-    )
+    assert (found["samples"], found["prompts"]) == (2, 4)
+    assert stats["generations"] == 2 * 16 * 3 + 24 - 16
     for text in (
         report.describe(builder.recipe, stats),
         (builder.folder / "README.md").read_text(),

@@ -8,15 +8,14 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from persyn_datasets import Generate, InputError, Pairify, Rank, Score, Synthesize, Teacher
 from persyn_datasets.data import schema
 
-TOLD = {"sample": 0, "text": "x", "finish_reason": "stop", "prompt_tokens": None}
-TOLD |= {"completion_tokens": None, "error": ""}
-GENERATED = [TOLD | {"teacher": "a"}, TOLD | {"teacher": "b"}]
+ANSWER = {"sample": 0, "text": "x", "finish_reason": "stop", "prompt_tokens": None}
+ANSWER |= {"completion_tokens": None, "error": ""}
+GENERATED = [ANSWER | {"teacher": "a"}, ANSWER | {"teacher": "b"}]
 SCORED = [r | {"quality": i, "learnability": -0.5, "rsr": None} for i, r in enumerate(GENERATED)]
 PROMPT = {"prompt_id": "p", "messages": [{"role": "user", "content": "Why?"}]}
 TEACHERS = [Teacher("m", name="a")]
 
 
-@pytest.mark.parametrize("arrow", [False, True])
 @pytest.mark.parametrize(
     ("stage", "row", "message"),
     [
@@ -32,13 +31,13 @@ TEACHERS = [Teacher("m", name="a")]
         (Generate(TEACHERS), {"question": "Why?"}, "expected 'messages' or 'prompt'"),
     ],
 )
-def test_the_missing_stage_is_named(chat_model, stage, row, message, arrow):
-    if arrow and not isinstance(stage, Rank | Pairify):
-        pytest.skip("takes lists")
+def test_the_missing_stage_is_named(chat_model, stage, row, message):
+    takes_arrow = isinstance(stage, Rank | Pairify)
     stage = Score(chat_model) if stage == "score" else stage
-    rows = Dataset.from_list([row]).with_format("arrow" if arrow else None)
-    with pytest.raises(InputError, match=message):
-        rows.map(stage, batched=True)
+    rows = Dataset.from_list([row])
+    for form in (None, "arrow") if takes_arrow else (None,):
+        with pytest.raises(InputError, match=message):
+            rows.with_format(form).map(stage, batched=True)
 
 
 @pytest.mark.parametrize("arrow", [False, True])
