@@ -117,11 +117,7 @@ def load_prompts(
     table = load_table(path, **options)
     columns = _columns(table, path)
     column = column or next((c for c in ("messages", "prompt") if c in columns), "messages")
-    for wanted, key in ((column, "column"), (answer_column, "answer_column")):
-        if wanted and wanted not in columns:
-            raise InputError(
-                f"prompts.{key}: {path} has no column {wanted!r}; it has {', '.join(columns)}."
-            )
+    _require(columns, path, column=column, answer_column=answer_column)
     if not streaming and len(table) == 0:
         raise InputError(f"{path}: there are no rows; expected prompts.")
 
@@ -142,15 +138,31 @@ def load_prompts(
     answer = {"answer": Value("string")} if answer_column else {}
     kept = {k: v for k, v in columns.items() if k not in (column, answer_column)}
     features = Features({**kept, **schema.PROMPT, **answer})
-    if isinstance(table, Dataset):
-        return table.map(
-            identify,
-            batched=True,
-            with_indices=True,
-            remove_columns=gone,
-            features=features,
-            desc="Prompts",
-        )
+    if isinstance(table, IterableDataset):
+        return _streamed(table, identify, path, features)
+    return table.map(
+        identify,
+        batched=True,
+        with_indices=True,
+        remove_columns=gone,
+        features=features,
+        desc="Prompts",
+    )
+
+
+def _require(columns: Features, path: str, **named: str | None) -> None:
+    """Raises `InputError` if a column that a key of the recipe names is not there."""
+    for key, column in named.items():
+        if column and column not in columns:
+            raise InputError(
+                f"prompts.{key}: {path} has no column {column!r}; it has {', '.join(columns)}."
+            )
+
+
+def _streamed(
+    table: IterableDataset, identify: Any, path: str, features: Features
+) -> IterableDataset:
+    """The rows with what `identify` adds, read as they are needed."""
 
     def stream(shards: list[int]) -> Iterator[dict[str, Any]]:
         for shard in shards:

@@ -82,17 +82,21 @@ def train_router(
     names = _names(pairs, teachers)
     prompts, prefer = preferences(pairs, names)
     rewards = rewards_of_pairs(pairs, names)[1] if freeze_backbone else None
+    steps: dict[str, Any] = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+    }
     training: dict[str, Any] = {
         "backbone": backbone,
         "revision": revision,
         "freeze_backbone": freeze_backbone,
+        **({"fit": "ridge regression of rewards"} if freeze_backbone else steps),
+        "max_length": max_length,
+        "seed": seed,
+        "pairs": len(pairs),
     }
-    if freeze_backbone:
-        training["fit"] = "ridge regression of rewards"
-    else:
-        training |= {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
-        training |= {"gradient_accumulation_steps": gradient_accumulation_steps}
-    training |= {"max_length": max_length, "seed": seed, "pairs": len(pairs)}
     specifications = [t.to_dict() for t in teachers if t.name in names]
     own.remember(specifications)
     # What the weights depend on, by content: neither a path nor a fingerprint stands for it.
@@ -111,27 +115,37 @@ def train_router(
     if rewards is not None:
         training |= _fit_head(model, tokenizer, texts, rewards).facts
     else:
-        arguments = _OneDevice(
-            output_dir=folder,
-            num_train_epochs=epochs,
-            learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            # AdamW's two moments alone are 12 GB at 1.5B: with them it would not fit in 24 GB.
-            optim="adafactor",
-            bf16=dtype() == torch.bfloat16,
-            remove_unused_columns=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            seed=seed,
-        )
-        _fine_tune(model, tokenizer, texts, prefer, arguments)
+        _fine_tune(model, tokenizer, texts, prefer, _arguments(folder, seed, **steps))
     training |= {"prompts": len(prompts), "digest": address}
     model.config.persyn = {"teachers": specifications, "training": training}
     save(model, tokenizer, folder)
     return Router.from_pretrained(folder)
+
+
+def _arguments(
+    folder: str,
+    seed: int,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    gradient_accumulation_steps: int,
+) -> TrainingArguments:
+    return _OneDevice(
+        output_dir=folder,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        # AdamW's two moments alone are 12 GB at 1.5B: with them it would not fit in 24 GB.
+        optim="adafactor",
+        bf16=dtype() == torch.bfloat16,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=seed,
+    )
 
 
 def _names(pairs: Dataset, teachers: Sequence[Teacher]) -> list[str]:
