@@ -5,7 +5,6 @@ and asked for the teacher of every prompt.
 <output>/router/                            the router
 """
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import run
 from persyn_datasets.stages.pairify import Pairify
 from persyn_datasets.stages.route import Route
+from persyn_datasets.store.statistics import seeded_uniform
 from persyn_datasets.strategies import budget
 
 
@@ -136,10 +136,8 @@ def _spend(
 
 def hold_out(ranked: Dataset, share: float, seed: int) -> DatasetDict:
     """`train` and `test`, by a hash of the prompt: the same prompt is always on one side."""
-    order = {
-        key: hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in ranked.unique("prompt_id")
-    }
-    test = set(sorted(order, key=order.__getitem__)[: round(share * len(order))])
+    order = sorted(ranked.unique("prompt_id"), key=lambda key: seeded_uniform(seed, key))
+    test = set(order[: round(share * len(order))])
     sides: dict[bool, list[int]] = {True: [], False: []}
     for row, key in enumerate(ranked["prompt_id"]):
         sides[key in test].append(row)

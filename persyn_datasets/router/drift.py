@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from persyn_datasets.config.teacher import Message
 
@@ -72,8 +73,7 @@ def unlike(
 def _measure(
     o: np.ndarray, features: np.ndarray, prompts: Sequence[list[Message]], centroid: np.ndarray
 ) -> dict[str, np.ndarray]:
-    p = np.exp(o - o.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
+    p = softmax(o, -1)
     return {
         "length": np.log(
             [max(1, sum(len(m["content"]) for m in messages)) for messages in prompts]

@@ -2,7 +2,6 @@
 teacher.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.reward import Learnability, Normalize, Reward
 from persyn_datasets.data import schema
 from persyn_datasets.data.responses import Responses, table_of, with_columns
+from persyn_datasets.store.statistics import seeded_uniform
 
 COLUMNS = {"log-probability": "learnability", "rsr": "rsr", "target": "target"}
 
@@ -121,8 +121,8 @@ class Rank:
             best[i] = max(tied, key=lambda t: self._draw(prompt_ids[i].as_py(), names[t].as_py()))
         return names.take(pa.array(best, mask=~first.any(-1)))
 
-    def _draw(self, prompt_id: str, teacher: str) -> bytes:
-        return hashlib.sha256(f"{self.seed}:{prompt_id}:{teacher}".encode()).digest()
+    def _draw(self, prompt_id: str, teacher: str) -> float:
+        return seeded_uniform(self.seed, prompt_id, teacher)
 
 
 def combined_reward(

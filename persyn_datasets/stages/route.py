@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.data.prompts import messages_of, prompt_id
@@ -64,13 +65,11 @@ class Route:
                     f"router_scores: a row has 0 for all of {', '.join(self.teachers)}; route it "
                     "anew."
                 )
-        p = np.exp(o - o.max(-1, keepdims=True))
-        p /= p.sum(-1, keepdims=True)
         return {
             "prompt_id": [prompt_id(m) for m in messages],
             "messages": messages,
             "teacher": [names[i] for i in o.argmax(-1)],
-            "router_scores": p.tolist(),
+            "router_scores": softmax(o, -1).tolist(),
         }
 
 

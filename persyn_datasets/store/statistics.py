@@ -1,5 +1,8 @@
-"""How sure is a difference? Intervals and paired tests over prompts, and Holm's correction."""
+"""How sure is a difference? Intervals and paired tests over prompts, and Holm's correction; and
+draws that depend on a seed and a name alone.
+"""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
@@ -60,6 +63,12 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
         batch=1000,
     )
     return {**found, "p": float(test.pvalue)}
+
+
+def seeded_uniform(seed: int, *names: str) -> float:
+    """Uniform in [0, 1), the same for the same names, whatever else is drawn."""
+    digest = hashlib.sha256(":".join([str(seed), *names]).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def holm(p: Sequence[float]) -> list[float]:

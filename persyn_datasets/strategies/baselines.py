@@ -4,7 +4,6 @@ All share prompts, journal and synthesis, so that a comparison of the datasets c
 assignments.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.strategy import ROUTED
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.store.statistics import seeded_uniform
 
 if TYPE_CHECKING:
     from persyn_datasets.config.recipe import Recipe
@@ -71,9 +71,12 @@ def assign(recipe: "Recipe", prompt_ids: Sequence[str], ranked: Dataset | None) 
     """
     names, b = [t.name for t in teachers_of(recipe)], recipe.baselines
     if recipe.strategy == "mix":
-        return [names[0] if draw(b.seed, key) < b.strong_share else names[1] for key in prompt_ids]
+        return [
+            names[0] if seeded_uniform(b.seed, key) < b.strong_share else names[1]
+            for key in prompt_ids
+        ]
     if recipe.strategy == "random":
-        return [names[int(draw(b.seed, key) * len(names))] for key in prompt_ids]
+        return [names[int(seeded_uniform(b.seed, key) * len(names))] for key in prompt_ids]
     if recipe.strategy == "oracle":
         assert ranked
         best = dict(zip(ranked["prompt_id"], ranked["best_teacher"], strict=True))
@@ -128,13 +131,6 @@ def compatibility_adjusted_rewards(ranked: Dataset, beta: float = 3.0) -> dict[s
         )
         rewards[name] = float(r_q / (1 + beta * loss))
     return rewards
-
-
-def draw(seed: int, prompt_id: str) -> float:
-    """Uniform in [0, 1), the same for the same prompt, whatever the others are."""
-    return (
-        int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:6], "big") / 2**48
-    )
 
 
 def _named(recipe: "Recipe", which: str) -> Teacher | None:

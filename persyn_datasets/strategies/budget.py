@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 from scipy.optimize import lsq_linear
+from scipy.special import softmax
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import Budget
@@ -47,7 +48,7 @@ def expectations(router: Judge, held_out: Dataset, ranked: Dataset) -> dict[str,
             `expected_reward`.
         ranked: all rows of `Rank`, for `lengths`.
     """
-    worth = mean_win(softmax(router.scores(held_out["messages"])))
+    worth = mean_win(softmax(router.scores(held_out["messages"]), -1))
     rewards = rewards_of(held_out, router.names)
     known = ~np.isnan(rewards)
     intercept, slope = _line(worth[known], rewards[known])
@@ -97,12 +98,6 @@ def lengths(ranked: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]
             "completion": float(completion.mean()),
         }
     return tokens
-
-
-def softmax(o: np.ndarray) -> np.ndarray:
-    """`router_scores` of o = π(x)."""
-    p = np.exp(o - o.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True)
 
 
 def mean_win(p: np.ndarray) -> np.ndarray:

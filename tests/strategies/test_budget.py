@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 from pool import TEACHERS, make_recipe, problems, write_lines
+from scipy.special import softmax
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, Route, Router, Teacher, load_prompts
 from persyn_datasets.cli import main
@@ -14,7 +15,6 @@ from persyn_datasets.strategies.budget import (
     estimates,
     expected_reward,
     mean_win,
-    softmax,
     within_budget,
 )
 
@@ -55,12 +55,12 @@ def test_mean_win_is_what_bradley_terry_expects():
     expected = [
         [np.mean([sigma[x, i, j] for j in range(4) if j != i]) for i in range(4)] for x in range(5)
     ]
-    assert np.allclose(mean_win(softmax(o)), expected)
-    assert (mean_win(softmax(o)).argsort() == o.argsort()).all()
+    assert np.allclose(mean_win(softmax(o, -1)), expected)
+    assert (mean_win(softmax(o, -1)).argsort() == o.argsort()).all()
     o[:, 1] = -np.inf  # not available: the others play among themselves
-    worth = mean_win(softmax(o))
+    worth = mean_win(softmax(o, -1))
     assert np.isneginf(worth[:, 1]).all() and np.allclose(
-        worth[:, [0, 2, 3]], mean_win(softmax(o[:, [0, 2, 3]]))
+        worth[:, [0, 2, 3]], mean_win(softmax(o[:, [0, 2, 3]], -1))
     )
 
 
@@ -114,7 +114,7 @@ def test_what_is_expected_of_an_answer_is_what_calibration_measured(done):
 
 
 def test_the_line_takes_scores_to_held_out_rewards():
-    p = softmax(np.random.default_rng(0).normal(size=(50, 3)))
+    p = softmax(np.random.default_rng(0).normal(size=(50, 3)), -1)
     reward = expected_reward(p, {"intercept": 0.2, "slope": 0.5})
     assert np.allclose(reward, 0.2 + 0.5 * mean_win(p)) and np.allclose(
         reward.mean(), 0.45
