@@ -17,7 +17,7 @@ from persyn_datasets.data.sources import check_apart, load
 from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, tokens_of_messages
-from persyn_datasets.report.tables import table
+from persyn_datasets.report.tables import Table, table
 from persyn_datasets.report.text import fill
 from persyn_datasets.signals import trained_text
 from persyn_datasets.stages.generate import check_samples
@@ -232,8 +232,34 @@ def _seconds(teacher: Teacher, tokens: float, account: Sequence[Line]) -> float 
 def describe(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> str:
     """The plan in words and a table; see `estimate`."""
     p, e = plan(recipe, len(prompts)), estimate(recipe, prompts, account)
-    c, rest = p["calibration"] * p["samples"], p["prompts"] - p["calibration"] + p["asked_twice"]
-    rows = []
+    rest = p["prompts"] - p["calibration"] + p["asked_twice"]
+    saved = p["generate_then_select"] / p["generations"]
+    most = rest * e["dearest"]["usd"] / p["prompts"]
+    words = [
+        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student "
+        f"{recipe.student.model}\n",
+        f"{_teachers_table(recipe, p, e).plain()}\n",
+        f"then {rest:,} responses, each from {STRATEGIES[recipe.strategy]}"
+        + (f" (at most {usd(most)})" if most else ""),
+        f"{p['generations']:,} generations in all; generate-then-select needs "
+        f"{p['generate_then_select']:,} ({saved:.1f} times as many)",
+    ]
+    if e["dearest"]["usd"] and p["calibration"]:
+        words.append(_cost_words(e))
+    words += _time_words(e)
+    if recipe.target and p["calibration"]:
+        words.append(
+            f"Target: {len(load(recipe.target)):,} reference answers; the student takes "
+            f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
+        )
+    if found := contamination(recipe)[1]:
+        words.append(in_words(found))
+    return "\n".join(fill(line) if "  " not in line else line for line in words)
+
+
+def _teachers_table(recipe: Recipe, p: Planned, e: dict[str, Any]) -> Table:
+    """What each teacher answers in the calibration, at most."""
+    c, rows = p["calibration"] * p["samples"], []
     for t in strategies.teachers_of(recipe):
         of = e["answer"][t.name]
         cost = f"{usd(c * of['usd'])}" if t.price else "not priced"
@@ -247,52 +273,33 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
         "response tokens, at most",
         "cost, at most",
     ]
-    saved = p["generate_then_select"] / p["generations"]
-    most = rest * e["dearest"]["usd"] / p["prompts"]
-    words = [
-        f"{recipe.title}: {p['prompts']:,} prompts, {p['teachers']} teachers, student "
-        f"{recipe.student.model}\n",
-        f"{table(head, rows).plain()}\n",
-        f"then {rest:,} responses, each from {STRATEGIES[recipe.strategy]}"
-        + (f" (at most {usd(most)})" if most else ""),
-        f"{p['generations']:,} generations in all; generate-then-select needs "
-        f"{p['generate_then_select']:,} "
-        f"({saved:.1f} times as many)",
-    ]
-    if e["dearest"]["usd"] and c:
-        ours = e["Generate"]["usd"] + e["Synthesize"]["usd"]
-        words.append(
-            f"If answers are as long as they may be: calibration {usd(e['Generate']['usd'])}, "
-            "the rest "
-            f"{usd(e['Synthesize']['usd'])} if spread evenly, together {usd(ours)}; "
-            "generate-then-select "
-            f"{usd(e['generate_then_select'])}; all prompts to {e['dearest']['name']} "
-            f"{usd(e['dearest']['usd'])}"
-            + (
-                f", which costs more from {e['break_even']:,.0f} prompts on"
-                if e["break_even"] is not None
-                else ""
-            )
-        )
+    return table(head, rows)
+
+
+def _cost_words(e: dict[str, Any]) -> str:
+    calibration, rest = e["Generate"]["usd"], e["Synthesize"]["usd"]
+    words = (
+        f"If answers are as long as they may be: calibration {usd(calibration)}, the rest "
+        f"{usd(rest)} if spread evenly, together {usd(calibration + rest)}; generate-then-select "
+        f"{usd(e['generate_then_select'])}; all prompts to {e['dearest']['name']} "
+        f"{usd(e['dearest']['usd'])}"
+    )
+    if e["break_even"] is not None:
+        words += f", which costs more from {e['break_even']:,.0f} prompts on"
+    return words
+
+
+def _time_words(e: dict[str, Any]) -> list[str]:
     unknown = [name for name, of in e["answer"].items() if of["seconds"] is None]
     if unknown:
-        words.append(
+        return [
             f"No time is estimated: state the tokens_per_second of {', '.join(unknown)}, or build "
-            "with few prompts "
-            "first: the account measures it"
-        )
-    elif e["Generate"]["seconds"] or e["Synthesize"]["seconds"]:
-        calibration, others = (e[stage]["seconds"] / 3600 for stage in ("Generate", "Synthesize"))
-        words.append(
-            f"Time for answers as long as they may be: {calibration:,.1f} hours for the "
-            f"calibration, {others:,.1f} for "
-            "the rest if spread evenly"
-        )
-    if recipe.target and c:
-        words.append(
-            f"Target: {len(load(recipe.target)):,} reference answers; the student takes "
-            f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
-        )
-    if found := contamination(recipe)[1]:
-        words.append(in_words(found))
-    return "\n".join(fill(line) if "  " not in line else line for line in words)
+            "with few prompts first: the account measures it"
+        ]
+    calibration, rest = (e[stage]["seconds"] / 3600 for stage in ("Generate", "Synthesize"))
+    if not calibration and not rest:
+        return []
+    return [
+        f"Time for answers as long as they may be: {calibration:,.1f} hours for the calibration, "
+        f"{rest:,.1f} for the rest if spread evenly"
+    ]
