@@ -49,9 +49,8 @@ def scores(results: dict[str, Any]) -> str:
     return (
         f"{table(['student trained on', *measures, 'generations', 'USD'], rows)}\n\n"
         "Means over prompts with 95% bootstrap intervals over prompts, seeds averaged first; ± is "
-        "the standard "
-        "deviation between seeds. Generations and USD are what the strategy's dataset needs by "
-        "itself."
+        "the standard deviation between seeds. Generations and USD are what the strategy's dataset "
+        "needs by itself."
     )
 
 
@@ -124,9 +123,8 @@ def describe_tournament(played: dict[str, Any]) -> str:
         f"Over {len(played['teachers'])} teachers: each signal's mean over {played['prompts']:,} "
         f"calibration prompts with the gain in {measure} of a student of that teacher alone. 95% "
         "bootstrap intervals over prompts, measured texts and teachers. RSR has a minus, so that "
-        "more is better throughout. The probes: "
-        f"{cost['probes']:,} students, {cost['examples']:,} examples, {cost['tokens']:,} tokens, "
-        f"{cost['seconds'] / 60:,.1f} minutes of training."
+        f"more is better throughout. The probes: {cost['probes']:,} students, {cost['examples']:,} "
+        f"examples, {cost['tokens']:,} tokens, {cost['seconds'] / 60:,.1f} minutes of training."
     )
 
 
@@ -139,8 +137,7 @@ def verdict(played: dict[str, Any]) -> str:
         )
     reward = f"learnability: {winner['learnability']}, alpha: {winner['alpha']:g}"
     return (
-        f"`reward: {{{reward}}}` predicts "
-        f"the gain in {played['measure']} best: ρ = "
+        f"`reward: {{{reward}}}` predicts the gain in {played['measure']} best: ρ = "
         f"{_with_interval(winner['rho'], winner['low'], winner['high'])}, the interval corrected "
         f"for {len(played['candidates'])} candidates."
     )

@@ -113,8 +113,7 @@ class Budget:
         if self.usd is not None and free:
             raise InputError(
                 f"budget is {self.usd} USD, but the teacher {free[0]!r} has no price; add price: "
-                f"{{input: …, "
-                "output: …}, in USD per million tokens (0 if it is free)."
+                "{input: …, output: …}, in USD per million tokens (0 if it is free)."
             )
 
     @property

@@ -60,7 +60,6 @@ class Training:
         if self.packing and self.max_steps < 1:
             raise InputError(
                 "training.packing puts as many examples into a step as fit, so the steps of an "
-                "epoch depend on the "
-                "length of the answers and strategies do not compare; give training.max_steps, or "
-                "drop packing."
+                "epoch depend on the length of the answers and strategies do not compare; give "
+                "training.max_steps, or drop packing."
             )

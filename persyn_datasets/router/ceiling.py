@@ -85,16 +85,14 @@ def in_words(c: Ceiling, single: str) -> str:
 
     lead_words = (
         f"{c['samples']} answers per teacher to each of {c['prompts']} held-out prompts: the "
-        f"oracle leads {single} by "
-        f"{lead(c['apparent'])} reward, but chosen by one half of the answers and judged on the "
-        "other by "
-        f"{lead(c['predictable'])}; the router by {lead(c['router'])}."
+        f"oracle leads {single} by {lead(c['apparent'])} reward, but chosen by one half of the "
+        f"answers and judged on the other by {lead(c['predictable'])}; the router by "
+        f"{lead(c['router'])}."
     )
     if c["predictable"]["low"] <= 0:
         meaning = (
-            f"No lead is proven to be predictable: {single} alone may be enough. Other teachers "
-            "or another reward can "
-            "change that, a better router hardly."
+            f"No lead is proven to be predictable: {single} alone may be enough. Other teachers or "
+            "another reward can change that, a better router hardly."
         )
     elif c["left"]["low"] > 0:
         meaning = (
@@ -104,7 +102,6 @@ def in_words(c: Ceiling, single: str) -> str:
     else:
         meaning = (
             "The router is not proven to miss anything predictable: more calibration or a bigger "
-            "backbone will hardly "
-            "help; other teachers or another reward may."
+            "backbone will hardly help; other teachers or another reward may."
         )
     return f"{lead_words} {meaning}"

@@ -255,10 +255,9 @@ def _check_gpus(teacher: Teacher) -> None:
     most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
     if (needed := _gpus(teacher)) > most:
         raise InputError(
-            f"Teacher {teacher.name!r} needs {needed:g} GPUs on one node, and the largest node "
-            "of the Ray cluster has "
-            f"{most:g}; change its num_gpus or engine_args, or serve it yourself and make it an "
-            "endpoint."
+            f"Teacher {teacher.name!r} needs {needed:g} GPUs on one node, and the largest node of "
+            f"the Ray cluster has {most:g}; change its num_gpus or engine_args, or serve it "
+            "yourself and make it an endpoint."
         )
 
 
