@@ -126,7 +126,8 @@ def test_confidence_and_its_calibration_by_hand():
             for k, v in rewards.items()
         ]
     )
-    found = report.measure_routing(held_out, routed, list("abc"))
+    as_is = {"temperature": 1.0, "before": None, "after": None}
+    found = report.measure_routing(held_out, routed, list("abc"), as_is)
     assert found["confidence"] == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1] and found[
         "mean_confidence"
     ] == pytest.approx(0.81)
@@ -142,7 +143,7 @@ def test_confidence_and_its_calibration_by_hand():
         [2 / 3, 3 / 4, 6 / 7, 1.0]
     )
     assert found["calibration_error"] == pytest.approx((1 / 3 + 3 / 4 + 1 / 7 + 0) / 4)
-    nothing = report.measure_routing(held_out.select([]), routed, list("abc"))
+    nothing = report.measure_routing(held_out.select([]), routed, list("abc"), as_is)
     assert (nothing["reliability"], nothing["calibration_error"]) == ([], None)
 
 
