@@ -40,6 +40,8 @@ CONFIGS = {
     "messages": ("messages/", ("train",)),
 }
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
+# What follows a split in a name that we gave: the shard, then the content of rows that were added.
+_OURS = re.compile(r"(-\d{5}-of-\d{5})?(-[0-9a-f]{12})*\.parquet")
 Versions = Sequence[tuple[str, str]]
 Record: TypeAlias = Build | Answered
 
@@ -225,6 +227,14 @@ def files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
         {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     )
     return {str(file.relative_to(folder)): file for file in found}
+
+
+def is_ours(path: str) -> bool:
+    """Is this data file named as we name ours?"""
+    beginnings = [prefix + split for prefix, splits in CONFIGS.values() for split in splits]
+    return any(
+        path.startswith(begin) and _OURS.fullmatch(path.removeprefix(begin)) for begin in beginnings
+    )
 
 
 def hashes(found: dict[str, Path]) -> dict[str, str]:

@@ -28,10 +28,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data.alignment import align
 from persyn_datasets.data.build import STATS, Added, Answered, Build
 from persyn_datasets.hub import cards, public
 from persyn_datasets.hub.repos import Repo, matching, plainly, same
-from persyn_datasets.hub.versions import align, in_order, numbers, what_changed
+from persyn_datasets.hub.versions import in_order, numbers, what_changed
 from persyn_datasets.store.files import ROUTER_FILES, digest_of, router_digest
 from persyn_datasets.store.journal import digest
 
@@ -351,6 +352,11 @@ def _appended(build: Upload, dataset: Repo, folder: Path) -> Upload:
     if not stats or cards.BEGIN not in dataset.card:
         raise InputError(
             f"{dataset.id} is no dataset that persyn published, so --append has nothing to add to."
+        )
+    if strangers := [p for p in matching(dataset.files, cards.PATTERNS) if not cards.is_ours(p)]:
+        raise InputError(
+            f"{dataset.id} has {strangers[0]}, which persyn did not put there, among the files of "
+            "its rows: rename or remove it, so that rows can be added to persyn's own."
         )
     like = next(path for path in dataset.files if path.startswith("data/persyn-train"))
     schema = pq.read_schema(

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, load_dataset
+from huggingface_hub import HfApi
 from pool import make_recipe, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, Router, Teacher
 from persyn_datasets.cli import main
 from persyn_datasets.hub.cards import merge, public, split
 from persyn_datasets.hub.publish import publish
-from persyn_datasets.hub.versions import align
 from persyn_datasets.router.add_teacher import add_teacher
 
 ORG = "org/chain"
@@ -205,28 +205,26 @@ def test_answers_of_a_router_have_conversations_too_and_are_added(hub, folder, v
         assert len(load_dataset(ORG, config, split="train")) == 48
 
 
-def test_classes_are_added_by_their_names(tmp_path):
-    def file(name, names, rows):
-        label = ClassLabel(names=names)
-        features = Features(
-            {"kind": label, "all": List(label), "in": {"one": label, "n": Value("int64")}}
+def test_rows_are_not_added_beside_a_file_of_somebody_else(hub, folder, values, tmp_path):
+    build(values, folder / "out")
+    publish(folder / "out", ORG)
+    router, prompts = str(folder / "out/router"), values["prompts"]["path"]
+    assert main(["synthesize", router, prompts, "--output", str(tmp_path / "more")]) == 0
+    stray = tmp_path / "stray.parquet"
+    load_dataset(ORG, split="train").add_column("note", ["x"] * 24).to_parquet(stray)
+    for path in ("data/train-0.parquet", "data/persyn-train-notes.parquet"):
+        HfApi().upload_file(
+            path_or_fileobj=stray, path_in_repo=path, repo_id=ORG, repo_type="dataset"
         )
-        table = Dataset.from_list(rows, features=features)
-        table.to_parquet(tmp_path / name)
-        return tmp_path / name, table
-
-    rows = [
-        {"kind": "no", "all": ["yes", "no"], "in": {"one": "yes", "n": 1}},
-        {"kind": None, "all": [], "in": {"one": None, "n": None}},
-    ]
-    _, published = file("a.parquet", ["yes", "no", "maybe"], rows)
-    new, _ = file("b.parquet", ["no", "yes"], rows)
-    align(new, published.features.arrow_schema, tmp_path / "c.parquet")
-    found = Dataset.from_parquet(str(tmp_path / "c.parquet"))
-    assert found.features == published.features and found.to_list() == published.to_list()
-    other, _ = file("d.parquet", ["no", "yes", "never"], rows)
-    with pytest.raises(InputError, match="class 'never' in 'kind'"):
-        align(other, published.features.arrow_schema, tmp_path / "e.parquet")
+    before = hub.repo(ORG, "dataset").branches["main"]
+    with pytest.raises(InputError, match="data/persyn-train-notes.parquet"):
+        publish(tmp_path / "more", ORG, append=True)
+    assert hub.repo(ORG, "dataset").branches["main"] == before
+    api = HfApi()
+    api.delete_file("data/persyn-train-notes.parquet", ORG, repo_type="dataset")
+    publish(tmp_path / "more", ORG, append=True)
+    publish(tmp_path / "more", ORG, append=True)  # ours are known by their names
+    assert load_dataset(ORG, split="train").num_rows == 48
 
 
 def test_a_build_that_lost_a_file_is_made_whole_by_the_same_command(folder, values):
