@@ -25,7 +25,7 @@ from conftest import save_model
 from routing import anonymous_mb
 
 from persyn_datasets import Pairify, Rank, Teacher, load_prompts, reuse, train_router
-from persyn_datasets.config.recipe import Prompts
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.report.tables import table
 from persyn_datasets.strategies.budget import Budget, expectations
 

@@ -11,7 +11,8 @@ from pool import make_recipe, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, Router, Teacher
 from persyn_datasets.cli import main
-from persyn_datasets.hub.cards import merge, public, split
+from persyn_datasets.hub import public
+from persyn_datasets.hub.cards import merge, split
 from persyn_datasets.hub.publish import publish
 from persyn_datasets.router.add_teacher import add_teacher
 
@@ -137,8 +138,8 @@ def test_no_path_of_this_machine_is_in_public_cards(hub, folder, values):
     ],
 )
 def test_what_looks_like_a_path_is_shown_by_its_last_part(text, shown):
-    assert public(text, {"local": []}) == (shown or text)
-    assert public("x models/a/b y", {"local": ["models/a/b"]}) == "x b y"
+    assert public.text(text) == (shown or text)
+    assert public.text("x models/a/b y", ["models/a/b"]) == "x b y"
 
 
 def test_a_dataset_that_others_pushed_before_loads_after_ours(hub, folder, values):
