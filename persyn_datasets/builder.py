@@ -21,6 +21,7 @@ from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets import __version__, plan, routing
 from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.reasoning import as_trained
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
@@ -172,7 +173,12 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         account = Account(self.recipe.max_cost)
         ranked = self._calibrate(account) if self._calibration_size else None
         routed, learned = self._route(ranked)
-        synthesize = Synthesize(self.recipe.teachers, self.recipe.max_failed, account)
+        synthesize = Synthesize(
+            self.recipe.teachers,
+            self.recipe.max_failed,
+            account,
+            keep_reasoning=self.recipe.keep_reasoning,
+        )
         answered = self._run(routed, synthesize, schema.SYNTHESIZED)
         second = None
         if self.recipe.second_opinion and learned["router"]:
@@ -251,7 +257,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _judge(self, generated: Dataset, rank: Any) -> Dataset:
         recipe = self.recipe
         of = schema.with_target if recipe.target else dict
-        score = Score(recipe.student, recipe.quality, recipe.target)
+        reads = as_trained(recipe.keep_reasoning)
+        score = Score(recipe.student, recipe.quality, recipe.target, reads)
         scored = self._run(generated, score, of(schema.SCORED)).with_format("arrow")
         return run(scored, rank, of(schema.RANKED), batch_size=None).with_format(None)
 

@@ -83,9 +83,8 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         prompts if routed and recipe.second_opinion else calibration(recipe, prompts),
     )
     _check_model("student.model", recipe.student.model, recipe.student.revision)
-    trained_text.check(
-        recipe.student, prompts["messages"], any(_thinks(t) for t in recipe.teachers)
-    )
+    thinking = recipe.keep_reasoning == "inline" and any(map(_thinks, recipe.teachers))
+    trained_text.check(recipe.student, prompts["messages"], thinking)
     if recipe.target:
         check_apart(recipe.target, prompts)
     if routed:

@@ -20,6 +20,7 @@ from datasets import Dataset, IterableDataset
 
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.prompts import Prompts
+from persyn_datasets.config.reasoning import KeepReasoning
 from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Answered, Line
@@ -138,6 +139,8 @@ def synthesize(
     if not 0 <= max_failed <= 1:
         raise InputError(f"max_failed is {max_failed}; expected a share from 0 to 1.")
     teachers = _teachers(router, overrides, names, max_cost)
+    # As the router's own build did, whose rewards are of such completions.
+    keep: KeepReasoning = router.config.persyn.get("keep_reasoning", "inline")
     routing = Route(router, names)
     used = [t.name for t in teachers]
     at_once = bool(budget) or isinstance(prompts, Dataset)
@@ -152,12 +155,11 @@ def synthesize(
         if not at_once:  # a column `router_scores` would be another router's
             rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
         account = Account(max_cost, before)
-        rows = run(
-            rows, Synthesize(teachers, account=account), schema.SYNTHESIZED, runner, batch_size=None
-        )
+        stage = Synthesize(teachers, account=account, keep_reasoning=keep)
+        rows = run(rows, stage, schema.SYNTHESIZED, runner, batch_size=None)
         return rows.remove_columns(schema.steering(rows.column_names)), account.to_list()
 
-    address = digest([router.content, names, [teacher_identity(t) for t in teachers]])
+    address = digest([router.content, names, [teacher_identity(t) for t in teachers], keep])
     unfinished = unfinished_of(output)
     done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
     _write_conversations(unfinished)

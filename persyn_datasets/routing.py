@@ -54,6 +54,7 @@ def route(
         student=asdict(recipe.student),
         reward=asdict(recipe.effective_reward),
         quality=recipe.quality,
+        keep_reasoning=recipe.keep_reasoning,
         metrics=metrics,
         expected=budget.expectations(router, calibration["test"], ranked),
         # Of prompts that it was not trained on: of those it is too sure.

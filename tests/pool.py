@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from persyn_datasets import PersynBuilder, Recipe
-from persyn_datasets.engines import Response, failed
+from persyn_datasets.engines import answered, failed
 
 TEACHERS = ("adder", "multiplier", "guesser")
 
@@ -101,9 +101,4 @@ class CountingEngine:
             if self.fails(teacher.name, prompt):
                 yield i, failed(teacher, "the server is on fire")
             else:
-                found = {
-                    "teacher": teacher.name,
-                    "text": answer(teacher.name, prompt),
-                    "finish_reason": "stop",
-                }
-                yield i, Response(**found, prompt_tokens=7, completion_tokens=5, error="")
+                yield i, answered(teacher, answer(teacher.name, prompt), "stop", 7, 5)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
-from pool import TEACHERS, CountingEngine, answer, built, make_recipe, problems
+from pool import TEACHERS, CountingEngine, answer, built, make_recipe, problems, write_lines
 from transformers import AutoModelForSequenceClassification
 
 from persyn_datasets import (
@@ -332,3 +332,33 @@ def test_the_hold_out_follows_the_prompt_not_its_place():
     assert (len(test), train & test, len(sides["train"]) + len(sides["test"])) == (6, set(), 40)
     assert set(hold_out(rows.shuffle(seed=1), 0.3, seed=0)["test"]["prompt_id"]) == test
     assert set(hold_out(rows, 0.3, seed=1)["test"]["prompt_id"]) != test
+
+
+@pytest.mark.parametrize("keep", ["inline", "column"])
+def test_a_teacher_that_thinks(chat_model, tmp_path, keep):
+    """The adder thinks: its thoughts are in the calibration, and where `keep_reasoning` says."""
+    values = make_recipe(tmp_path, chat_model, keep_reasoning=keep)
+    pool = tmp_path / "answers.jsonl"
+    rows = [json.loads(line) for line in pool.open()]
+    for row in rows:
+        if row["teacher"] == "adder":
+            row["response"] = f"<think>\nI add.\n</think>\n\n{row['response']}"
+    write_lines(pool, rows)
+    builder = build(values | {"strategy": "best-single"}, tmp_path / "out")
+    responses = [r for row in table(builder, "calibration") for r in row["responses"]]
+    assert {(r["teacher"], r["reasoning"]) for r in responses} == {
+        *(("adder", "I add."), ("multiplier", ""), ("guesser", ""))
+    }
+    assert not any("think" in r["text"] for r in responses)
+    found = builder.stats["thinking"]["teachers"]["adder"]
+    assert (found["answers"], found["thoughts"], found["cut_off"]) == (16, 16, 0)
+    card = (tmp_path / "out/dataset/README.md").read_text()
+    assert "answers that think" in card and "`reasoning`" in card
+
+    synthesize = Synthesize(builder.recipe.teachers, keep_reasoning=keep)
+    rows = Dataset.from_list([{"prompt": p, "teacher": "adder"} for p, _ in problems(2)])
+    done = rows.map(synthesize, batched=True)
+    for row in done:
+        [message] = row["completion"]
+        assert ("I add." in message["content"]) == (keep == "inline")
+        assert row["reasoning"] == ("I add." if keep == "column" else "")

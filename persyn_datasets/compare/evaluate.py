@@ -100,7 +100,7 @@ def _exact_match(
             "messages": m,
             "answer": a,
             "right": v,
-            **{k: r[k] for k in ("text", "finish_reason", "error")},
+            **{k: r[k] for k in ("text", "reasoning", "finish_reason", "error")},
         }
         for key, m, r, a, v in zip(
             rows["prompt_id"], rows["messages"], answers, rows["answer"], values, strict=True

@@ -16,7 +16,9 @@ from scipy.stats import rankdata
 from persyn_datasets.compare.evaluate import Measures
 from persyn_datasets.compare.trial import trial
 from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.reasoning import KeepReasoning, as_trained
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.data.reasoning import read
 from persyn_datasets.data.responses import Responses, rewards_of
 from persyn_datasets.stages.rank import COLUMNS, combined_reward
 
@@ -67,11 +69,13 @@ def halves(ranked: Dataset) -> tuple[Dataset, Dataset]:
     return rows.select(range(len(rows) // 2)), rows.select(range(len(rows) // 2, len(rows)))
 
 
-def probes(rows: Dataset, teachers: Sequence[str]) -> dict[str, Dataset]:
+def probes(
+    rows: Dataset, teachers: Sequence[str], keep: KeepReasoning = "inline"
+) -> dict[str, Dataset]:
     """teacher → its first answer to each prompt, as `prompt` and `completion`."""
     of_teacher: dict[str, list[dict[str, Any]]] = {name: [] for name in teachers}
     for messages, responses in zip(rows["messages"], rows["responses"], strict=True):
-        first = {r["teacher"]: r["text"] for r in reversed(responses)}
+        first = {r["teacher"]: read(r, as_trained(keep)) for r in reversed(responses)}
         for name in teachers:
             completion = [{"role": "assistant", "content": first[name]}]
             of_teacher[name].append({"prompt": messages, "completion": completion})
@@ -104,7 +108,8 @@ def _characters(rows: Dataset, names: Sequence[str]) -> np.ndarray:
     """Lengths of the responses; teachers count tokens each in their own way."""
     column = rows.select_columns("responses").with_format("arrow")[:]["responses"]
     responses = Responses(column)
-    lengths = np.array([len(text) for text in responses.field("text").to_pylist()], float)
+    texts = [responses.field(name).to_pylist() for name in ("text", "reasoning")]
+    lengths = np.array([len(text) + len(thought) for text, thought in zip(*texts, strict=True)])
     places = {name: i for i, name in enumerate(responses.names.to_pylist())}
     return responses.teachers(lengths)[:, [places[name] for name in names]]
 
@@ -206,7 +211,7 @@ def hold(
     trained_on, rows = halves(ranked)
     gains: dict[str, list[np.ndarray]] = {measure: [] for measure in before}
     cost: dict[str, Any] = {"probes": 0, "examples": 0, "steps": 0, "tokens": 0, "seconds": 0.0}
-    for examples in probes(trained_on, _names(recipe)).values():
+    for examples in probes(trained_on, _names(recipe), recipe.keep_reasoning).values():
         runs = [trial(recipe, examples, seed, output) for seed in range(seeds)]
         for measure, values in before.items():
             after = np.mean([[run[measure][key] for key in values] for run, _ in runs], axis=0)

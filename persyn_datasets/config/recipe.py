@@ -13,6 +13,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.evaluation import Evaluation
 from persyn_datasets.config.overrides import apply_overrides
 from persyn_datasets.config.prompts import Prompts
+from persyn_datasets.config.reasoning import KeepReasoning
 from persyn_datasets.config.reward import Reward
 from persyn_datasets.config.strategy import ALPHA, STRATEGIES, Baselines, Budget
 from persyn_datasets.config.student import Student, Training
@@ -79,7 +80,8 @@ class Recipe:
     `quality-only` and `learnability-only` set `reward.alpha`. Under a `budget`, in USD or as in
     `Budget`, a router's prompts go to the teachers that it allows. `second_opinion` is the share of
     the prompts, those of which the router is least sure, that two teachers answer: see
-    `second_opinion`.
+    `second_opinion`. `keep_reasoning` says where a teacher's thoughts go: see `Synthesize`; the
+    student's signals are of what it is then trained on.
     """
 
     __pydantic_config__ = _FORBID
@@ -90,6 +92,7 @@ class Recipe:
     sampling: Sampling = field(default_factory=Sampling)
     calibration: Calibration = field(default_factory=Calibration)
     quality: str | dict[str, Any] = "math-verify"
+    keep_reasoning: KeepReasoning = "inline"
     reward: Reward = field(default_factory=Reward)
     target: Target | None = None
     router: RouterTraining = field(default_factory=RouterTraining)

@@ -25,6 +25,7 @@ class Line(TypedDict):
     retries: int
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: NotRequired[int]
     usd: float
     reused_usd: float
     seconds: float
@@ -154,6 +155,31 @@ class OfTeacher(TypedDict):
     routed: int
 
 
+class Thoughts(TypedDict):
+    """Of a teacher: see `thinking.measure`."""
+
+    answers: int
+    thoughts: int
+    cut_off: int
+    tokens: float | None
+    reasoning_tokens: float | None
+
+
+class OfThird(TypedDict):
+    """Of a third of the prompts: see `thinking.measure`."""
+
+    prompts: int
+    thinking: float | None
+    others: float | None
+
+
+class Thinking(TypedDict):
+    """See `thinking.measure`."""
+
+    teachers: dict[str, Thoughts]
+    by_difficulty: list[OfThird]
+
+
 class Measured(TypedDict):
     """What came out: see `measure.measure`."""
 
@@ -161,6 +187,7 @@ class Measured(TypedDict):
     failed: int
     errors: dict[str, int]
     per_teacher: dict[str, OfTeacher]
+    thinking: NotRequired[Thinking | None]
 
 
 class Planned(TypedDict):

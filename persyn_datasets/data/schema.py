@@ -17,13 +17,14 @@ PROMPT_ID = {"prompt_id": Value("string")}
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
 PROMPT = PROMPT_ID | {"messages": MESSAGES}
 
-_COUNTS = {"prompt_tokens": Value("int64"), "completion_tokens": Value("int64")}
+COUNTS = {key: Value("int64") for key in ("prompt_tokens", "completion_tokens", "reasoning_tokens")}
 RESPONSE = {
     "teacher": Value("string"),
     "sample": Value("int64"),
     "text": Value("string"),
+    "reasoning": Value("string"),
     "finish_reason": Value("string"),
-    **_COUNTS,
+    **COUNTS,
     "error": Value("string"),
 }
 SCORED_RESPONSE = RESPONSE | {key: Value("float64") for key in ("quality", "learnability", "rsr")}
@@ -43,9 +44,10 @@ ROUTED = PROMPT | {"teacher": Value("string"), "router_scores": List(Value("floa
 SYNTHESIZED = PROMPT_ID | {
     "prompt": MESSAGES,
     "completion": MESSAGES,
+    "reasoning": Value("string"),
     "teacher": Value("string"),
     "finish_reason": Value("string"),
-    **_COUNTS,
+    **COUNTS,
     "error": Value("string"),
 }
 

@@ -23,10 +23,11 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message, Sampling, Teacher
+from persyn_datasets.data.reasoning import split
 
 EMPTY = "empty response"
 
@@ -91,13 +92,19 @@ class Response(TypedDict):
     A response with an `error` has failed, for dispatch, account, score and split alike. If its
     `finish_reason` is `error`, it may be asked for again; else it was answered, with no text, and
     is kept as it is: to ask again would only cost again.
+
+    `reasoning` is what the teacher thought before it answered, empty if nothing is known of it; its
+    `reasoning_tokens` are a part of `completion_tokens`, None if nobody counted them. A thought
+    that was cut off is no failure: its `text` is empty, and its `finish_reason` is `length`.
     """
 
     teacher: str
     text: str
+    reasoning: str
     finish_reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    reasoning_tokens: int | None
     error: str
 
 
@@ -109,23 +116,43 @@ def answered(
     completion_tokens: int | None = None,
     stop: Sequence[str] = (),
     why_empty: str = "",
+    reasoning: str = "",
+    reasoning_tokens: int | None = None,
 ) -> Response:
     """What a teacher said, without white space at the ends.
 
     Args:
+        text: begins with the thought, if that is not in `reasoning`; where the prompt opens its
+            tag, with that tag.
         stop: the text ends before the first of these. For engines whose servers may go on.
         why_empty: says more of an answer without text.
     """
     cut = min((text.index(string) for string in stop if string in text), default=None)
-    text = text[:cut].strip()
+    reasoning, text = reasoning.strip(), text[:cut].strip()
+    if not reasoning:
+        reasoning, text = split(text)
+    finish_reason = finish_reason if cut is None else "stop"
+    whole = text or (reasoning and finish_reason == "length")
+    if reasoning and not why_empty:
+        why_empty = "all that it wrote is a thought"
     return Response(
         teacher=teacher.name,
         text=text,
-        finish_reason=finish_reason if cut is None else "stop",
+        reasoning=reasoning,
+        finish_reason=finish_reason,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        error="" if text else f"{EMPTY}: {why_empty}" if why_empty else EMPTY,
+        reasoning_tokens=reasoning_tokens,
+        error="" if whole else f"{EMPTY}: {why_empty}" if why_empty else EMPTY,
     )
+
+
+def from_record(record: dict[str, Any]) -> Response:
+    """A response that the journal has kept. Up to version 0.1.0 the thought stayed in its text."""
+    if "reasoning" not in record:
+        reasoning, text = split(record["text"])
+        record = record | {"text": text, "reasoning": reasoning, "reasoning_tokens": None}
+    return cast(Response, record)
 
 
 def failed(
@@ -138,9 +165,11 @@ def failed(
     return Response(
         teacher=teacher.name,
         text="",
+        reasoning="",
         finish_reason="error",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
+        reasoning_tokens=None,
         error=error or "unknown error",
     )
 

@@ -23,6 +23,8 @@ class Tally:
     """One line of the account. Tokens and USD are those of answers; `reused` ones came from the
     journal.
 
+    `reasoning_tokens` are those of the completions that were counted as thoughts.
+
     `seconds` from the first request to the last answer, and the `new_tokens` of the completions
     that came meanwhile; both 0 of records, which nobody is asked for.
     """
@@ -35,6 +37,7 @@ class Tally:
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     usd: float = 0.0
     reused_usd: float = 0.0
     seconds: float = 0.0
@@ -172,6 +175,7 @@ class Account:
         prompt, completion = response["prompt_tokens"], response["completion_tokens"]
         tally.prompt_tokens += prompt or 0
         tally.completion_tokens += completion or 0
+        tally.reasoning_tokens += response["reasoning_tokens"] or 0
         if not (price := request.teacher.price):
             return
         if prompt is not None and completion is not None:
@@ -243,7 +247,7 @@ def merge(lines: Iterable[Any]) -> list[Line]:
             line | {k: 0 for k in line.keys() - {"stage", "teacher"}},
         )
         for key in line.keys() - {"stage", "teacher"}:
-            whole[key] += line[key]
+            whole[key] = whole.get(key, 0) + line[key]
     return list(merged.values())
 
 

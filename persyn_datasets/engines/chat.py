@@ -17,6 +17,7 @@ REFUSALS = re.compile(
     re.IGNORECASE,
 )
 OPTIONAL = ("temperature", "top_p", "seed", "stop")  # the server's defaults are then in force
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of vLLM and others; of parts, types
 RENAMED = {"max_tokens": "max_completion_tokens"}
 FINISHED = {"eos_token": "stop", "stop_sequence": "stop"}  # TGI's words
 
@@ -117,13 +118,13 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
     reason = choice.get("finish_reason")
     said = choice.get("message")
     said = said if isinstance(said, dict) else {}
-    text = text_of(said.get("content"))
+    text, thought = text_of(said.get("content")), thought_of(said)
     if reason == "error" or (choice.get("error") and not text):
         words = short(message(choice.get("error") or output), key) if choice.get("error") else ""
         why = f"the server broke off (finish_reason error){': ' * bool(words)}{words}"
         return failed(teacher, why, prompt, completion)
     reason = reason if isinstance(reason, str) else None
-    if text is None or not said or not (text or reason):
+    if text is None or not said or not (text or thought or reason):
         if completion:
             why = f"an answer in a shape that is not known: {_shown(choice, key)}"
             return failed(teacher, why, prompt, completion) | {"finish_reason": reason or "stop"}
@@ -135,7 +136,9 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
         prompt,
         completion,
         stop=request.sampling.stop,
-        why_empty=_why_empty(said),
+        why_empty=_why_empty(said, output),
+        reasoning=storable(thought),
+        reasoning_tokens=reasoning_tokens(output),
     )
 
 
@@ -168,6 +171,38 @@ def text_of(content: Any) -> str | None:
     return "".join(texts)
 
 
+def thought_of(said: dict[str, Any]) -> str:
+    """What a message says beside its content, in the fields that servers have for thoughts; else
+    the parts of its content that are thoughts. Empty if there is none.
+    """
+    for key in THOUGHTS:
+        if isinstance(said.get(key), str) and said[key].strip():
+            return str(said[key])
+    content = said.get("content")
+    parts = content if isinstance(content, list) else []
+    return "".join(_thought(part) for part in parts if isinstance(part, dict))
+
+
+def _thought(part: dict[str, Any]) -> str:
+    """Anthropic's parts hold a text, Mistral's a list of text parts."""
+    if part.get("type") not in THOUGHTS:
+        return ""
+    held = part.get("thinking") or part.get("reasoning") or part.get("text")
+    return text_of(held) or ""
+
+
+def reasoning_tokens(output: Any) -> int | None:
+    """Tokens of the thought, where the server counts them."""
+    counts = output.get("usage") if isinstance(output, dict) else None
+    counts = counts if isinstance(counts, dict) else {}
+    details = [counts.get(key) for key in ("completion_tokens_details", "output_tokens_details")]
+    for place in [*details, counts]:
+        found = _count(place.get("reasoning_tokens")) if isinstance(place, dict) else None
+        if found is not None:
+            return found
+    return None
+
+
 def usage(output: Any) -> tuple[int | None, int | None]:
     """Tokens of the prompt and of the completion, where they are counted.
 
@@ -194,11 +229,13 @@ def _count(value: Any) -> int | None:
     return int(value) if value < 2**53 else None
 
 
-def _why_empty(said: dict[str, Any]) -> str:
+def _why_empty(said: dict[str, Any], output: Any) -> str:
     """Where the words went, if anywhere."""
-    for key in ("reasoning_content", "reasoning", "thinking", "refusal", "tool_calls"):
+    for key in (*THOUGHTS, "refusal", "tool_calls"):
         if said.get(key):
             return f"all that it wrote is in the message's {key!r}"
+    if reasoning_tokens(output):
+        return "all that it wrote is a thought that the server does not show; raise max_tokens"
     return ""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from persyn_datasets.config.errors import BuildError
 from persyn_datasets.config.teacher import Sampling
-from persyn_datasets.engines import Request, Response, engine_of, facts_of
+from persyn_datasets.engines import Request, Response, engine_of, facts_of, from_record
 from persyn_datasets.engines.account import Account, Key, key_of
 from persyn_datasets.store.identity import teacher_identity
 from persyn_datasets.store.journal import Journal
@@ -90,7 +90,8 @@ class _Answers:
                 journal = Journal("responses", teacher.model, teacher_identity(teacher))
                 self.journals[name, sample] = stack.enter_context(journal)
         for (name, sample), journal in self.journals.items():
-            for prompt_id, response in journal.get(keys[name, sample]).items():
+            for prompt_id, record in journal.get(keys[name, sample]).items():
+                response = from_record(record)
                 key = name, prompt_id, sample
                 self.responses[key] = response
                 self.account.settle(self.asked[key], response, reused=True)

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_datasets.config.teacher import Sampling, Teacher
+from persyn_datasets.data.reasoning import inline
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.chat import Refused, read_response, request_body
@@ -191,7 +192,7 @@ class Lane:
         if None in (response["prompt_tokens"], response["completion_tokens"]):
             loop = asyncio.get_running_loop()
             prompt, completion = await loop.run_in_executor(
-                self.counter, _count, request, response["text"]
+                self.counter, _count, request, inline(response["reasoning"], response["text"])
             )
             response["prompt_tokens"] = (
                 prompt if response["prompt_tokens"] is None else response["prompt_tokens"]

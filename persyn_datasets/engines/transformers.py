@@ -26,7 +26,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher
-from persyn_datasets.engines import Facts, Request, Response, answered, failed
+from persyn_datasets.engines import Facts, Request, Response, answered, failed, thoughts
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.models import (
     batches,
@@ -215,14 +215,15 @@ class _Work:
         used = max((t for t, token in enumerate(tokens, start=1) if token != pad), default=0)
         used = used if end is None or cut else end + 1
         full = end is None and used == self._most(row)
-        return answered(
+        response = answered(
             row.request.teacher,
-            text,
+            thoughts.opening(self.tokenizer, row.ids) + text,
             "length" if full else "stop",
             len(row.ids),
             used,
             stop=stop,
         )
+        return thoughts.with_count(response, self.tokenizer)
 
 
 def tokens_that_fit(model: PreTrainedModel) -> int:

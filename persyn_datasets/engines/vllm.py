@@ -25,10 +25,19 @@ from multiprocessing import Pipe
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.engines import Facts, Request, Response, answered, failed, transformers
+from persyn_datasets.engines import (
+    Facts,
+    Request,
+    Response,
+    answered,
+    failed,
+    thoughts,
+    transformers,
+)
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store import models
 
@@ -74,7 +83,9 @@ def _answer(
     """Answer the requests to one model; returns False if the account ends it early."""
     left = dict.fromkeys(indices)
     in_flight: set[int] = set()
-    rows = _rows(requests, indices)
+    tokenizer = _tokenizer(requests[indices[0]].teacher)
+    rows = _rows(requests, indices, tokenizer)
+    openings: dict[int, str] = {}
     row = next(rows, None)
     child: _Child | None = None
     with ExitStack() as stack:
@@ -82,11 +93,12 @@ def _answer(
             while row and len(in_flight) < IN_FLIGHT:
                 i, ids = row
                 if isinstance(ids, str):
-                    yield i, _response(requests[i].teacher, ids)
+                    yield i, failed(requests[i].teacher, ids)
                     del left[i]
                 elif account.admit(requests[i]):
                     child = child or stack.enter_context(_Child(_arguments(requests[i].teacher)))
                     child.send((i, ids, _sampling(requests[i])))
+                    openings[i] = thoughts.opening(tokenizer, ids)
                     in_flight.add(i)
                 elif in_flight:
                     break
@@ -95,33 +107,35 @@ def _answer(
                 row = next(rows, None)
             answers, dead = child.receive() if child else ([], "")
             for i, answer in answers:
-                yield i, _response(requests[i].teacher, answer)
+                response = _response(requests[i].teacher, answer, openings.pop(i))
+                yield i, thoughts.with_count(response, tokenizer)
                 in_flight.discard(i)
                 del left[i]
             if dead:
-                yield from ((i, _response(requests[i].teacher, dead)) for i in left)
+                yield from ((i, failed(requests[i].teacher, dead)) for i in left)
                 return True
             if account.closed.is_set():
                 return False
     return True
 
 
-def _response(teacher: Teacher, answer: dict[str, Any] | str) -> Response:
-    """Of an answer, or of the reason why there is none."""
+def _response(teacher: Teacher, answer: dict[str, Any] | str, opening: str) -> Response:
+    """Of an answer, or of the reason why there is none; the prompt ends with the tag `opening`."""
     if isinstance(answer, str):
         return failed(teacher, answer)
-    return answered(teacher, **answer)
+    return answered(teacher, **answer | {"text": opening + answer["text"]})
+
+
+def _tokenizer(teacher: Teacher) -> PreTrainedTokenizerBase:
+    return models.load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
 
 
 def _rows(
-    requests: Sequence[Request], indices: Sequence[int]
+    requests: Sequence[Request], indices: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[int, list[int] | str]]:
     """The token ids of each request, or the reason why it has none; made when they are needed."""
-    teacher = requests[indices[0]].teacher
-    tokenizer = models.load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
-    limit = teacher.engine_args.get(
-        "max_model_len", 0
-    )  # else, as for -1, the child finds it by vLLM's own rules
+    # If it is not stated, or -1, the child finds it by vLLM's own rules.
+    limit = requests[indices[0]].teacher.engine_args.get("max_model_len", 0)
     for i in indices:
         try:
             ids = models.prompt_ids(tokenizer, requests[i].messages)

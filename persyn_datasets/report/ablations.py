@@ -17,6 +17,7 @@ from datasets.table import InMemoryTable
 
 from persyn_datasets.config.reward import Reward
 from persyn_datasets.data.build import Analysis
+from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import hits
 from persyn_datasets.router.model import Router
@@ -51,7 +52,7 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
     teacher = dict(zip(routed["prompt_id"], routed["teacher"], strict=True))
     chosen = [teacher[key] for key in ranked["prompt_id"]]
     characters = [
-        np.median([len(r["text"]) for r in row if not r["error"]] or [0])
+        np.median([written_length(r) for r in row if not r["error"]] or [0])
         for row in ranked["responses"]
     ]
 

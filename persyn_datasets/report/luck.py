@@ -9,6 +9,7 @@ from datasets.table import InMemoryTable
 
 from persyn_datasets.config.reward import Normalize, Reward
 from persyn_datasets.data.build import Luck
+from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.metrics import fill_failed
 from persyn_datasets.stages.rank import Rank
@@ -62,7 +63,9 @@ def _with_length(ranked: Dataset) -> float | None:
     """Of the deviations from their prompt's mean."""
     pairs = []
     for row in ranked["responses"]:
-        known = [(r["learnability"], len(r["text"])) for r in row if r["learnability"] is not None]
+        known = [
+            (r["learnability"], written_length(r)) for r in row if r["learnability"] is not None
+        ]
         if known:
             pairs.append(np.array(known, float) - np.mean(known, axis=0))
     both = np.concatenate(pairs) if pairs else np.zeros((0, 2))

@@ -9,7 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from persyn_datasets.data.build import Cost, Line, Measured, Routing, Temperature
+from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.report import thinking
 from persyn_datasets.router.metrics import (
     calibration_error,
     reliability,
@@ -49,6 +51,7 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
         return float(np.mean(values)) if values else None
 
     return {
+        "thinking": thinking.measure(ranked) if ranked else None,
         "rows": len(answered),
         "failed": sum(error != "" for error in answered["error"]),
         "errors": dict(Counter(e for e in answered["error"] if e).most_common(3)),
@@ -59,8 +62,8 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
                 "target": mean(rows, "target"),
                 "reward": mean(rows, "reward"),
                 "completion_tokens": mean(rows, "completion_tokens"),
-                "characters": _percentiles(r["text"] for r in rows if not r["error"]),
-                "routed_characters": _percentiles(answers[name]),
+                "characters": _percentiles(written_length(r) for r in rows if not r["error"]),
+                "routed_characters": _percentiles(map(len, answers[name])),
                 "calibration_failed": sum(r["error"] != "" for r in rows),
                 "best": best[name],
                 "routed": routed[name],
@@ -70,8 +73,8 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
     }
 
 
-def _percentiles(texts: Iterable[str]) -> list[float] | None:
-    lengths = [len(text) for text in texts]
+def _percentiles(of: Iterable[int]) -> list[float] | None:
+    lengths = list(of)
     return [float(p) for p in np.percentile(lengths, [10, 50, 90])] if lengths else None
 
 

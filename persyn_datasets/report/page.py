@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data.build import Build, read
+from persyn_datasets.data.reasoning import read as read_response
 from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS, draw
 
@@ -97,7 +98,7 @@ def _example(row: dict[str, Any], chosen: str | None) -> dict[str, Any]:
     answers = [
         {
             "teacher": r["teacher"],
-            "text": r["text"] or r["error"],
+            "text": r["error"] or read_response(r, "answer"),
             "quality": r["quality"],
             "reward": r["reward"],
             "probability": None if r["learnability"] is None else exp(r["learnability"]),

@@ -14,6 +14,7 @@ from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
 from persyn_datasets.data.build import Analysis, Build, Metrics, Tradeoff
 from persyn_datasets.engines.account import wall
+from persyn_datasets.report import thinking
 from persyn_datasets.report.luck import in_words as luck_words
 from persyn_datasets.report.tables import TERMINAL, Table, account_table, explained, table
 from persyn_datasets.report.verdict import judged_on, verdict, verdict_table
@@ -40,6 +41,7 @@ SIZES = (3, 10, 40, 100)  # billions of parameters
 def facts(recipe: Recipe, stats: Build) -> dict[str, Any]:
     """All that is said of a build, as values for the templates: cards, page and terminal."""
     router, analysis, tradeoff = stats["router"], stats["analysis"], stats["tradeoff"]
+    thoughts = stats.get("thinking")
     return {
         "recipe": recipe,
         "who": STRATEGIES[recipe.strategy],
@@ -50,6 +52,8 @@ def facts(recipe: Recipe, stats: Build) -> dict[str, Any]:
         "notes": notes(stats),
         "teachers_table": teachers_table(recipe, stats),
         "size_table": size_table(recipe, stats),
+        "thinking": thinking.cost_table(recipe, thoughts) if thoughts else "",
+        "difficulty_of_thinking": thinking.difficulty_table(thoughts) if thoughts else "",
         "router_table": router_table(router) if router else "",
         "ceiling": ceiling_words(router) if router else "",
         "luck": luck_words(stats["luck"]) if stats.get("luck") else "",

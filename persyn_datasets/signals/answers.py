@@ -11,17 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 
+from persyn_datasets.data.reasoning import TAGS
 from persyn_datasets.signals.quantities import quantity, unify
 
 # How models open and close what they think before they answer.
-_THINKING = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-)
+_THINKING = (*TAGS, ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
 # Of a text that repeats itself without end only so much is read, from its end.
 LONGEST_ANSWER = 50_000
 MOST_STATEMENTS = 20

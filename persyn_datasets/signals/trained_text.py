@@ -294,6 +294,7 @@ def check(student: Student, prompts: Iterable[list[Message]], thinking: bool = F
         if thinking and thought.dropped:
             raise InputError(
                 f"{who} leaves the reasoning out of an answer, and a teacher's answers hold "
-                "theirs: the student would learn conclusions only. Take a student whose template "
-                "keeps it, or teachers that do not think."
+                "theirs: the student would learn conclusions only. If it shall, set "
+                "keep_reasoning: drop; else take a student whose template keeps it, or teachers "
+                "that do not think."
             )

@@ -71,6 +71,7 @@ class Generate:
             {**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)
         ]
         schema.check_size([answer["text"] for answer in answers], "Generate")
+        schema.check_size([answer["reasoning"] for answer in answers], "Generate")
         n = len(self.teachers) * self.samples
         return {
             "prompt_id": ids,

@@ -12,11 +12,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from persyn_datasets.config.reasoning import Reads
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of
+from persyn_datasets.data.reasoning import read
 from persyn_datasets.signals import Quality, identity, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
@@ -48,11 +50,16 @@ class Score:
             function with TRL's signature `f(prompts, completions, **columns) -> list[float]`, or
             such a function.
         target: reference answers of the kind the student shall become good at.
+        reads: what of a response the student's signals are of: `both`, the thought and the answer
+            as one text; `answer`; or `reasoning`. Default: what `Synthesize` by default puts into
+            the completion, on which the student is trained. Quality is always that of the answer
+            alone.
     """
 
     student: str | Student
     quality: Quality = "math-verify"
     target: Target | None = None
+    reads: Reads = "both"
 
     def __post_init__(self) -> None:
         if isinstance(self.student, str):
@@ -66,28 +73,36 @@ class Score:
         schema.require(batch, "responses", "Score")
         messages = messages_of(batch)
         responses = [[dict(r) for r in row] for row in batch["responses"]]
+        names = ("quality", "learnability", "rsr", *(("target",) if self.target else ()))
+        for row in responses:
+            for r in row:
+                r.update(dict.fromkeys(names))
         places = [(i, r) for i, row in enumerate(responses) for r in row if not r["error"]]
-        rows = [(messages[i], r["text"]) for i, r in places]
         columns = {
             k: [batch[k][i] for i, _ in places]
             for k in batch
             if k not in ("messages", "prompt", "responses")
         }
-        for row in responses:
-            for r in row:
-                r["quality"] = r["learnability"] = r["rsr"] = None
+        self._add_quality([(messages[i], r) for i, r in places], columns)
+        self._add_of_student([(messages[i], r) for i, r in places if read(r, self.reads)])
+        return {"responses": responses}
+
+    def _add_quality(
+        self, places: list[tuple[list[Message], dict[str, Any]]], columns: dict[str, list[Any]]
+    ) -> None:
+        """Of the answers alone."""
         cut = getattr(signal_of(self.quality)[0], "CUT", None)
-        for (_, r), quality, by_student in zip(
-            places, self._quality(rows, columns), self.of_student(rows), strict=True
-        ):
+        rows = [(messages, r["text"]) for messages, r in places]
+        for (_, r), quality in zip(places, self._quality(rows, columns), strict=True):
             r["quality"] = cut if cut is not None and r["finish_reason"] == "length" else quality
+
+    def _add_of_student(self, places: list[tuple[list[Message], dict[str, Any]]]) -> None:
+        """What the student says of what it reads."""
+        rows = [(messages, read(r, self.reads)) for messages, r in places]
+        for (_, r), by_student in zip(places, self.of_student(rows), strict=True):
             r["learnability"], r["rsr"] = by_student["learnability"], by_student["rsr"]
         if self.target:
-            for row in responses:
-                for r in row:
-                    r["target"] = None
             self._add_target([r for _, r in places], rows)
-        return {"responses": responses}
 
     def _add_target(
         self, responses: list[dict[str, Any]], rows: list[tuple[list[Message], str]]

@@ -16,6 +16,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Message, Price, Teacher
 from persyn_datasets.data.build import Spend, Tradeoff
+from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.strategies.second_opinion import Room
@@ -85,7 +86,7 @@ def lengths(ranked: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]
                 prompt, completion = r["prompt_tokens"], r["completion_tokens"]
                 prompt = characters / CHARACTERS_PER_TOKEN if prompt is None else prompt
                 completion = (
-                    len(r["text"]) / CHARACTERS_PER_TOKEN if completion is None else completion
+                    written_length(r) / CHARACTERS_PER_TOKEN if completion is None else completion
                 )
                 measured[r["teacher"]].append((characters, prompt, completion))
     tokens = {}

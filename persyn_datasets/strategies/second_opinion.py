@@ -16,6 +16,7 @@ from datasets import Dataset, Features, concatenate_datasets
 
 from persyn_datasets.config.reward import Normalize
 from persyn_datasets.data import schema
+from persyn_datasets.data.reasoning import split
 from persyn_datasets.data.responses import Responses, with_columns
 
 Stage = Callable[[Dataset], Dataset]
@@ -221,6 +222,11 @@ def _with(responses: Responses, values: dict[str, np.ndarray]) -> pa.ChunkedArra
 
 
 def _response(row: dict[str, Any]) -> dict[str, Any]:
-    text = row["completion"][0]["content"] if row["completion"] else ""
-    copied = ("teacher", "finish_reason", "prompt_tokens", "completion_tokens", "error")
-    return {"sample": 0, "text": text} | {key: row[key] for key in copied}
+    reasoning, text = split(row["completion"][0]["content"]) if row["completion"] else ("", "")
+    copied = ("teacher", "finish_reason", *schema.COUNTS, "error")
+    return {
+        "sample": 0,
+        "text": text,
+        "reasoning": reasoning or row["reasoning"],
+        **{key: row[key] for key in copied},
+    }

@@ -18,7 +18,7 @@ from persyn_datasets.compare import evaluate, harness
 from persyn_datasets.compare.harness import check
 from persyn_datasets.config.evaluation import Evaluation, HeldOut
 from persyn_datasets.data.sources import load
-from persyn_datasets.engines import Response
+from persyn_datasets.engines import answered
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.signals.learnability import signals
 from persyn_datasets.store.models import load_tokenizer
@@ -145,14 +145,7 @@ def test_held_out_prompts_by_math_verify_and_likelihood(
             end = "length" if prompt == ROWS[5]["prompt"] else "stop"
             yield (
                 i,
-                Response(
-                    teacher="",
-                    text=text,
-                    finish_reason=end,
-                    prompt_tokens=1,
-                    completion_tokens=1,
-                    error="",
-                ),
+                answered(request.teacher, text, end, 1, 1),
             )
 
     monkeypatch.setattr(engine, "generate", adder)

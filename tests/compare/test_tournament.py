@@ -48,6 +48,7 @@ def rows(worth, draw, n=40):
                 "teacher": name,
                 "sample": 0,
                 "text": "x" * (10 * k + 1),
+                "reasoning": "",
                 "finish_reason": "stop",
                 "prompt_tokens": 1,
                 "completion_tokens": 1,

@@ -3,7 +3,7 @@ from itertools import chain
 import pytest
 
 from persyn_datasets import Teacher
-from persyn_datasets.engines import Request, Response
+from persyn_datasets.engines import Request, answered
 from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.report.tables import account_table
 
@@ -15,14 +15,7 @@ def ask(key):
 
 
 def answer(tokens):
-    return Response(
-        teacher="ann",
-        text="yes",
-        finish_reason="stop",
-        prompt_tokens=3,
-        completion_tokens=tokens,
-        error="",
-    )
+    return answered(TEACHER, "yes", "stop", 3, tokens)
 
 
 def test_throughput_is_that_of_what_was_generated_now(monkeypatch):

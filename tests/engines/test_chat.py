@@ -8,7 +8,7 @@ from chat_server import ChatServer, Reply, completion
 
 from persyn_datasets import Generate, InputError, Sampling, Teacher, engines
 from persyn_datasets.engines.account import Account
-from persyn_datasets.engines.chat import text_of, usage
+from persyn_datasets.engines.chat import reasoning_tokens, text_of, usage
 from persyn_datasets.engines.dispatch import respond
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -201,3 +201,68 @@ def test_an_engine_is_one_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_a_teacher_that_no_engine_can_ask_is_refused_at_once(teacher: Teacher, key: str) -> None:
     with pytest.raises(InputError, match=key):
         Generate([teacher])
+
+
+def thoughtful(**message: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 7, "completion_tokens": 9}
+    usage |= {"completion_tokens_details": {"reasoning_tokens": 5}}
+    body = completion("It is 7.", message.pop("finish_reason", "stop"), usage=usage)
+    body["choices"][0]["message"] |= message
+    return body
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"reasoning_content": "3 and 4"},
+        {"reasoning": " 3 and 4\n", "reasoning_content": None},
+        {"reasoning": "3 and 4", "reasoning_details": [{"type": "reasoning.text"}]},
+        {"content": [THINKING, text("It is 7.")]},
+        {"content": [{"type": "thinking", "thinking": "3 and 4"}, text("It is 7.")]},
+        {"content": "<think>\n3 and 4\n</think>\n\nIt is 7."},
+        {"content": "3 and 4\n</think>\n\nIt is 7."},
+    ],
+)
+def test_thoughts_in_any_shape(message: dict[str, Any]) -> None:
+    """vLLM, OpenRouter, Mistral (https://docs.mistral.ai/capabilities/reasoning), and servers that
+    do not parse them.
+    """
+    response, _ = one(lambda request, nth: (200, {}, thoughtful(**message)))
+    assert (response["reasoning"], response["text"]) == ("3 and 4", "It is 7.")
+    assert (response["reasoning_tokens"], response["completion_tokens"]) == (5, 9)
+    assert response["error"] == ""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": "3 and"},
+        {"content": "", "reasoning": "3 and"},
+        {"content": [THINKING | {"thinking": [text("3 and")]}]},
+        {"content": "<think>\n3 and"},
+    ],
+)
+def test_a_thought_that_was_cut_off_is_kept(message: dict[str, Any]) -> None:
+    body = thoughtful(finish_reason="length", **message)
+    with ChatServer(lambda request, nth: (200, {}, body)) as server:
+        requests = ask(teach(server), "hi")
+        for _ in range(2):
+            [response] = respond(requests, "Test", Account())
+            assert (response["reasoning"], response["text"]) == ("3 and", "")
+            assert (response["finish_reason"], response["error"]) == ("length", "")
+        assert server.count == 1
+
+
+def test_a_thought_without_an_answer_that_was_not_cut_off_is_an_error() -> None:
+    body = thoughtful(content=None, reasoning="3 and 4")
+    response, _ = one(lambda request, nth: (200, {}, body))
+    assert response["error"] and response["reasoning"] == "3 and 4"
+
+
+def test_tokens_of_thoughts_where_servers_count_them() -> None:
+    details = {"reasoning_tokens": 5}
+    assert reasoning_tokens({"usage": {"completion_tokens_details": details}}) == 5
+    assert reasoning_tokens({"usage": {"output_tokens_details": details}}) == 5
+    assert reasoning_tokens({"usage": details}) == 5  # SGLang
+    assert reasoning_tokens({"usage": {"completion_tokens_details": None}}) is None
+    assert reasoning_tokens({}) is None

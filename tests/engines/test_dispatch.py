@@ -10,7 +10,7 @@ import pytest
 from chat_server import ChatServer, completion, echo
 
 from persyn_datasets import BuildError, Generate, Price, Sampling, Teacher
-from persyn_datasets.engines import Request, Response, lane, transformers
+from persyn_datasets.engines import Request, answered, lane, transformers
 from persyn_datasets.engines.account import Account, highest_price
 from persyn_datasets.engines.bound import tokens_at_most
 from persyn_datasets.engines.dispatch import FIRST_FAILURES
@@ -131,14 +131,7 @@ def test_endpoints_work_while_a_local_teacher_does(monkeypatch):
         for i, (teacher, *_) in enumerate(requests):
             yield (
                 i,
-                Response(
-                    teacher=teacher.name,
-                    text="local",
-                    finish_reason="stop",
-                    prompt_tokens=1,
-                    completion_tokens=1,
-                    error="",
-                ),
+                answered(teacher, "local", "stop", 1, 1),
             )
 
     def reply(request, nth):
@@ -185,14 +178,7 @@ def test_an_error_of_an_endpoint_ends_the_local_teachers_soon(monkeypatch):
             done.append(i)
             yield (
                 i,
-                Response(
-                    teacher=request.teacher.name,
-                    text="x",
-                    finish_reason="stop",
-                    prompt_tokens=1,
-                    completion_tokens=1,
-                    error="",
-                ),
+                answered(request.teacher, "x", "stop", 1, 1),
             )
 
     monkeypatch.setattr(transformers, "generate", generate)

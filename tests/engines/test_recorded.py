@@ -40,10 +40,12 @@ def test_answers_are_matched_on_prompt_and_teacher(answers):
     assert ask(answers, "a", one) == {
         "teacher": "a",
         "text": "first",
+        "reasoning": "",
         "finish_reason": "stop",
         "error": "",
         "prompt_tokens": None,
         "completion_tokens": None,
+        "reasoning_tokens": None,
     }
     assert ask(answers, "b", CHAT)["text"] == "two"
 

@@ -19,6 +19,7 @@ def response(teacher, quality, reward=None, error=""):
         "learnability": quality and -quality,
         "reward": reward,
         "completion_tokens": 4,
+        "reasoning": "",
         "text": "" if error else "12345" * int(2 * quality),
         "error": error,
     }

@@ -30,7 +30,7 @@ from persyn_datasets import (
     Teacher,
 )
 from persyn_datasets.data import schema
-from persyn_datasets.engines import Request, Response
+from persyn_datasets.engines import Request, answered
 from persyn_datasets.engines.account import Account
 from persyn_datasets.runners import local as runner
 from persyn_datasets.runners import ray as ray_runner
@@ -183,8 +183,7 @@ def test_max_cost_holds_for_the_cluster(cluster, monkeypatch):
     def answers(requests, stage):
         sent.append(len(requests))
         for r in requests:
-            found = {"teacher": "m", "text": "x", "finish_reason": "stop", "error": ""}
-            yield r, Response(**found, prompt_tokens=7, completion_tokens=5), False
+            yield r, answered(r.teacher, "x", "stop", 7, 5), False
 
     monkeypatch.setattr(ray_runner, "_answers", answers)
     account = Account(max_cost=30.0)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from persyn_datasets import InputError, Student, quickstart
+from persyn_datasets.data.reasoning import inline
 from persyn_datasets.signals.learnability import signals
 from persyn_datasets.signals.trained_text import ChatFormat, answer_place, at_date, check
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
@@ -31,7 +32,7 @@ TURNS = [
 ANSWERS = [
     "It is 5.",
     "2 plus 3 equals 5, because adding three to two gives five.",
-    "<think>\nTwo and three are five.\n</think>\n\nThe answer is 5.",
+    inline("Two and three are five.", "The answer is 5."),
     "Two and three are five.\n</think>\n\nThe answer is 5.",
     " It is 5. \n",
     "5 \U0001f642 ünï",

@@ -20,7 +20,7 @@ from persyn_datasets import (
 )
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import prompt_id
-from persyn_datasets.engines import Response, failed
+from persyn_datasets.engines import answered, failed
 
 GREEDY = Sampling(temperature=0, max_tokens=6)
 TEACHERS = [Teacher("zeta", sampling=GREEDY), Teacher("alpha", sampling=GREEDY)]
@@ -50,26 +50,12 @@ def asked(monkeypatch):
             elif "empty" in text:
                 yield (
                     i,
-                    Response(
-                        teacher=teacher.name,
-                        text="",
-                        finish_reason="stop",
-                        prompt_tokens=1,
-                        completion_tokens=1,
-                        error="empty response",
-                    ),
+                    answered(teacher, "", "stop", 1, 1),
                 )
             else:
                 yield (
                     i,
-                    Response(
-                        teacher=teacher.name,
-                        text=f"{teacher.name}: {text}",
-                        finish_reason="stop",
-                        prompt_tokens=1,
-                        completion_tokens=2,
-                        error="",
-                    ),
+                    answered(teacher, f"{teacher.name}: {text}", "stop", 1, 2),
                 )
 
     monkeypatch.setattr("persyn_datasets.engines.transformers.generate", generate)

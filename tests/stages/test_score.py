@@ -23,10 +23,12 @@ def response(teacher, text, error=""):
         "teacher": teacher,
         "sample": 0,
         "text": text,
+        "reasoning": "",
         "finish_reason": "stop",
         "error": error,
         "prompt_tokens": 1,
         "completion_tokens": 1,
+        "reasoning_tokens": 0,
     }
 
 
@@ -259,3 +261,29 @@ def test_a_reward_model_trained_in_place_within_one_process(chat_model, reward_m
         assert a[0] == pytest.approx(-b[0], abs=1e-4)
         assert a[1] is b[1] is None
     assert signals(judge(BATCH), "quality") == after
+
+
+def test_what_the_student_reads_and_quality_grades(chat_model):
+    """The student what it is trained on, quality the answer alone; a cut-off thought is wrong."""
+    thoughtful = response("a", "It is 2.") | {"reasoning": "It is 7."}
+    cut = response("b", "") | {"reasoning": "It is 2.", "finish_reason": "length"}
+    plain = response("c", "It is 7.")
+    batch = {key: [BATCH[key][0]] for key in BATCH} | {"responses": [[thoughtful, cut, plain]]}
+    texts = {
+        "both": ["<think>\nIt is 7.\n</think>\n\nIt is 2.", "<think>\nIt is 2.", "It is 7."],
+        "answer": ["It is 2.", "<think>\nIt is 2.", "It is 7."],
+        "reasoning": ["<think>\nIt is 7.", "<think>\nIt is 2.", None],
+    }
+    for reads, read in texts.items():
+        scored = Score(chat_model, reads=reads)(batch)
+        assert signals(scored, "quality") == [[1.0, 0.0, 0.0]]
+        messages = batch["messages"][0]
+        expected = dict(
+            of_student(Student(chat_model), [(messages, text) for text in read if text])
+        )
+        for i, found in enumerate(signals(scored, "learnability")[0]):
+            wanted = expected[i]["learnability"] if read[i] else None
+            assert found == (wanted if wanted is None else pytest.approx(wanted, abs=1e-4))
+    assert signals(Score(chat_model)(batch), "rsr") == signals(
+        Score(chat_model, reads="both")(batch), "rsr"
+    )

@@ -5,6 +5,8 @@ from datasets import Dataset
 from pool import TEACHERS, CountingEngine, answer, problems
 
 from persyn_datasets import Generate, InputError, Synthesize, Teacher
+from persyn_datasets.data import schema
+from persyn_datasets.engines import answered
 from persyn_datasets.engines import transformers as engine
 
 
@@ -83,3 +85,30 @@ def test_bad_input(teachers):
         Synthesize(teachers)({"prompt": ["1 plus 1?"], "teacher": ["nobody"]})
     with pytest.raises(InputError, match="'adder' is used twice"):
         Synthesize([teachers[0], teachers[0]])
+
+
+THINKS = "<think>\n3+4\n</think>\n\n7."
+
+
+def thinking(requests, account):
+    for i, request in enumerate(requests):
+        cut = "cut" in request.messages[-1]["content"]
+        yield (
+            i,
+            answered(request.teacher, "<think>3+" if cut else THINKS, "length" if cut else "stop"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("keep", "content", "column"),
+    [("inline", THINKS, ""), ("column", "7.", "3+4"), ("drop", "7.", "")],
+)
+def test_where_a_thought_goes(monkeypatch, teachers, keep, content, column):
+    monkeypatch.setattr(engine, "generate", thinking)
+    rows = Dataset.from_list([{"prompt": p, "teacher": "adder"} for p in ("3 + 4?", "cut")])
+    done = rows.map(Synthesize(teachers, keep_reasoning=keep), batched=True, batch_size=None)
+    assert {*done.features} == {*rows.features, *schema.SYNTHESIZED}
+    assert done[0]["completion"] == [{"role": "assistant", "content": content}]
+    assert (done[0]["reasoning"], done[0]["error"]) == (column, "")
+    assert (done[1]["completion"], done[1]["finish_reason"]) == ([], "length")
+    assert done[1]["error"]

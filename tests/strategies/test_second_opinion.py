@@ -99,6 +99,8 @@ def test_of_equals_and_of_failures_the_first_stays(first, second, kept):
             "finish_reason": ["stop"],
             "prompt_tokens": [1],
             "completion_tokens": [1],
+            "reasoning_tokens": [0],
+            "reasoning": [""],
             "error": [""],
         }
         columns = rows.remove_columns(["messages", "router_scores"]).to_dict() | more
