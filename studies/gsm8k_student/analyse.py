@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import rankdata, spearmanr
 
 from persyn_datasets.compare.tournament import LEAST_TEACHERS, correlations, with_length
 from persyn_datasets.signals.math_verify import verdicts
@@ -140,7 +141,21 @@ def tournament(data: Data, output: Path) -> dict[str, Any]:
         of = {name: v[..., places] for name, v in of.items()}
         told["signals"] = correlations(of, gain)
         told["target by number of questions"] = few(of["target"], gain)
+        told["given length"] = given(of["length"], of, gain)
     return told
+
+
+def given(length: np.ndarray, table: dict[str, np.ndarray], gain: np.ndarray) -> dict[str, Any]:
+    """Partial ρ of each signal with the gain, the mean length of the answers held fixed."""
+    of_length = correlate(length, gain)
+
+    def partial(values: np.ndarray) -> float:
+        ranks = [rankdata(v if v.ndim == 1 else np.nanmean(v, 0)) for v in (values, length)]
+        shared = float(np.corrcoef(*ranks)[0, 1])
+        rest = (1 - of_length**2) * (1 - shared**2)
+        return (correlate(values, gain) - of_length * shared) / float(np.sqrt(rest))
+
+    return {name: partial(values) for name, values in table.items() if name != "length"}
 
 
 def few(values: np.ndarray, gain: np.ndarray) -> dict[str, dict[str, float]]:
@@ -154,9 +169,8 @@ def few(values: np.ndarray, gain: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def correlate(values: np.ndarray, gain: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(np.nanmean(values, 0), gain.mean(0)).statistic)
+    means = values if values.ndim == 1 else np.nanmean(values, 0)
+    return float(spearmanr(means, gain.mean(0)).statistic)
 
 
 def variance(values: np.ndarray) -> dict[str, float]:

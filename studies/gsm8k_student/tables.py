@@ -19,6 +19,14 @@ ROUTING = (
     "final − shares",
 )
 
+SIGNALS = (
+    "signal",
+    "Spearman ρ with the gain",
+    "Kendall τ-b",
+    "ρ with length within a question",
+    "given length",
+)
+
 
 def describe(results: dict[str, Any]) -> str:
     parts = [
@@ -61,12 +69,15 @@ def _correlations(played: dict[str, Any]) -> str:
             bare(of["rho"], of["low"], of["high"]),
             bare(of["tau"], of["tau_low"], of["tau_high"]),
             f"{played['with_length'][name]:+.2f}" if name in played["with_length"] else "–",
+            f"{played['given length'][name]:+.2f}" if name in played["given length"] else "–",
         ]
         for name, of in sorted(played["signals"].items(), key=lambda item: -item[1]["rho"])
     ]
     return (
-        table(["signal", "Spearman ρ with the gain", "Kendall τ-b", "ρ with length"], rows)
-        + "\n\n95% bootstrap intervals over questions, references and teachers; RSR has a minus."
+        table(SIGNALS, rows)
+        + "\n\n95% bootstrap intervals over questions, references and teachers; RSR has a minus. "
+        "*Given length*: partial ρ over teachers, their mean length held fixed; added after the "
+        "numbers had been seen."
     )
 
 
