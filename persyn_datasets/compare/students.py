@@ -2,7 +2,6 @@
 ORG/NAME-STRATEGY.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from persyn_datasets.compare import report as comparison
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import STRATEGIES
+from persyn_datasets.data.build import Build, read
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.hub.repos import Repo, plainly, same
 from persyn_datasets.report.text import templates
@@ -30,7 +30,8 @@ def publish_students(
     for name in published:
         of = results["strategies"][name]["students"][0]
         files = {file.name: file for file in (output / of["folder"] / "model").iterdir()}
-        stats = json.loads((output / "datasets" / name / "dataset" / "stats.json").read_text())
+        stats = read(output / "datasets" / name / "dataset")
+        assert stats  # its students were trained on it
         with plainly(student := f"{repo_id}-{name}"):
             api.create_repo(student, private=private, exist_ok=True)
             repo = Repo.look(api, student, "model")
@@ -63,7 +64,7 @@ def publish_students(
     return [f"{repo_id}-{name}" for name in published]
 
 
-def _text(results: dict[str, Any], name: str, where: str, stats: dict[str, Any]) -> str:
+def _text(results: dict[str, Any], name: str, where: str, stats: Build) -> str:
     of = results["strategies"][name]["students"][0]
     return (
         templates()

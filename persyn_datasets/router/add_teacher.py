@@ -116,14 +116,7 @@ def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: s
     weight, bias, ridge = fit_head(
         features, prefer.float(), with_bias=head.bias is not None, fixed=o
     )
-    grown = nn.Linear(
-        head.in_features, len(names), bias=head.bias is not None, dtype=head.weight.dtype
-    )
-    with torch.no_grad():
-        grown.weight.copy_(torch.cat([head.weight, weight.to(head.weight)]))
-        if head.bias is not None:
-            grown.bias.copy_(torch.cat([head.bias, bias.to(head.bias)]))
-    setattr(parent, leaf, grown)
+    setattr(parent, leaf, _grown(head, weight, bias))
     model.num_labels = model.config.num_labels = len(names)
     model.config.id2label, model.config.label2id = (
         dict(enumerate(names)),
@@ -149,6 +142,21 @@ def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: s
     return (
         larger.record(typical=larger.profile(ranked["messages"])) if "typical" in facts else larger
     )
+
+
+def _grown(head: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """The head with these rows below its own."""
+    grown = nn.Linear(
+        head.in_features,
+        head.out_features + len(weight),
+        bias=head.bias is not None,
+        dtype=head.weight.dtype,
+    )
+    with torch.no_grad():
+        grown.weight.copy_(torch.cat([head.weight, weight.to(head.weight)]))
+        if head.bias is not None:
+            grown.bias.copy_(torch.cat([head.bias, bias.to(head.bias)]))
+    return grown
 
 
 def _stored(router: Router) -> Any:
