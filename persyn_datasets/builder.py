@@ -113,7 +113,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
         whole = known and files.are_whole(known, self.output)
         if known and whole and known["build"] == build_id(self.recipe, prompts):
-            self._write_recipe_anew()
+            self._rewrite_recipe()
             return
         self._prompts = plan.check(self.recipe)
         build = build_id(self.recipe, prompts)
@@ -140,7 +140,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _write_record(self, record: Build) -> None:
         replace_file(self.folder / STATS, json.dumps(record, indent=2).encode())
 
-    def _write_recipe_anew(self) -> None:
+    def _rewrite_recipe(self) -> None:
         """Of a finished build: what the recipe now says of other things than the build, e.g. how
         students are trained, or where the very same files lie.
         """

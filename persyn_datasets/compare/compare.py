@@ -140,7 +140,7 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
 
 def _builders(recipe: Recipe, names: Sequence[str], output: Path) -> dict[str, PersynBuilder]:
     if twice := {name for name in names if list(names).count(name) > 1}:
-        raise InputError(f"--strategies: {twice.pop()!r} is there twice.")
+        raise InputError(f"--strategies: {twice.pop()!r} is named twice.")
     return {
         name: PersynBuilder(recipe, output / "datasets" / name, strategy=name) for name in names
     }

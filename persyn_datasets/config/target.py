@@ -1,4 +1,4 @@
-"""The target: reference answers of the kind that the student shall become good at."""
+"""The target: reference answers of the kind that the student is to become good at."""
 
 from dataclasses import dataclass
 

@@ -48,7 +48,7 @@ def _check_held_out(rows: Dataset, held_out: HeldOut) -> None:
         _check_texts(rows, column, held_out.path, "evaluation.held_out.response_column")
     if len(set(rows["prompt_id"])) < len(rows):
         raise InputError(
-            f"{held_out.path}: a held-out prompt is there twice; intervals over prompts need each "
+            f"{held_out.path}: a held-out prompt appears twice; intervals over prompts need each "
             "once."
         )
 

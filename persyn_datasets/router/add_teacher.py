@@ -1,4 +1,4 @@
-"""A trained router amended without training it anew: its probabilities calibrated, a
+"""A trained router changed without training it again: its probabilities calibrated, a
 teacher added.
 """
 

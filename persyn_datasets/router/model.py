@@ -168,7 +168,7 @@ class Router:
         return both[:, : len(self.names)], both[:, len(self.names) :]
 
     def profile(self, prompts: Sequence[list[Message]]) -> dict[str, Any]:
-        """What is typical of these prompts: see `likeness`."""
+        """What is typical of these prompts: see `drift`."""
         return profile(*self.read(prompts), prompts)
 
     def unlike(self, prompts: Sequence[list[Message]]) -> list[str]:
@@ -265,7 +265,7 @@ def _read_config(path: str, revision: str | None) -> Any:
 def forward(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> torch.Tensor:
-    """The classifier's outputs, float32 (texts, outputs). Batches hold texts of like length."""
+    """The classifier's outputs, float32 (texts, outputs). Batches hold texts of similar length."""
     ids: Any = tokenizer(list(texts), truncation=True)["input_ids"]
     rows: dict[int, torch.Tensor] = {}
     for batch in batches([len(row) for row in ids], TOKENS_PER_BATCH[model.device.type]):

@@ -2,8 +2,8 @@
 
     r_t(y, θ) = (1/|y|) Σ_t [log p_θ⁺(y_t | y_<t, x) − log p_θ(y_t | y_<t, x)]     (nats per token)
 
-θ⁺ is the student after a few steps on the target, a set of reference answers of the kind it shall
-become good at. For small steps θ⁺ − θ = −η ∇L_target(θ), so that to first order
+θ⁺ is the student after a few steps on the target, a set of reference answers of the kind it is
+to become good at. For small steps θ⁺ − θ = −η ∇L_target(θ), so that to first order
 
     r_t ≈ (η/|y|) ⟨∇L_target(θ), ∇L_y(θ)⟩,     L_y = −log p_θ(y | x)
 

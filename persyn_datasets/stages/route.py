@@ -63,7 +63,7 @@ class Route:
             if (o.max(-1) == -np.inf).any():
                 raise InputError(
                     f"router_scores: a row has 0 for all of {', '.join(self.teachers)}; route it "
-                    "anew."
+                    "again."
                 )
         return {
             "prompt_id": [prompt_id(m) for m in messages],

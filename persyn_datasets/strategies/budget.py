@@ -62,7 +62,7 @@ def expectations(router: Judge, held_out: Dataset, ranked: Dataset) -> dict[str,
 
 def _line(worth: np.ndarray, rewards: np.ndarray) -> tuple[float, float]:
     """Intercept and slope of the line of least squares that stays among the rewards that were seen,
-    whatever the worth in [0, 1]: a few prompts of like worth must not promise a reward of 8.
+    whatever the worth in [0, 1]: a few prompts of similar worth must not promise a reward of 8.
     """
     if not len(rewards):
         return 0.0, 0.0
