@@ -250,7 +250,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _calibrate(self, account: Account) -> Dataset:
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe = self.recipe
-        generate = Generate(recipe.teachers, recipe.max_failed, account, recipe.calibration.samples)
+        samples = recipe.calibration.samples
+        generate = Generate(recipe.teachers, recipe.max_failed, account, samples=samples)
         generated = self._run(plan.calibration(recipe, self._prompts), generate, schema.GENERATED)
         return self._judge(generated, Rank(**asdict(recipe.effective_reward)))
 

@@ -8,14 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
 from typing import Any
 
 from persyn_datasets.config.errors import BuildError
-from persyn_datasets.config.teacher import Sampling
-from persyn_datasets.engines import Request, Response, engine_of, facts_of, from_record
+from persyn_datasets.config.teacher import Sampling, Teacher, check_names
+from persyn_datasets.engines import Request, Response, check_keys, engine_of, facts_of, from_record
 from persyn_datasets.engines.account import Account, Key, key_of
 from persyn_datasets.store.identity import teacher_identity
 from persyn_datasets.store.journal import Journal
@@ -27,6 +27,38 @@ FIRST_FAILURES = 36  # of a teacher that has not answered once: it never will
 Ask = Callable[[list[Request], Account, Callable[..., None]], None]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A stage that asks teachers.
+
+    Args:
+        teachers: each with a `name` of its own.
+        max_failed: the share of failed responses in one call above which it raises `BuildError`; 1
+            keeps them all.
+        account: counts what is spent, and keeps to its `max_cost`; give one to several stages.
+        ask: has the requests answered. Default: in this process; `ray_runner.ask` on a Ray cluster.
+    """
+
+    teachers: Sequence[Teacher]
+    max_failed: float = 1.0
+    account: Account = field(default_factory=Account, repr=False, compare=False)
+    ask: Ask | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "teachers", tuple(self.teachers))
+        check_names(self.teachers)
+        for teacher in self.teachers:
+            check_keys(teacher)
+
+    def _responses(self, requests: Sequence[Request], rank: int | None) -> list[Response]:
+        """See `respond`; `rank` is the process's number where `map` has several."""
+        if rank is not None:
+            from persyn_datasets.store.models import use_device  # torch takes seconds to import
+
+            use_device(rank)
+        return respond(requests, type(self).__name__, self.account, self.max_failed, self.ask)
 
 
 def respond(

@@ -1,20 +1,19 @@
 """Generate: every teacher answers every prompt (the calibration part of PerSyn)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.config.teacher import Sampling, Teacher, check_names
+from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of, prompt_id
-from persyn_datasets.engines import Request, check_keys, facts_of
-from persyn_datasets.engines.account import Account
-from persyn_datasets.engines.dispatch import Ask, respond
+from persyn_datasets.engines import Request, facts_of
+from persyn_datasets.engines.dispatch import Asking
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(Asking):
     """A `datasets` map that adds `responses`: those of each teacher to each prompt, in the
     teachers' order.
 
@@ -27,37 +26,20 @@ class Generate:
     datasets: pass `load_from_cache_file=False` to retry failures).
 
     Args:
-        teachers: each with a `name` of its own.
-        max_failed: the share of failed responses in one call above which it raises `BuildError`; 1
-            keeps them all.
-        account: counts what is spent, and keeps to its `max_cost`; give one to several stages.
+        teachers, max_failed, account, ask: see `Asking`.
         samples: responses of each teacher to a prompt; `sample` counts them from 0, and j is asked
             for with seed + j.
-        ask: has the requests answered. Default: in this process; `ray_runner.ask` on a Ray cluster.
     """
 
-    teachers: Sequence[Teacher]
-    max_failed: float = 1.0
-    account: Account = field(default_factory=Account, repr=False, compare=False)
     samples: int = 1
-    ask: Ask | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "teachers", tuple(self.teachers))
-        check_names(self.teachers)
-        for teacher in self.teachers:
-            check_keys(teacher)
+        super().__post_init__()
         check_samples(self.teachers, self.samples)
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
     ) -> dict[str, list[Any]]:
-        if rank is not None:
-            from persyn_datasets.store.models import (
-                use_device,  # torch takes seconds to import; endpoints need none
-            )
-
-            use_device(rank)
         messages = messages_of(batch)
         ids = [prompt_id(m) for m in messages]
         requests = [
@@ -66,7 +48,7 @@ class Generate:
             for teacher in self.teachers
             for sample in range(self.samples)
         ]
-        answers = respond(requests, "Generate", self.account, self.max_failed, self.ask)
+        answers = self._responses(requests, rank)
         responses = [
             {**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)
         ]

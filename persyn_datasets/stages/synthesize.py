@@ -1,25 +1,23 @@
 """Synthesize: each prompt is answered once, by its own teacher."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.reasoning import KeepReasoning, as_trained
-from persyn_datasets.config.teacher import Teacher, check_names
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of, prompt_id
 from persyn_datasets.data.reasoning import read
-from persyn_datasets.engines import Request, check_keys
-from persyn_datasets.engines.account import Account
-from persyn_datasets.engines.dispatch import Ask, respond
+from persyn_datasets.engines import Request
+from persyn_datasets.engines.dispatch import Asking
 
 COPIED = ("finish_reason", *schema.COUNTS)
 CUT_OFF = "max_tokens ended the thought before an answer; raise sampling.max_tokens"
 
 
 @dataclass(frozen=True)
-class Synthesize:
+class Synthesize(Asking):
     """A `datasets` map that adds `prompt` and `completion` (conversational, as TRL trains on them).
 
         routed.map(Synthesize(teachers), batched=True, batch_size=None)
@@ -32,30 +30,14 @@ class Synthesize:
         keep_reasoning: where a teacher's thought goes: `inline`, into the completion's text, before
             the answer, as `<think>…</think>`; `column`, into the column `reasoning` alone; or
             `drop`, nowhere. A thought that was cut off has no answer and is an error.
-        teachers, max_failed, account, ask: those of `Generate`.
+        teachers, max_failed, account, ask: see `Asking`.
     """
 
-    teachers: Sequence[Teacher]
-    max_failed: float = 1.0
-    account: Account = field(default_factory=Account, repr=False, compare=False)
-    ask: Ask | None = field(default=None, repr=False, compare=False)
     keep_reasoning: KeepReasoning = "inline"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "teachers", tuple(self.teachers))
-        check_names(self.teachers)
-        for teacher in self.teachers:
-            check_keys(teacher)
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
     ) -> dict[str, list[Any]]:
-        if rank is not None:
-            from persyn_datasets.store.models import (
-                use_device,  # torch takes seconds to import; endpoints need none
-            )
-
-            use_device(rank)
         messages, teachers = messages_of(batch), {t.name: t for t in self.teachers}
         schema.require(batch, "teacher", "Synthesize")
         unknown = [name for name in batch["teacher"] if name not in teachers]
@@ -68,7 +50,7 @@ class Synthesize:
             Request(teachers[name], key, teachers[name].conversation(m))
             for name, key, m in zip(batch["teacher"], ids, messages, strict=True)
         ]
-        responses = respond(requests, "Synthesize", self.account, self.max_failed, self.ask)
+        responses = self._responses(requests, rank)
         texts = [read(r, as_trained(self.keep_reasoning)) for r in responses]
         schema.check_size(texts, "Synthesize")
         columns: dict[str, list[Any]] = {key: [r[key] for r in responses] for key in COPIED}  # type: ignore[literal-required]
