@@ -234,12 +234,10 @@ def test_check(chat_model, loads, monkeypatch, tmp_path):
     engine.check(teacher(engine_args={"max_model_len": 100}))
     with pytest.raises(
         InputError,
-        match="'t': vLLM has no engine argument 'max_length'; did you mean 'max_model_len'?",
+        match="'t': .*'max_length'.*'max_model_len'",
     ):
         engine.check(teacher(engine_args={"max_length": 100}))
-    with pytest.raises(
-        InputError, match="'trust_remote_code', which follows from the teacher's own keys"
-    ):
+    with pytest.raises(InputError, match="'t': .*'trust_remote_code'"):
         engine.check(teacher(engine_args={"trust_remote_code": True}))
     with pytest.raises(InputError, match=f"'t': model '{tmp_path}/none' not found"):
         engine.check(teacher(f"{tmp_path}/none"))

@@ -180,16 +180,14 @@ def test_input_is_not_changed_and_map_gives_the_schema():
 
 
 def test_mistakes():
-    with pytest.raises(InputError, match=r"reward\.alpha is 1\.1; expected a value in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"reward\.alpha is 1\.1"):
         Rank(alpha=1.1)
     with pytest.raises(
         InputError,
-        match=r"reward\.normalize is 'max'; expected one of prompt, corpus, zscore, rank, none",
+        match=r"reward\.normalize is 'max'",
     ):
         Rank(normalize="max")
-    with pytest.raises(
-        InputError, match=r"reward\.learnability is 'loss'; expected one of log-probability, rsr"
-    ):
+    with pytest.raises(InputError, match=r"reward\.learnability is 'loss'"):
         Rank(learnability="loss")
 
 

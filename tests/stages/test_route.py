@@ -58,11 +58,11 @@ def test_teachers_are_masked_without_a_second_pass(router, rows, monkeypatch):
     assert again["teacher"] == expected["teacher"] and set(again["teacher"]) == set(two)
     assert np.allclose(again["router_scores"], expected["router_scores"], atol=1e-6)
     third = [router.names[2]]
-    with pytest.raises(InputError, match=f"0 for all of {third[0]}; route it anew"):
+    with pytest.raises(InputError, match=f"router_scores: .*{third[0]}"):
         Route(router, third, from_scores=True)(first[:] | again)
-    with pytest.raises(InputError, match="found no such column; expected 3"):
+    with pytest.raises(InputError, match="router_scores: .* 3 numbers"):
         Route(router, from_scores=True)(rows[:])
-    with pytest.raises(InputError, match="found a row of another length"):
+    with pytest.raises(InputError, match="router_scores: .* 3 numbers"):
         Route(router, from_scores=True)(first[:] | {"router_scores": [[0.5, 0.5]] * 7})
 
 

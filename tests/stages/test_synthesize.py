@@ -79,9 +79,7 @@ def test_conversations_keep_all_turns(monkeypatch, teachers):
 
 
 def test_bad_input(teachers):
-    with pytest.raises(
-        InputError, match=r"'nobody'; the teachers here are adder, multiplier, guesser"
-    ):
+    with pytest.raises(InputError, match=r"'nobody'.*adder, multiplier, guesser"):
         Synthesize(teachers)({"prompt": ["1 plus 1?"], "teacher": ["nobody"]})
     with pytest.raises(InputError, match="'adder' is used twice"):
         Synthesize([teachers[0], teachers[0]])

@@ -79,11 +79,9 @@ def test_without_limits_each_prompt_gets_its_best():
 
 def test_limits_that_cannot_be_kept():
     reward, cost = np.ones((4, 2)), np.array([[1.0, 2.0]] * 4)
-    with pytest.raises(
-        InputError, match="budget is 3.5, and the cheapest teacher for every prompt costs 4"
-    ):
+    with pytest.raises(InputError, match="budget is 3.5, .* 4"):
         assign(reward, cost, 3.5)
-    with pytest.raises(InputError, match="may get 3 prompts together, and there are 4"):
+    with pytest.raises(InputError, match="3 prompts.* 4"):
         assign(reward, cost, caps=[1, 2])
     for times in (1, 1000):
         with pytest.raises(InputError, match="no assignment is within the budget and the shares"):
