@@ -1,5 +1,8 @@
 """The cards: `cards/*.md` filled from the numbers of a build, merged into what is already
 written.
+
+What others wrote survives, in the text and entry by entry in the header. huggingface_hub's card
+classes hold one card; merging two is the work, and it is done here on plain values.
 """
 
 import hashlib

@@ -3,6 +3,9 @@
 A version is made by its tag on the dataset, which comes last: before it stand both commits, whole,
 and the router's tag. So whatever goes wrong on the way, every version there is is whole, and the
 same command goes on.
+
+What differs is known before anything is written, as it decides whether there is a new version; so
+each commit is made of just that, on top of the commit that we looked at.
 """
 
 import json
