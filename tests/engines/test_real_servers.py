@@ -6,12 +6,7 @@ they need.
 """
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,8 +14,8 @@ import pytest
 import yaml
 from conftest import save_model
 from datasets import load_dataset
-from huggingface_hub.utils import httpx
 from pool import make_recipe
+from real_server import server
 
 from persyn_datasets import cli
 
@@ -32,7 +27,6 @@ pytestmark = [
         not find_spec("uvicorn"), reason="`transformers serve` needs transformers[serving]"
     ),
 ]
-START = 180  # seconds that a server may need
 MAX_TOKENS = 16
 
 
@@ -40,40 +34,6 @@ MAX_TOKENS = 16
 def model(models_folder):
     heads = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
     return save_model(models_folder / "served", **heads)
-
-
-@contextmanager
-def server(log, *command):
-    """The base_url of a server that is up. Ends its whole process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            env=env,
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START
-        while True:
-            assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def build(folder, model, **teacher):
