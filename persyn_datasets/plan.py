@@ -95,6 +95,8 @@ def _thinks(teacher: Teacher) -> bool:
     """Whether a teacher's answers hold their reasoning, as far as its own template says so."""
     if teacher.engine not in ("transformers", "vllm"):
         return False
+    if teacher.chat_template_kwargs.get("enable_thinking") is False:
+        return False
     try:
         tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
     except OSError:  # the teacher's own check, which follows, names it

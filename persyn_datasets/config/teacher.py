@@ -26,8 +26,27 @@ WHERE_AND_HOW_FAST = {
     "disable_log_stats",
     "block_size",
 }
+# Keys of a `Sampling` without a default of ours, and what they may be.
+RANGES = {
+    "top_k": (1, 10**9),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 10**9),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
 # Of a query in a base_url, names whose values may be keys.
 SECRET_WORDS = re.compile("key|token|secret|passw|pwd|auth|credential|sig|sas|code|jwt", re.I)
+
+# What our own keys say, or the conversation does; of `extra_body` and of `chat_template_kwargs`.
+OF_BODIES = frozenset(
+    "model messages stream n max_tokens max_completion_tokens temperature top_p seed stop top_k "
+    "min_p repetition_penalty presence_penalty frequency_penalty chat_template_kwargs "
+    "reasoning_effort response_format tools".split()
+)
+OF_TEMPLATES = frozenset(
+    "conversation messages chat_template tokenize add_generation_prompt continue_final_message "
+    "tools documents padding truncation max_length return_tensors return_dict".split()
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,11 @@ class Sampling:
     depend on which other prompts shared its batch.
 
     Attributes:
+        top_k: of the likeliest tokens so many are drawn from.
+        min_p: tokens are left out whose probability is less than this share of the likeliest one's.
+        repetition_penalty: above 1, tokens of prompt and answer become less likely.
+        presence_penalty, frequency_penalty: in logits, once and each time that a token is in the
+            answer, from -2 to 2.
         own: of a teacher in a recipe, the keys that the teacher states itself; the others are the
             recipe's. It is no part of the value: two samplings that draw alike are equal.
     """
@@ -50,6 +74,12 @@ class Sampling:
     max_tokens: int = 2048
     seed: int = 0
     stop: tuple[str, ...] = ()
+    # None: an engine's or server's own default, which is without.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -60,9 +90,21 @@ class Sampling:
             raise InputError(f"sampling.top_p is {self.top_p}; expected a value in (0, 1].")
         if self.max_tokens < 1:
             raise InputError(f"sampling.max_tokens is {self.max_tokens}; expected at least 1.")
+        for key, (low, high) in RANGES.items():
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                raise InputError(
+                    f"sampling.{key} is {value}; expected "
+                    + (f"{low:g} to {high:g}." if high < 10**9 else f"at least {low:g}.")
+                )
         object.__setattr__(
             self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The keys that have no default of ours, where they are stated."""
+        return {key: value for key in RANGES if (value := getattr(self, key)) is not None}
 
     def under(self, shared: "Sampling") -> "Sampling":
         """The recipe's `shared` sampling with the keys that are this teacher's own."""
@@ -127,6 +169,10 @@ class Teacher:
         examples: few-shot messages (alternating user and assistant) put between system prompt and
             prompt.
         sampling: see `Sampling`; `None` takes the recipe's, or `Sampling()`.
+        chat_template_kwargs: switches of its chat template, e.g. `{"enable_thinking": false}`.
+        reasoning_effort: of an `endpoint`, as its server knows it: `low`, `high` …
+        response_format: of an `endpoint`: JSON mode or a schema, as OpenAI's API has them.
+        extra_body: of an `endpoint`: what its server alone knows, put into each request's body.
         price: see `Price`; used in plans and accounts.
         tokens_per_second: of its answers, with as many requests in flight as it is given; used in
             plans. Accounts measure it.
@@ -152,6 +198,10 @@ class Teacher:
     system_prompt: str | None = None
     examples: tuple[Message, ...] = ()
     sampling: Sampling | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    reasoning_effort: str | None = None
+    response_format: dict[str, Any] | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
     price: Price | None = None
     tokens_per_second: float | None = None
     size: float | None = None
@@ -183,6 +233,16 @@ class Teacher:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise InputError(f"Teacher {self.name!r}: {key} is {value}; expected more than 0.")
+
+        self._check_reserved("extra_body", OF_BODIES)
+        self._check_reserved("chat_template_kwargs", OF_TEMPLATES)
+
+    def _check_reserved(self, key: str, reserved: frozenset[str]) -> None:
+        for name in reserved & set(getattr(self, key)):
+            raise InputError(
+                f"Teacher {self.name!r}: {key} has {name!r}, which the recipe's own keys or the "
+                "prompt say; remove it there."
+            )
 
     @property
     def base_urls(self) -> tuple[str, ...]:

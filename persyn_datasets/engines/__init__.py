@@ -30,6 +30,15 @@ from persyn_datasets.config.teacher import Message, Sampling, Teacher
 from persyn_datasets.data.reasoning import split
 
 EMPTY = "empty response"
+# Keys of a `Teacher` that not every engine reads.
+KEYS_OF_SOME = (
+    *("base_url", "engine_args", "chat_template_kwargs"),
+    *("reasoning_effort", "response_format", "extra_body"),
+)
+HINTS = {
+    "reasoning_effort": " If its chat template has such a switch, it is one of "
+    "chat_template_kwargs."
+}
 
 
 @dataclass(frozen=True)
@@ -221,9 +230,10 @@ def check_keys(teacher: Teacher) -> None:
             raise InputError(
                 f"Teacher {teacher.name!r}: its engine {teacher.engine!r} needs the key {key!r}."
             )
-    for key in ("base_url", "engine_args"):
+    for key in KEYS_OF_SOME:
         if getattr(teacher, key) and key not in facts.keys:
+            hint = HINTS.get(key, "")
             raise InputError(
                 f"Teacher {teacher.name!r}: its engine {teacher.engine!r} does not read the key "
-                f"{key!r}; remove it, or choose another engine."
+                f"{key!r}; remove it, or choose another engine.{hint}"
             )

@@ -19,6 +19,8 @@ REFUSALS = re.compile(
 OPTIONAL = ("temperature", "top_p", "seed", "stop")  # the server's defaults are then in force
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of vLLM and others; of parts, types
 RENAMED = {"max_tokens": "max_completion_tokens"}
+# Keys of a teacher that go into the body as they are, and what its server alone knows.
+OF_BODY = ("chat_template_kwargs", "reasoning_effort", "response_format", "extra_body")
 FINISHED = {"eos_token": "stop", "stop_sequence": "stop"}  # TGI's words
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Refused:
             if name in body and other in fault.words:
                 if name not in self.renamed:
                     self.renamed[name] = other
+                    logger.info("Teacher %r wants %s for %s.", teacher.name, other, name)
                 return True
         for name in _named(fault):
             # TGI refuses a top_p of 1 as out of its range; 1 is what it does without.
@@ -96,7 +99,10 @@ def request_body(request: Request, refused: Refused) -> dict[str, Any]:
         "seed": request.seed,
         "stop": list(sampling.stop),
         "stream": False,
+        **sampling.stated,
+        **{key: value for key in OF_BODY if (value := getattr(request.teacher, key))},
     }
+    body |= body.pop("extra_body", {})
     return {
         refused.renamed.get(key, key): value
         for key, value in body.items()

@@ -20,6 +20,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import Facts, Request, Response, failed
 from persyn_datasets.engines.account import Account
+from persyn_datasets.engines.chat import OF_BODY
 from persyn_datasets.engines.lane import POLL, Lane, Row
 from persyn_datasets.engines.server import (
     Server,
@@ -30,7 +31,12 @@ from persyn_datasets.engines.server import (
     short,
 )
 
-FACTS = Facts(remote=True, retried=True, keys=("base_url",), needs=("base_url",))
+FACTS = Facts(
+    remote=True,
+    retried=True,
+    keys=("base_url", *OF_BODY),
+    needs=("base_url",),
+)
 CHECK_TIMEOUT = 10.0
 
 

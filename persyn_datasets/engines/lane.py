@@ -254,6 +254,8 @@ def _count(request: Request, text: str) -> tuple[int | None, int | None]:
         return None, None
     completion = len(tokenizer(text, add_special_tokens=False)["input_ids"])
     try:
-        return len(prompt_ids(tokenizer, request.messages)), completion
+        return len(
+            prompt_ids(tokenizer, request.messages, teacher.chat_template_kwargs)
+        ), completion
     except TemplateError:  # the server's template takes this conversation, the Hub's does not
         return None, completion

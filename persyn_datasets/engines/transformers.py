@@ -22,7 +22,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher
@@ -36,7 +41,7 @@ from persyn_datasets.store.models import (
     prompt_ids,
 )
 
-FACTS = Facts(in_process=True)
+FACTS = Facts(in_process=True, keys=("chat_template_kwargs",))
 ROWS_PER_BATCH = 64
 TOKENS_PER_BATCH = 131_072
 
@@ -59,6 +64,33 @@ class SampleEachRow(LogitsProcessor):
         cdf = scores.float().softmax(-1).cumsum(-1)
         token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class Penalize(LogitsProcessor):
+    """Makes tokens less likely that were there before, as vLLM and OpenAI define it.
+
+    The repetition penalty (arXiv 1909.05858) is of prompt and answer, presence and frequency ones
+    of the answer alone. transformers has the first one only, and counts padding as the prompt's.
+    Scores are (rows, vocabulary); the answers begin at column `width` of the ids.
+    """
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], width: int):
+        self.repetition = sampling.repetition_penalty or 1.0
+        self.presence = sampling.presence_penalty or 0.0
+        self.frequency = sampling.frequency_penalty or 0.0
+        self.prompts, self.width = prompts, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        new = input_ids[:, self.width :]
+        counts = torch.zeros_like(scores).scatter_add_(
+            1, new, torch.ones_like(new, dtype=scores.dtype)
+        )
+        seen = counts > 0
+        for row, ids in enumerate(self.prompts):
+            seen[row, list(ids)] = True
+        less = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
+        scores = torch.where(seen, less, scores)
+        return scores - self.frequency * counts - self.presence * (counts > 0)
 
 
 def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
@@ -98,7 +130,7 @@ class _Work:
     def refuses(self, place: int, request: Request) -> str:
         """Take a request in, or say why it cannot be answered."""
         try:
-            ids = prompt_ids(self.tokenizer, request.messages)
+            ids = prompt_ids(self.tokenizer, request.messages, request.teacher.chat_template_kwargs)
         except TemplateError as error:
             return f"the model's chat template refuses the prompt: {error}"
         if len(ids) >= self.limit:
@@ -163,7 +195,7 @@ class _Work:
         output = generate(
             input_ids.to(model.device),
             attention_mask=mask.to(model.device),
-            logits_processor=_steps(sampling, [row.request.stream for row in rows]),
+            logits_processor=_steps(sampling, rows, input_ids.shape[1]),
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=most,
@@ -285,13 +317,20 @@ def _padded(rows: list[list[int]], prefix: int, pad: int) -> tuple[torch.Tensor,
     return input_ids, mask
 
 
-def _steps(sampling: Sampling, streams: Sequence[str]) -> LogitsProcessorList:
+def _steps(sampling: Sampling, rows: Sequence[Row], width: int) -> LogitsProcessorList:
+    """In vLLM's order; the answers begin at column `width`."""
     steps = LogitsProcessorList()
+    if any("penalty" in key for key in sampling.stated):
+        steps.append(Penalize(sampling, [row.ids for row in rows], width))
     if sampling.temperature > 0:
         steps.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.min_p:
+            steps.append(MinPLogitsWarper(sampling.min_p))
+        if sampling.top_k:
+            steps.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             steps.append(TopPLogitsWarper(sampling.top_p))
-        steps.append(SampleEachRow(streams))
+        steps.append(SampleEachRow([row.request.stream for row in rows]))
     return steps
 
 
@@ -317,6 +356,7 @@ def check(teacher: Teacher) -> None:
         prompt_ids(
             load_tokenizer(*_weights(teacher)),
             teacher.conversation([{"role": "user", "content": "?"}]),
+            teacher.chat_template_kwargs,
         )
     except TemplateError as error:
         raise InputError(

@@ -41,7 +41,7 @@ from persyn_datasets.engines import (
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store import models
 
-FACTS = Facts(retried=True, keys=("engine_args",))
+FACTS = Facts(retried=True, keys=("engine_args", "chat_template_kwargs"))
 IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time by default
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds for vLLM to end by itself
@@ -138,7 +138,8 @@ def _rows(
     limit = requests[indices[0]].teacher.engine_args.get("max_model_len", 0)
     for i in indices:
         try:
-            ids = models.prompt_ids(tokenizer, requests[i].messages)
+            switches = requests[i].teacher.chat_template_kwargs
+            ids = models.prompt_ids(tokenizer, requests[i].messages, switches)
         except TemplateError as error:
             yield i, f"the model's chat template refuses the prompt: {error}"
             continue
@@ -172,6 +173,7 @@ def _sampling(request: Request) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens,
         "seed": request.seed,
         "stop": list(sampling.stop),
+        **sampling.stated,
     }
 
 

@@ -17,13 +17,14 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.config.teacher import WHERE_AND_HOW_FAST, Teacher
+from persyn_datasets.config.teacher import RANGES, WHERE_AND_HOW_FAST, Sampling, Teacher
 from persyn_datasets.store.journal import default_root, digest, replace_file
 
 # A smaller file is read each time; the hash of a larger one is kept for other processes.
 LARGE_BYTES = 2**20
 # A file that changed so shortly ago may change again within one tick of the file system's clock.
 SETTLED_SECONDS = 2.0
+SINCE_0_1_0 = ("chat_template_kwargs", "reasoning_effort", "response_format", "extra_body")
 # Of a teacher, what can change its responses; beside these some of its `engine_args`.
 OF_RESPONSES = (
     "model",
@@ -86,6 +87,10 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
     arguments = {k: v for k, v in teacher.engine_args.items() if k not in WHERE_AND_HOW_FAST}
     if arguments:
         identity["engine_args"] = arguments
+    # Only where they are stated: a teacher of version 0.1.0 has none, and its answers stay valid.
+    sampling = {key: value for key, value in identity["sampling"].items() if key not in RANGES}
+    identity["sampling"] = sampling | (teacher.sampling or Sampling()).stated
+    identity |= {key: value for key in SINCE_0_1_0 if (value := getattr(teacher, key))}
     return identity | {"weights": response_weights(teacher.model)}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,11 +148,16 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    switches: Mapping[str, Any] = MappingProxyType({}),
+) -> list[int]:
     """The ids up to where the response begins, by the model's own chat template or the plain one.
 
     Only the template writes special tokens: where a message contains the string of one
     (`<|im_end|>`), it is text, so that a prompt cannot end its turn and speak for somebody else.
+    `switches` are the template's own, `chat_template_kwargs`.
     """
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     found = sorted(
@@ -168,6 +174,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
         chat_template=template_of(tokenizer),
         add_generation_prompt=True,
         tokenize=False,
+        **switches,
     )
     first, *rest = re.split(f"{_MARK}(\\d+){_MARK}", text) if found else [text]
     ids = list(tokenizer(first, add_special_tokens=False)["input_ids"])

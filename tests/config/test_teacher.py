@@ -143,3 +143,49 @@ def test_an_address_that_holds_a_key_is_refused(url):
 def test_an_address_may_have_a_query():
     url = "https://h/openai/deployments/m?api-version=2024-06-01"
     assert Teacher("m", engine="endpoint", base_url=url).base_urls == (url,)
+
+
+STATED = {
+    "chat_template_kwargs": {"enable_thinking": False},
+    "reasoning_effort": "high",
+    "response_format": {"type": "json_object"},
+    "extra_body": {"provider": {"order": ["a"]}},
+}
+DRAWN = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}
+DRAWN |= {"presence_penalty": 0.5, "frequency_penalty": -0.5}
+
+
+def test_what_came_after_0_1_0_is_in_the_identity_only_where_it_is_stated():
+    before = teacher_identity(FULL)
+    assert set(before["sampling"]) == {"temperature", "top_p", "max_tokens", "seed", "stop"}
+    assert not set(STATED) & set(before)
+    identities = [before, *(teacher_identity(replace(FULL, **{k: v})) for k, v in STATED.items())]
+    for key, value in DRAWN.items():
+        sampling = replace(FULL.sampling, **{key: value})
+        identities.append(teacher_identity(replace(FULL, sampling=sampling)))
+    assert len({json.dumps(i, sort_keys=True) for i in identities}) == 1 + 4 + 5
+
+
+def test_how_a_teacher_is_asked_survives_a_recipe():
+    teacher = replace(FULL, **STATED, sampling=replace(FULL.sampling, **DRAWN))
+    assert Teacher.from_dict(json.loads(json.dumps(teacher.to_dict()))) == teacher
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"extra_body": {"max_completion_tokens": 9}}, "max_completion_tokens"),
+        ({"extra_body": {"n": 4}}, "'n'"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template'"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "tokenize"),
+    ],
+)
+def test_what_other_keys_say_is_refused(values, named):
+    with pytest.raises(InputError, match=named):
+        Teacher("m", **values)
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_k", 0), ("min_p", 2), ("presence_penalty", 3)])
+def test_what_cannot_be_drawn_is_refused(key, value):
+    with pytest.raises(InputError, match=key):
+        Sampling(**{key: value})

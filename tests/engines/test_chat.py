@@ -266,3 +266,41 @@ def test_tokens_of_thoughts_where_servers_count_them() -> None:
     assert reasoning_tokens({"usage": details}) == 5  # SGLang
     assert reasoning_tokens({"usage": {"completion_tokens_details": None}}) is None
     assert reasoning_tokens({}) is None
+
+
+ASKED: dict[str, Any] = {
+    "chat_template_kwargs": {"enable_thinking": False},
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_object"},
+}
+DRAWN: dict[str, Any] = {"top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}
+DRAWN |= {"presence_penalty": 0.5, "frequency_penalty": -0.5}
+
+
+def test_how_a_teacher_is_asked_is_in_the_body() -> None:
+    """Names as in https://platform.openai.com/docs/api-reference/chat and, beside it, vLLM's
+    https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html.
+    """
+    more = ASKED | {"extra_body": {"provider": {"order": ["a"]}}, "sampling": Sampling(**DRAWN)}
+    _, server = one(lambda request, nth: (200, {}, completion("fine")), **more)
+    [body] = server.bodies
+    assert body.items() >= (ASKED | DRAWN | {"provider": {"order": ["a"]}}).items()
+    assert "extra_body" not in body
+    _, server = one(lambda request, nth: (200, {}, completion("fine")))
+    assert not set(server.bodies[0]) & {*ASKED, *DRAWN, "extra_body"}
+
+
+def test_what_is_stated_and_refused_fails_the_row() -> None:
+    """Only what has a default of ours is left out."""
+    words = {"error": {"message": "Unsupported parameter: 'top_k'", "param": "top_k"}}
+    response, server = one(lambda request, nth: (400, {}, words), sampling=Sampling(top_k=3))
+    assert "top_k" in response["error"] and server.count == 1
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "recorded"])
+@pytest.mark.parametrize("key", ["reasoning_effort", "response_format"])
+def test_what_an_engine_cannot_do_is_refused_by_name(engine: str, key: str) -> None:
+    with pytest.raises(InputError, match=key):
+        Generate([Teacher("m", engine=engine, **{key: ASKED[key]})])
+    with pytest.raises(InputError, match="extra_body"):
+        Generate([Teacher("m", engine=engine, extra_body={"a": 1})])

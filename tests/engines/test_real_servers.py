@@ -16,8 +16,9 @@ from conftest import save_model
 from datasets import load_dataset
 from pool import make_recipe
 from real_server import server
+from thinker import ANSWER, THOUGHT, save_thinker
 
-from persyn_datasets import cli
+from persyn_datasets import Generate, Sampling, Teacher, cli
 
 pytestmark = [
     pytest.mark.skipif(
@@ -124,3 +125,45 @@ def test_transformers_serve(model, by_vllm, tmp_path):
     Path(os.environ["HF_HOME"], "hub").mkdir(exist_ok=True)
     with server(tmp_path / "log", *command) as base_url:
         same(by_vllm, build(tmp_path / "build", model, engine="endpoint", base_url=base_url))
+
+
+def thinking(folder, model, **teacher):
+    """The recipe with a teacher that thinks: types and rows of the dataset, and what was said."""
+    folder.mkdir()
+    values = make_recipe(folder, model, engine=teacher["engine"], keep_reasoning="column")
+    # All say the same, so that there is nothing for a router to learn.
+    values |= {"strategy": "best-single", "sampling": {"temperature": 0, "max_tokens": MAX_TOKENS}}
+    for own in values["teachers"]:
+        own |= teacher
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    assert cli.main(["build", str(recipe), "--output", str(folder / "out")]) == 0
+    rows = load_dataset(str(folder / "out/dataset"), split="train").sort("prompt_id")
+    answers = load_dataset(str(folder / "out/dataset"), "calibration", split="train")
+    shown = ("teacher", "reasoning", "text", "finish_reason", "completion_tokens", "error")
+    said = sorted(tuple(r[key] for key in shown) for row in answers["responses"] for r in row)
+    return rows.features, answers.features, rows["completion"][:], rows["reasoning"][:], said
+
+
+def cut_off(model, **teacher):
+    asked = Teacher(model, sampling=Sampling(temperature=0, max_tokens=2), **teacher)
+    [[response]] = Generate([asked])({"prompt": ["3 plus 4?"]})["responses"]
+    return tuple(response[key] for key in ("reasoning", "text", "finish_reason", "error"))
+
+
+def test_one_teacher_that_thinks_through_all_engines(models_folder, tmp_path):
+    """The same columns and texts by both local engines and by vLLM's server with its parser."""
+    model = save_thinker(models_folder / "thinker")
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    local = {"engine": "vllm", "engine_args": {"dtype": "float32", "enforce_eager": True}}
+    expected = thinking(tmp_path / "transformers", model, engine="transformers")
+    assert {row[1:3] for row in expected[-1]} == {(THOUGHT, ANSWER)}
+    assert cut_off(model) == cut_off(model, **local) == ("3+", "", "length", "")
+    assert thinking(tmp_path / "vllm", model, **local) == expected
+
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"]
+    with server(tmp_path / "log", *command, "--reasoning-parser", "deepseek_r1") as base_url:
+        remote = {"engine": "endpoint", "base_url": base_url}
+        assert cut_off(model, **remote) == ("3+", "", "length", "")
+        assert thinking(tmp_path / "served", model, **remote) == expected

@@ -65,3 +65,10 @@ def test_a_record_of_version_0_1_0_had_its_thought_in_the_text():
     found = from_record(old | {"text": "<think>\n3+4\n</think>\n\n7.", "error": ""})
     assert (found["reasoning"], found["text"], found["reasoning_tokens"]) == ("3+4", "7.", None)
     assert from_record(dict(found)) == found
+
+
+def test_a_switch_of_the_template_turns_thinking_off(thinker):
+    response = of_transformers(thinker, chat_template_kwargs={"enable_thinking": False})
+    assert (response["reasoning"], response["text"]) == ("", ANSWER)
+    response = of_transformers(thinker, chat_template_kwargs={"opens": False})
+    assert (response["reasoning"], response["text"]) == (THOUGHT, ANSWER)  # it opens it itself

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -368,3 +369,34 @@ def test_a_batch_takes_half_of_the_free_memory(chat_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2048)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1024)
     assert engine.tokens_that_fit(fake) == (512_000 + 1024) // 2 // 256
+
+
+def test_penalties_by_their_definitions():
+    """Repetition as transformers has it, for a row without padding; the others by hand."""
+    torch.manual_seed(0)
+    ids, scores = torch.tensor([[3, 4, 3, 5, 5]]), torch.randn(1, 8)
+    ours = engine.Penalize(Sampling(repetition_penalty=1.3), [[3, 4]], 2)(ids, scores)
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(ids, scores.clone())
+    assert torch.equal(ours, theirs)
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    less = scores - engine.Penalize(sampling, [[3, 4]], 2)(ids, scores)
+    expected = torch.tensor([[0, 0, 0, 0.75, 0, 1.0, 0, 0]])  # 3 once in the answer, 5 twice
+    assert torch.allclose(less, expected, atol=1e-6)
+
+
+def test_how_it_is_drawn_holds_and_depends_on_no_other_row(chat_model):
+    """`top_k=1` is greedy at any temperature; a penalty is of the own tokens of a row."""
+    prompts = {"a": "the", "b": "the other day " * 3}
+    greedy = Sampling(temperature=0, max_tokens=12)
+    penalized = replace(greedy, repetition_penalty=1.5, frequency_penalty=1.0)
+
+    def said(sampling, *keys):
+        teacher = Teacher(chat_model, name="t", sampling=sampling)
+        requests = [Request(teacher, k, [{"role": "user", "content": prompts[k]}]) for k in keys]
+        return {requests[i].prompt_id: r["text"] for i, r in engine.generate(requests, Account())}
+
+    plain = said(greedy, "a", "b")
+    for narrow in ({"top_k": 1}, {"min_p": 1.0}):
+        assert said(replace(greedy, temperature=1.0, **narrow), "a", "b") == plain
+    together = said(penalized, "a", "b")
+    assert together == said(penalized, "a") | said(penalized, "b") != plain
