@@ -1,7 +1,8 @@
 """The builder: the stages in their order, as a `datasets` builder whose config is a recipe.
 
 <output>/dataset/       README.md, recipe.yaml, stats.json, figures/; the tables: data/ (train,
-                        failed), calibration/, pairs/, routing/, second_opinions/
+                        failed), calibration/, pairs/, preferences/, routing/, messages/,
+                        second_opinions/
 <output>/router/        opens with `AutoModelForSequenceClassification.from_pretrained`
 A strategy without a router has no router/ and pairs/, and calibration/ only if it needs one.
 """
@@ -27,6 +28,7 @@ from persyn_datasets.config.student import Student
 from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Build, Learned, SecondOpinions, Sources, read
 from persyn_datasets.data.conversations import conversations
+from persyn_datasets.data.preferences import preferences
 from persyn_datasets.data.sources import load
 from persyn_datasets.data.tables import write_tables
 from persyn_datasets.engines.account import Account
@@ -119,7 +121,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         build = build_id(self.recipe, prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / STATS).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "second_opinions", ignore_errors=True)
+        for optional in ("second_opinions", "preferences"):
+            shutil.rmtree(self.folder / optional, ignore_errors=True)
         replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
         with stages(strategies.stages_of(self.recipe)):
@@ -190,6 +193,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         answered = answered.remove_columns([c for c in answered.column_names if c in gone])
         chats = conversations(answered)
         write_tables(self.folder / "messages", train=chats)
+        if ranked and len(pairs := preferences(ranked, self.recipe.keep_reasoning)):
+            write_tables(self.folder / "preferences", train=pairs)
         self._record = self._recorded(ranked, answered, chats, learned, account, second)
         splits = {
             "train": answered.filter(lambda error: error == "", input_columns="error"),
@@ -229,6 +234,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "max_length": longest(recipe.student, chats) if self._calibration_size else None,
             **learned,
             **measure.measure(ranked, answered, names),
+            "preferences": (self.folder / "preferences").exists(),
             **plan.plan(recipe, len(prompts)),
             **self._sources(),
         }

@@ -61,6 +61,7 @@ def test_the_tree_on_disk(done):
         "pairs",
         "routing",
         "messages",
+        "preferences",
         "figures",
     }
     assert {p.name for p in done.folder.iterdir()} == names
@@ -72,6 +73,7 @@ def test_the_tree_on_disk(done):
         "pairs",
         "routing",
         "messages",
+        "preferences",
     ]
     assert (
         "\n# tiny\n" in text

@@ -259,6 +259,7 @@ class Build(Learned, Measured, Planned, Sources, Files):
     versions: dict[str, str]
     cost: Cost | None
     max_length: NotRequired[int | None]
+    preferences: NotRequired[bool]
     added: NotRequired[list[Added]]
 
 

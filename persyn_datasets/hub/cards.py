@@ -41,6 +41,7 @@ CONFIGS = {
     "routing": ("routing/", ("train",)),
     "second_opinions": ("second_opinions/", ("train",)),
     "messages": ("messages/", ("train",)),
+    "preferences": ("preferences/", ("train",)),
 }
 PATTERNS = [f"{prefix}{split}*.parquet" for prefix, splits in CONFIGS.values() for split in splits]
 # What follows a split in a name that we gave: the shard, then the content of rows that were added.
