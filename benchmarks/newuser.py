@@ -3,8 +3,9 @@
     git worktree add ../before 1d005fe
     python benchmarks/newuser.py --before ../before [--rounds 3] [--demo] [--busy]
 
-Whole processes, with the code of each checkout and the libraries of this environment. Ratios are of
-the medians, of wall time and of processor seconds: the machine may be busy. `--demo` adds the
+Whole processes, with the code of each checkout and the libraries of this environment; Python keeps
+what it compiled, as of an installed package. Ratios are of the medians, of wall time and of
+processor seconds: the machine may be busy. `--demo` adds the
 demo's work (its models unpacked before), each with a journal of its own; `--busy` runs a process
 that never pauses beside it. All folders are temporary.
 """
@@ -32,6 +33,7 @@ TYPO = ["build", "quickstart", "--set", "reward.alhpa=0.2"]
 def run(checkout: Path, folder: Path, arguments: list[str], code: int = 0) -> tuple[float, float]:
     """Wall and processor seconds of one process."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "HF_HOME": str(folder / "home")}
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", PERSYN, *arguments],

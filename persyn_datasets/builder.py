@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id, check_folder
 from persyn_datasets.report import figures, measure
 from persyn_datasets.router.model import Router
-from persyn_datasets.runners.local import check, run
+from persyn_datasets.runners import check
+from persyn_datasets.runners.local import run
+from persyn_datasets.signals import signal_of
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
-from persyn_datasets.store import files, own
+from persyn_datasets.store import files, models, own
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
@@ -255,11 +258,36 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
 
     def _calibrate(self, account: Account) -> Dataset:
         """The calibration prompts, answered by all teachers, scored and ranked."""
-        recipe = self.recipe
+        recipe, prompts = self.recipe, plan.calibration(self.recipe, self._prompts)
+        self._try_quality(prompts)
         samples = recipe.calibration.samples
         generate = Generate(recipe.teachers, recipe.max_failed, account, samples=samples)
-        generated = self._run(plan.calibration(recipe, self._prompts), generate, schema.GENERATED)
+        generated = self._run(prompts, generate, schema.GENERATED)
         return self._judge(generated, Rank(**asdict(recipe.effective_reward)))
+
+    def _try_quality(self, prompts: Dataset) -> None:
+        """One real row through what judges, before the first answer is paid for. Its score is kept
+        as all are, so that a second run loads nothing for it.
+
+        Not where scores are not kept: a user's function may itself ask somebody who is paid. Not on
+        a cluster either, whose nodes load models, and not this machine.
+
+        Raises:
+            InputError: it cannot be loaded, or has no score for the row.
+        """
+        signal, _ = signal_of(self.recipe.quality)
+        if self.runner != "local" or not getattr(signal, "JOURNALLED", True):
+            return
+        columns = {name: prompts[name][:1] for name in prompts.column_names if name != "messages"}
+        score = Score(self.recipe.student, self.recipe.quality)
+        [value] = score.of_quality([(prompts[0]["messages"], "Yes.")], columns)
+        models.free()  # the teachers come next
+        if value is None or not isfinite(value):
+            raise InputError(
+                f"quality: {self.recipe.quality} scores an answer to "
+                f"{prompts[0]['messages'][-1]['content'][:60]!r} as {value}; expected a number. "
+                "Are its weights whole? Take another reward model."
+            )
 
     def _judge(self, generated: Dataset, rank: Any) -> Dataset:
         recipe = self.recipe

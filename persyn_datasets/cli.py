@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 1 bad input or failed build, with the reason last; 130 interrupted."""
     _prepare()
     options = parse(arguments)
+    options.whole_process = arguments is None
     try:
         COMMANDS[options.command](options)
     except (InputError, BuildError) as error:
@@ -114,10 +115,13 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace, recipe: Any, output: Path) -> None:
+    if options.whole_process and not options.push_to_hub and not _runs_code(recipe):
+        _transformers_without_torch()
+
     from persyn_datasets import plan
     from persyn_datasets.data.build import read
     from persyn_datasets.inputs import check_folder
-    from persyn_datasets.runners.local import check
+    from persyn_datasets.runners import check
 
     check(options.runner)
     check_folder(output, recipe)
@@ -126,6 +130,27 @@ def _plan(options: argparse.Namespace, recipe: Any, output: Path) -> None:
     _quieten(options)
     measured = build["account"] if build else ()
     print(plan.describe(recipe, plan.check(recipe), measured))
+
+
+def _transformers_without_torch() -> None:
+    """Import what reads configs and tokenizers, in the mode that transformers has for where torch
+    is not installed: torch takes longer to import than all the rest.
+
+    No model can be loaded afterwards: only for a process that ends with a plan.
+    """
+    if "torch" in sys.modules:
+        return
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # that torch is missing
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+
+    del sys.modules["torch"]
+
+
+def _runs_code(recipe: Any) -> bool:
+    """Whether a plan runs what others wrote, or a model, either of which may need torch."""
+    remote = any(one.trust_remote_code for one in (recipe.student, *recipe.teachers))
+    return remote or not isinstance(recipe.quality, str) or "." in recipe.quality
 
 
 def _check_hub(options: argparse.Namespace, done: bool) -> None:
@@ -149,7 +174,7 @@ def _reused(options: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
     from persyn_datasets import reuse
     from persyn_datasets.data.prompts import load_prompts
     from persyn_datasets.router.model import Router
-    from persyn_datasets.runners.local import check
+    from persyn_datasets.runners import check
     from persyn_datasets.stages.route import Route
 
     _quieten(options)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig
 
 from persyn_datasets import signals
 from persyn_datasets.config.errors import InputError
@@ -16,7 +15,7 @@ from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load
 from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
-from persyn_datasets.engines.bound import TEMPLATE_TOKENS, tokens_of_messages
+from persyn_datasets.engines.bound import TEMPLATE_TOKENS, by_bytes, tokens_counted
 from persyn_datasets.report.tables import Table, table
 from persyn_datasets.report.text import fill
 from persyn_datasets.signals import trained_text
@@ -24,6 +23,11 @@ from persyn_datasets.stages.generate import check_samples
 from persyn_datasets.store.models import load_tokenizer, template_of
 from persyn_datasets.store.progress import usd
 from persyn_datasets.strategies import baselines as strategies
+
+# So many prompts are counted by the tokenizer of a teacher with a price, a millisecond each; of
+# more, and of teachers that cost nothing, a sample.
+COUNTED = 256
+SAMPLED = 64
 
 
 def check(recipe: Recipe) -> Dataset:
@@ -113,6 +117,8 @@ def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:
 
 
 def _check_model(key: str, model: str, revision: str | None) -> None:
+    from transformers import AutoConfig
+
     try:
         AutoConfig.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
@@ -143,8 +149,8 @@ def plan(recipe: Recipe, prompts: int) -> Planned:
 
 
 def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> dict[str, Any]:
-    """What a build will use at most: if each answer has `max_tokens`, and each byte of a prompt is
-    a token; see `engines.bound`.
+    """What a build will use at most: if each answer has `max_tokens`, and each prompt as many
+    tokens as `engines.bound` says.
 
     No bound: the router may send more prompts to dear teachers than an even spread does. `max_cost`
     is one.
@@ -154,8 +160,9 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
             `tokens_per_second`.
 
     Returns:
-        `answer`: by teacher the `prompt_tokens`, `completion_tokens`, `usd` and `seconds` of one
-        answer (None: the teacher's speed is not known); by stage (`Generate`, `Synthesize`) the
+        `answer`: by teacher the `prompt_tokens` (expected; as many as `prompt_tokens_at_most` where
+        its tokenizer is not here), `completion_tokens`, `usd` and `seconds` of one answer (None:
+        the teacher's speed is not known); by stage (`Generate`, `Synthesize`) the
         sums of these, where a synthesis spreads its prompts evenly over the teachers, with the
         seconds by `wall`; and the USD of `generate_then_select`, and of the `dearest` teacher for
         all prompts.
@@ -163,22 +170,22 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
             None: never.
     """
     p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
-    longest = _longest_mean(recipe, prompts)
+    some = 0 < p["calibration"] <= len(prompts)
+    drawn = calibration(recipe, prompts)["prompt_id"] if some else []
+    by_server = _longest_mean(prompts, drawn, [by_bytes(m) for m in prompts["messages"]])
     answer: dict[str, dict[str, Any]] = {}
     for t in teachers:
-        used = {
-            "prompt_tokens": longest + _beside(t),
-            "completion_tokens": (t.sampling or recipe.sampling).max_tokens,
+        expected, most = _prompt_tokens(recipe, prompts, drawn, t, by_server)
+        written = (t.sampling or recipe.sampling).max_tokens
+        answer[t.name] = {
+            "prompt_tokens": expected,
+            "prompt_tokens_at_most": most,
+            "completion_tokens": written,
+            "usd": t.price.of(most, written) if t.price else 0.0,
+            "seconds": _seconds(t, written, account),
         }
-        usd = t.price.of(*used.values()) if t.price else 0.0
-        answer[t.name] = used | {
-            "usd": usd,
-            "seconds": _seconds(t, used["completion_tokens"], account),
-        }
-    whole = {
-        key: sum(of[key] for of in answer.values())
-        for key in ("prompt_tokens", "completion_tokens", "usd")
-    }
+    summed = ("prompt_tokens", "prompt_tokens_at_most", "completion_tokens", "usd")
+    whole = {key: sum(of[key] for of in answer.values()) for key in summed}
     mean = {key: value / len(teachers) for key, value in whole.items()}
     c, every = p["calibration"], p["calibration"] * p["samples"]
     rest = p["prompts"] - c + p["asked_twice"]
@@ -197,23 +204,45 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
     }
 
 
-def _longest_mean(recipe: Recipe, prompts: Dataset) -> float:
-    """Tokens of a prompt's messages, at most: the mean over the calibration or over the rest,
-    whichever is larger, so that neither is underestimated.
+def _prompt_tokens(
+    recipe: Recipe, prompts: Dataset, drawn: Sequence[str], teacher: Teacher, by_server: float
+) -> tuple[float, float]:
+    """Tokens of a prompt as this teacher reads it: expected, and at most.
+
+    Args:
+        by_server: at most, without the teacher's own system prompt and examples.
     """
+    own = by_bytes(teacher.conversation([{"role": "user", "content": ""}])) - TEMPLATE_TOKENS
+    most, all_counted = by_server + own, teacher.price and len(prompts) <= COUNTED
+    sample = prompts if all_counted else _sample(recipe, prompts)
+    counted: list[int] = []
+    for messages in sample["messages"]:
+        tokens = tokens_counted(teacher, teacher.conversation(messages))
+        if tokens is None:
+            return most, most
+        counted.append(tokens)
+    if not all_counted:
+        return sum(counted) / len(counted), most
+    expected = _longest_mean(prompts, drawn, counted)
+    return expected, expected if facts_of(teacher).renders else most
+
+
+def _sample(recipe: Recipe, prompts: Dataset) -> Dataset:
+    """Some of the calibration prompts, or of all where there is no calibration."""
     size = strategies.calibration_size(recipe, len(prompts))
-    parts = [prompts, *([calibration(recipe, prompts)] if 0 < size <= len(prompts) else [])]
-    sums = [sum(map(tokens_of_messages, part["messages"])) for part in parts]
-    means = [total / len(part) for total, part in zip(sums, parts, strict=True)]
-    if len(parts) > 1 and size < len(prompts):
-        means.append((sums[0] - sums[1]) / (len(prompts) - size))
-    return max(means)
+    rows = calibration(recipe, prompts) if 0 < size <= len(prompts) else prompts
+    return rows.select(range(min(SAMPLED, len(rows))))
 
 
-def _beside(teacher: Teacher) -> float:
-    """Tokens beside the prompt's, at most: of the template, the system prompt, the examples."""
-    own = tokens_of_messages(teacher.conversation([{"role": "user", "content": ""}]))
-    return float(TEMPLATE_TOKENS + own)
+def _longest_mean(prompts: Dataset, drawn: Sequence[str], tokens: Sequence[int]) -> float:
+    """The mean over the calibration or over the rest, whichever is larger, so that neither is
+    underestimated.
+    """
+    n, c = len(prompts), len(drawn)
+    of_prompt = dict(zip(prompts["prompt_id"], tokens, strict=True))
+    of_drawn = sum(of_prompt[key] for key in drawn)
+    parts = [(of_drawn, c), (sum(tokens) - of_drawn, n - c)]
+    return max(total / rows for total, rows in parts if rows)
 
 
 def _seconds(teacher: Teacher, tokens: float, account: Sequence[Line]) -> float | None:
@@ -253,27 +282,27 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
             f"Target: {len(load(recipe.target)):,} reference answers; the student takes "
             f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
         )
-    if found := contamination(recipe)[1]:
+    if recipe.prompts.decontaminate and (found := contamination(recipe)[1]):
         words.append(in_words(found))
     return "\n".join(fill(line) if "  " not in line else line for line in words)
 
 
 def _teachers_table(recipe: Recipe, p: Planned, e: dict[str, Any]) -> Table:
-    """What each teacher answers in the calibration, at most."""
+    """What each teacher answers in the calibration."""
     c, rows = p["calibration"] * p["samples"], []
+    keys = ["prompt_tokens", "prompt_tokens_at_most", "completion_tokens"]
+    heads = ["prompt tokens", "at most", "response tokens, at most"]
+    of_priced = [e["answer"][t.name] for t in strategies.teachers_of(recipe) if t.price]
+    if all(of["prompt_tokens"] == of["prompt_tokens_at_most"] for of in of_priced):
+        del keys[1], heads[1]
     for t in strategies.teachers_of(recipe):
         of = e["answer"][t.name]
         cost = f"{usd(c * of['usd'])}" if t.price else "not priced"
-        tokens = [f"{c * of[key]:,.0f}" for key in ("prompt_tokens", "completion_tokens")]
+        tokens = [f"{c * of[key]:,.0f}" for key in keys]
+        if of["prompt_tokens"] == of["prompt_tokens_at_most"] and not facts_of(t).renders:
+            tokens[0] = f"≤ {tokens[0]}"
         rows.append([t.name, t.engine, f"{c:,}", *tokens, cost])
-    head = [
-        "teacher",
-        "engine",
-        "calibration responses",
-        "prompt tokens",
-        "response tokens, at most",
-        "cost, at most",
-    ]
+    head = ["teacher", "engine", "calibration responses", *heads, "cost, at most"]
     return table(head, rows)
 
 

@@ -1,10 +1,12 @@
 import json
+import shutil
 from collections import Counter
 
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
 from pool import TEACHERS, CountingEngine, answer, built, make_recipe, problems, write_lines
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from persyn_datasets import (
@@ -25,6 +27,8 @@ from persyn_datasets import (
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.router.add_teacher import calibrate
 from persyn_datasets.routing import hold_out
+from persyn_datasets.signals import reward_model as signal
+from persyn_datasets.store import models
 
 MERGED = {p: {t: answer(t, p) for t in TEACHERS} for p, _ in problems()}
 
@@ -48,6 +52,51 @@ def table(builder, config="default", split="train"):
 @pytest.fixture(scope="module")
 def done(chat_model, models_folder):
     return built(models_folder / "builder", chat_model)
+
+
+@pytest.mark.parametrize("fault", ["no weights", "other shapes", "not a number"])
+def test_a_reward_model_scores_a_row_before_a_teacher_is_asked(
+    fault, chat_model, reward_model, tmp_path, monkeypatch
+):
+    judge = tmp_path / "judge"
+    shutil.copytree(reward_model, judge)
+    file = judge / "model.safetensors"
+    weights = load_file(file)
+    if fault == "no weights":
+        file.unlink()
+    elif fault == "other shapes":
+        name = next(name for name in weights if "down_proj" in name)
+        save_file(weights | {name: weights[name][:, 1:].contiguous()}, file, {"format": "pt"})
+    else:
+        save_file({k: w * float("nan") for k, w in weights.items()}, file, {"format": "pt"})
+    counter = counting(monkeypatch)
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    with pytest.raises(InputError, match="cannot be loaded|scores an answer"):
+        build(values | {"quality": {"reward_model": str(judge)}}, tmp_path / "out")
+    assert counter.asked == []
+
+
+def test_the_row_is_scored_once_and_its_model_leaves_the_memory_to_teachers(
+    chat_model, reward_model, tmp_path, monkeypatch
+):
+    loads, held = [], []
+    load, counter = signal.load_classifier, CountingEngine()
+    monkeypatch.setattr(signal, "load_classifier", lambda *m: loads.append(len(held)) or load(*m))
+
+    def generate(requests, account):
+        held.append(dict(models._models))
+        return counter(requests, account)
+
+    monkeypatch.setattr(engine, "generate", generate)
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    values |= {"quality": {"reward_model": reward_model}}
+    builder = PersynBuilder(Recipe.from_dict(values), tmp_path / "out")
+    ranked = builder.calibrate()
+    assert loads[0] == 0 and held[0] == {}  # before the first request; nothing is in memory then
+    assert len(loads) == 2  # once to try it, once to score
+    assert all(r["quality"] is not None for row in ranked["responses"] for r in row)
+    builder.calibrate()
+    assert len(loads) == 2
 
 
 def test_the_tree_on_disk(done):

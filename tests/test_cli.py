@@ -520,6 +520,54 @@ def test_nothing_heavy_is_imported_too_early(code):
     assert run.stdout.splitlines()[-1] == "heavy: []"
 
 
+def without_torch(code, *arguments):
+    """Run code in a process of its own; whether it executed anything of torch."""
+    check = (
+        f"import sys\n{code}\nprint('torch', any(m.split('.')[0] == 'torch' for m in sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", check, *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()[-1] == "torch False"
+
+
+def test_engines_say_what_they_are_without_torch():
+    assert without_torch(
+        "from persyn_datasets import Teacher\n"
+        "from persyn_datasets.engines import facts_of, names\n"
+        "for name in names():\n"
+        "    facts_of(Teacher('m', engine=name, base_url='http://h/v1'))"
+    )
+
+
+@pytest.mark.parametrize("quality", ["math-verify", "reward model"])
+def test_a_plan_and_a_finished_build_need_no_torch(quality, chat_model, reward_model, tmp_path):
+    quality = {"reward_model": reward_model} if quality == "reward model" else quality
+    values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 4}, quality=quality)
+    values["teachers"].append({"name": "local", "model": chat_model})
+    recipe, output = save(tmp_path, values), str(tmp_path / "out")
+    assert main(["build", recipe, "--output", output]) == 0
+    command = "from persyn_datasets.cli import main\nassert main() == 0"
+    assert without_torch(command, "build", recipe, "--output", output)
+    if quality == "math-verify":  # a plan looks into a reward model
+        assert without_torch(command, "build", recipe, "--output", output, "--dry-run")
+
+
+def test_a_plan_in_a_process_that_goes_on_leaves_torch_to_it(chat_model, tmp_path):
+    recipe = save(tmp_path, make_recipe(tmp_path, chat_model))
+    code = (
+        "from persyn_datasets.cli import main\n"
+        "assert main(['build', *sys.argv[1:], '--dry-run']) == 0\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"AutoModelForCausalLM.from_pretrained({chat_model!r})"
+    )
+    assert not without_torch(code, recipe)
+
+
 def test_a_refused_change_leaves_the_finished_build_as_it_is(chat_model, tmp_path, asked):
     recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), tmp_path / "out"
     assert main(["build", recipe, "--output", str(output)]) == 0

@@ -1,8 +1,9 @@
 import pytest
 from pool import make_recipe, problems
 
-from persyn_datasets import InputError, Recipe, plan
+from persyn_datasets import Generate, InputError, Recipe, plan
 from persyn_datasets.data.sources import load
+from persyn_datasets.engines.bound import tokens_counted
 
 
 def test_the_papers_own_numbers(tmp_path):
@@ -87,6 +88,69 @@ def test_the_most_that_answers_cost_holds_for_every_script(tmp_path, chat_model)
     )
     counted = plan.estimate(recipe, rows)["answer"]["adder"]["prompt_tokens"]
     assert counted > 3 * 900 + 2 * 3 * 90 + len("adder")
+
+
+def local(tmp_path, chat_model, **more):
+    values = make_recipe(tmp_path, chat_model, engine="transformers", **more)
+    values["sampling"] = {"max_tokens": 3}
+    for teacher in values["teachers"]:
+        teacher["price"] = {"input": 1e3, "output": 1e3}
+    return values
+
+
+def test_prompts_of_local_teachers_are_planned_as_they_are_counted(tmp_path, chat_model):
+    """The plan of a calibration is what it then uses."""
+    values = local(tmp_path, chat_model, calibration={"size": 24})
+    recipe = Recipe.from_dict(values)
+    rows = plan.check(recipe)
+    planned = plan.estimate(recipe, rows)["answer"]
+    generated = Generate(recipe.teachers)(rows[:])["responses"]
+    for t, name in enumerate(planned):
+        used = sum(row[t]["prompt_tokens"] for row in generated)
+        assert 24 * planned[name]["prompt_tokens"] == pytest.approx(used)
+        assert planned[name]["prompt_tokens_at_most"] == planned[name]["prompt_tokens"]
+
+
+def test_of_teachers_that_cost_nothing_a_sample_is_counted(tmp_path, chat_model):
+    """All of the calibration, here; a server's tokens are not known, and marked so."""
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    values["teachers"][2] |= {"engine": "endpoint", "base_url": "http://127.0.0.1:1/v1"}
+    values["teachers"][2]["model"] = "org/there"
+    recipe = Recipe.from_dict(values)
+    rows = load(recipe.prompts)
+    near, drawn = recipe.teachers[0], plan.calibration(recipe, rows)["messages"]
+    counted = sum(tokens_counted(near, near.conversation(m)) for m in drawn)
+    answer = plan.estimate(recipe, rows)["answer"]
+    assert 16 * answer["adder"]["prompt_tokens"] == pytest.approx(counted)
+    assert answer["guesser"]["prompt_tokens"] == answer["guesser"]["prompt_tokens_at_most"]
+    line = next(x for x in plan.describe(recipe, rows).splitlines() if x.startswith("guesser"))
+    assert f"≤ {16 * answer['guesser']['prompt_tokens']:,.0f}" in line
+
+
+@pytest.mark.parametrize("where", ["many prompts", "a server with the model's folder"])
+def test_expected_and_at_most_are_two_columns_where_they_differ(
+    where, tmp_path, chat_model, monkeypatch
+):
+    values = local(tmp_path, chat_model)
+    if where == "many prompts":
+        monkeypatch.setattr(plan, "COUNTED", 10)
+    else:
+        for teacher in values["teachers"]:
+            teacher |= {"engine": "endpoint", "base_url": "http://127.0.0.1:1/v1"}
+    recipe = Recipe.from_dict(values)
+    rows = load(recipe.prompts)
+    counted = [
+        tokens_counted(recipe.teachers[0], recipe.teachers[0].conversation(m))
+        for m in rows["messages"]
+    ]
+    of = plan.estimate(recipe, rows)["answer"]["adder"]
+    assert min(counted) <= of["prompt_tokens"] <= max(counted) < of["prompt_tokens_at_most"]
+    assert of["usd"] == recipe.teachers[0].price.of(of["prompt_tokens_at_most"], 3)
+    words = plan.describe(recipe, rows)
+    assert all(
+        f"{16 * of[key]:,.0f}" in words for key in ("prompt_tokens", "prompt_tokens_at_most")
+    )
+    assert max(map(len, [line for line in words.splitlines() if chat_model not in line])) <= 80
 
 
 def test_break_even_against_the_dearest_teacher(tmp_path, chat_model):

@@ -53,6 +53,8 @@ class Facts:
         retried: what failed may succeed a moment later; it is asked once more at the end.
         journalled: its answers are kept in the journal. Else they exist already, as a dataset, and
             take no time.
+        renders: it renders and encodes prompts itself, by the tokenizer of the model: what a prompt
+            costs is known before it is asked.
         keys: those of a `Teacher` that only this engine reads, besides those of all.
         needs: those of `keys` that it cannot do without.
     """
@@ -61,6 +63,7 @@ class Facts:
     in_process: bool = False
     retried: bool = False
     journalled: bool = True
+    renders: bool = False
     keys: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 

@@ -235,7 +235,9 @@ def highest_price(request: Request) -> float:
     """USD that an answer can cost at most; see `tokens_at_most`."""
     if not (price := request.teacher.price):
         return 0.0
-    return float(price.of(tokens_at_most(request.messages), request.sampling.max_tokens))
+    return float(
+        price.of(tokens_at_most(request.teacher, request.messages), request.sampling.max_tokens)
+    )
 
 
 def merge(lines: Iterable[Any]) -> list[Line]:

@@ -1,4 +1,7 @@
-"""How many tokens a prompt can have at most, without its tokenizer.
+"""How many tokens a prompt has: counted where its tokenizer is here, else at most.
+
+An engine that renders prompts itself sends the very tokens that are counted here. What a server
+bills can only be bounded, since its template may be another than the one that is published:
 
 A token of a byte-level or byte-fallback tokenizer stands for at least one byte of what it reads,
 and some tokenizers read a normal form of the text that is longer than the text. Beside the messages
@@ -7,13 +10,49 @@ to a system prompt of its own (the longest that we know, Command R's, has some 9
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from unicodedata import normalize
 
-from persyn_datasets.config.teacher import Message
+from jinja2 import TemplateError
+
+from persyn_datasets.config.teacher import Message, Teacher
+from persyn_datasets.engines import facts_of
+from persyn_datasets.store import models
 
 TEMPLATE_TOKENS = 2048
 MESSAGE_TOKENS = 64
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+
+
+def tokens_at_most(teacher: Teacher, messages: Sequence[Message]) -> int:
+    """Tokens of these messages, or what a server can bill for them at most."""
+    counted = tokens_counted(teacher, messages) if facts_of(teacher).renders else None
+    return by_bytes(messages) if counted is None else counted
+
+
+def tokens_counted(teacher: Teacher, messages: Sequence[Message]) -> int | None:
+    """Tokens of these messages by the teacher's own tokenizer and chat template; None if they are
+    not here (an endpoint's are, where its model's name is a folder), or if the template refuses.
+    """
+    facts = facts_of(teacher)
+    if not facts.renders and not (facts.journalled and Path(teacher.model).is_dir()):
+        return None
+    weights = teacher.model, teacher.revision, teacher.trust_remote_code
+    try:
+        return len(
+            models.prompt_ids(
+                models.load_tokenizer(*weights), list(messages), teacher.chat_template_kwargs
+            )
+        )
+    except (OSError, ValueError, TemplateError):
+        return None
+
+
+def by_bytes(messages: Sequence[Message]) -> int:
+    """Tokens that any tokenizer and template can make of these messages, at most."""
+    return TEMPLATE_TOKENS + sum(
+        MESSAGE_TOKENS + bytes_at_most(message["content"]) for message in messages
+    )
 
 
 def bytes_at_most(text: str) -> int:
@@ -25,13 +64,3 @@ def bytes_at_most(text: str) -> int:
 
 def _forms(text: str) -> list[str]:
     return [normalize(form, text) for form in FORMS]  # type: ignore[arg-type]
-
-
-def tokens_at_most(messages: Sequence[Message]) -> int:
-    """Tokens that a server can bill for these messages, at most."""
-    return TEMPLATE_TOKENS + tokens_of_messages(messages)
-
-
-def tokens_of_messages(messages: Sequence[Message]) -> int:
-    """Those of the messages and their frames, without the rest of the template."""
-    return sum(MESSAGE_TOKENS + bytes_at_most(message["content"]) for message in messages)

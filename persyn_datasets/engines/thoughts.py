@@ -1,10 +1,15 @@
 """Thoughts of local models: where a prompt opens one, and how many tokens it has."""
 
-from transformers import PreTrainedTokenizerBase
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from persyn_datasets.data.reasoning import opened_by
 from persyn_datasets.engines import Response
 from persyn_datasets.store.models import text_ids
+
+if TYPE_CHECKING:  # its import takes a second, and who asks for an engine's facts needs none of it
+    from transformers import PreTrainedTokenizerBase
 
 LAST_TOKENS = 16  # of a prompt; more than any tag has
 

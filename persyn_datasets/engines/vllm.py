@@ -7,6 +7,8 @@ would run a user's script again if it has no `__main__` guard, and cannot be sta
 `Dataset.map(num_proc=…)`.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
@@ -22,10 +24,9 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from multiprocessing import Pipe
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
@@ -41,7 +42,10 @@ from persyn_datasets.engines import (
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store import models
 
-FACTS = Facts(retried=True, keys=("engine_args", "chat_template_kwargs"))
+if TYPE_CHECKING:  # its import takes a second
+    from transformers import PreTrainedTokenizerBase
+
+FACTS = Facts(retried=True, renders=True, keys=("engine_args", "chat_template_kwargs"))
 IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time by default
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds for vLLM to end by itself
@@ -230,7 +234,7 @@ class _Child:
         cause = " ".join(error.sub(r"\1", line) for line in lines[max(0, first) :][:3])
         return f"the vLLM process died: {cause}"[:500]
 
-    def __enter__(self) -> "_Child":
+    def __enter__(self) -> _Child:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +17,6 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features, concatenate_datasets
 
-from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.data.responses import Responses, with_columns
 from persyn_datasets.engines import engine_of, facts_of
@@ -29,19 +27,8 @@ from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store.progress import bars_of_datasets, title
 
-RUNNERS = ("local", "ray")
 BYTES_AT_ONCE = 2**30  # of texts; an Arrow column holds twice that
 BYTES_OF_A_TOKEN = 4
-
-
-def check(runner: str) -> None:
-    """Raises `InputError` if there is no such runner."""
-    if runner not in RUNNERS:
-        raise InputError(f"runner is {runner!r}; expected one of {', '.join(RUNNERS)}.")
-    if runner == "ray" and not find_spec("ray"):
-        raise InputError(
-            "runner is 'ray', and Ray is not installed; `pip install \"persyn-datasets[ray]\"`."
-        )
 
 
 def run(
@@ -51,7 +38,7 @@ def run(
 
     Args:
         adds: the columns that the stage adds, see schema.py.
-        runner: one of `RUNNERS`. On Ray, stages without a model run here; see `ray_runner`.
+        runner: one of `runners.RUNNERS`. On Ray, stages without a model run here; see `ray_runner`.
         options: of `map`. Its cache is off by default: the journal remembers better, and no failed
             rows. `batch_size=None` is all rows at once, or as many as memory and an Arrow column
             hold.

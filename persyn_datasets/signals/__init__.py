@@ -8,8 +8,8 @@ name (`math-verify` is `math_verify.py`), or by a key of that name that holds wh
         The quality of each row (messages, response text); None: it has none and takes no part.
         `columns` are the other columns, one cell per row.
     check(spec, prompts) -> None
-        Raises `InputError` for what would not work with these prompts, before anything is paid for;
-        one real row goes through all that `score` uses.
+        Raises `InputError` for what would not work with these prompts, before anything is paid for,
+        without loading weights: where scores are kept, one row is scored when a build begins.
 
 and, where the defaults do not fit, these facts about itself:
 

@@ -2,18 +2,11 @@
 conversation, by its own chat template (paper §3, r_q for instructions: Skywork-Reward).
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from typing import TYPE_CHECKING, Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
@@ -25,14 +18,15 @@ from persyn_datasets.store.models import (
     load_tokenizer,
 )
 
+if TYPE_CHECKING:  # torch takes seconds to import, and the identity of a model needs none
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 KEYS = frozenset({"reward_model", "revision", "trust_remote_code"})
-TOKENS_PER_BATCH = 16_384 if torch.cuda.is_available() else 1024  # a CPU wants its cache
-# Weights of a local folder up to this size are loaded by `check`; larger ones are a build's work.
-BYTES_TO_TRY = 2 * 2**30
+TOKENS_PER_BATCH = 16_384
+TOKENS_PER_BATCH_ON_CPU = 1024  # which wants its cache
 _logger = logging.getLogger(__name__)
 
 
-@torch.inference_mode()
 def score(
     rows: Sequence[tuple[list[Message], str]],
     columns: Mapping[str, list[Any]],
@@ -46,7 +40,7 @@ def score(
     another conversation. How many there are is logged.
 
     Raises:
-        InputError: the model has not one label, or no chat template.
+        InputError: the model cannot be loaded, has not one label, or no chat template.
     """
     loaded, tokenizer = _load(reward_model, revision, trust_remote_code)
     ids = [_ids(tokenizer, [*messages, _assistant(text)]) for messages, text in rows]
@@ -66,7 +60,9 @@ def score(
     # Without it, row by row.
     pad = loaded.config.get_text_config().pad_token_id
     lengths = [len(ids[i]) for i in fits]
-    for batch in batches(lengths, TOKENS_PER_BATCH, rows=1 if pad is None else None):
+    on_cpu = loaded.device.type == "cpu"
+    tokens = TOKENS_PER_BATCH_ON_CPU if on_cpu else TOKENS_PER_BATCH
+    for batch in batches(lengths, tokens, rows=1 if pad is None else None):
         for b, value in zip(batch, _forward(loaded, [ids[fits[b]] for b in batch]), strict=True):
             scores[fits[b]] = value
     return scores
@@ -74,21 +70,27 @@ def score(
 
 def _forward(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[float]:
     """One batch, longest row first."""
+    import torch
+
     pad, width = model.config.get_text_config().pad_token_id, len(ids[0])
     padded = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=model.device)
     lengths = torch.tensor([[len(row)] for row in ids], device=model.device)
     mask = (torch.arange(width, device=model.device) < lengths).long()
-    found: list[float] = model(padded, attention_mask=mask).logits[:, 0].float().tolist()
+    with torch.inference_mode():
+        found: list[float] = model(padded, attention_mask=mask).logits[:, 0].float().tolist()
     return found
 
 
 def check(spec: Mapping[str, Any], prompts: Any) -> None:
-    """One label, a chat template, room for an answer behind each prompt; weights of a local folder
-    score one real row.
+    """One label, a chat template, room for an answer behind each prompt. The weights score a row
+    when a build begins.
 
     Raises:
         InputError: one of these is missing, or the model is not found.
     """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
     name = spec["reward_model"]
     weights = name, spec.get("revision"), bool(spec.get("trust_remote_code", False))
     config = _config(*weights)
@@ -112,9 +114,6 @@ def check(spec: Mapping[str, Any], prompts: Any) -> None:
                 f"and a short answer are {used} tokens, and the context of {name!r} is {limit}; "
                 "remove it, or take another reward model."
             )
-    folder = Path(name)
-    if folder.is_dir() and sum(f.stat().st_size for f in folder.iterdir()) <= BYTES_TO_TRY:
-        score([(prompts[0]["messages"], "Yes.")], {}, **spec)
 
 
 def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,6 +138,8 @@ def _ids(tokenizer: PreTrainedTokenizerBase, conversation: list[Message]) -> lis
 
 
 def _config(model: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(
             model, revision=revision, trust_remote_code=trust_remote_code
@@ -166,7 +167,12 @@ def _check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 def _load(
     model: str, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    loaded = load_classifier(model, revision, trust_remote_code)
+    try:
+        loaded = load_classifier(model, revision, trust_remote_code)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"quality.reward_model: {model!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
     _check_labels(model, loaded.config.num_labels)
     tokenizer = load_tokenizer(model, revision, trust_remote_code)
     _check_template(model, tokenizer)

@@ -93,7 +93,7 @@ class Score:
         """Of the answers alone."""
         cut = getattr(signal_of(self.quality)[0], "CUT", None)
         rows = [(messages, r["text"]) for messages, r in places]
-        for (_, r), quality in zip(places, self._quality(rows, columns), strict=True):
+        for (_, r), quality in zip(places, self.of_quality(rows, columns), strict=True):
             r["quality"] = cut if cut is not None and r["finish_reason"] == "length" else quality
 
     def _add_of_student(self, places: list[tuple[list[Message], dict[str, Any]]]) -> None:
@@ -148,7 +148,7 @@ class Score:
             _say_what_is_dropped(student.model)
         return [known[key] for key in keys]
 
-    def _quality(
+    def of_quality(
         self, rows: list[tuple[list[Message], str]], columns: dict[str, list[Any]]
     ) -> list[float | None]:
         """r_q of each row, from the journal or by the signal, where it says that it is kept."""

@@ -1,4 +1,7 @@
-"""Language models from the Hub or a folder, and prompts as their token ids."""
+"""Language models from the Hub or a folder, and prompts as their token ids.
+
+What takes seconds to import is imported by what needs it: who renders a prompt needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,17 @@ import gc
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-)
-
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.store.identity import file_facts
 
-if TYPE_CHECKING:  # its import takes seconds, and no annotation needs it at run time
-    from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # For a base model, which has no chat template: it is asked, scored, trained and published with this
 # one. Recorded in cards and configs by its name, "plain".
@@ -38,16 +34,22 @@ _MARK = "\ufdd0"  # no character, by Unicode: no text has it
 
 
 def device() -> torch.device:
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def use_device(rank: int | None) -> None:
     """Of `map(stage, with_rank=True, num_proc=…)`: each process works on a GPU of its own."""
+    import torch
+
     if rank is not None and torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
 
 
 def dtype() -> torch.dtype:
+    import torch
+
     return (
         torch.bfloat16
         if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -64,6 +66,8 @@ TOKENIZERS_KEPT = 8
 def load_tokenizer(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     key = model, revision, trust_remote_code, file_facts(model)
     tokenizer = _tokenizers.get(key)  # kept, since an endpoint's thread may load another
     if tokenizer is None:
@@ -80,6 +84,8 @@ def load_causal_lm(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A language model, for answers and their log-probabilities; see `_load`."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
     loaded: PreTrainedModel = _load(AutoModelForCausalLM, model, revision, trust_remote_code)
     # Only the special tokens: a length or sampling default that a model ships is not what the
     # user asked for.
@@ -96,6 +102,8 @@ def load_classifier(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A sequence classifier: a reward model, or a router; see `_load`."""
+    from transformers import AutoModelForSequenceClassification
+
     return _load(AutoModelForSequenceClassification, model, revision, trust_remote_code)
 
 
@@ -124,6 +132,8 @@ def free() -> None:
     """Free the memory of all models: call it before something else needs the device (a training, a
     process of vLLM).
     """
+    import torch
+
     _models.clear()
     gc.collect()
     if torch.cuda.is_initialized():
@@ -148,6 +158,20 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
+@lru_cache(maxsize=TOKENIZERS_KEPT)
+def _special(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], re.Pattern[str]]:
+    """The strings of its special tokens, longest first; kept, since some have thousands."""
+    strings = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    longest = sorted(strings, key=lambda string: (-len(string), string))
+    return longest, re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+
+def _special_strings(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """Those that are in a text."""
+    strings, pattern = _special(tokenizer)
+    return [string for string in strings if string in text] if pattern.search(text) else []
+
+
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase,
     messages: list[Message],
@@ -159,10 +183,7 @@ def prompt_ids(
     (`<|im_end|>`), it is text, so that a prompt cannot end its turn and speak for somebody else.
     `switches` are the template's own, `chat_template_kwargs`.
     """
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found = sorted(
-        (s for s in special if any(s in m["content"] for m in messages)), key=len, reverse=True
-    )
+    found = _special_strings(tokenizer, "\n".join(m["content"] for m in messages))
     if found:
         messages = [m | {"content": m["content"].replace(_MARK, "")} for m in messages]
     for k, string in enumerate(found):

@@ -12,7 +12,7 @@ from chat_server import ChatServer, completion, echo
 from persyn_datasets import BuildError, Generate, Price, Sampling, Teacher
 from persyn_datasets.engines import Request, answered, lane, transformers
 from persyn_datasets.engines.account import Account, highest_price
-from persyn_datasets.engines.bound import tokens_at_most
+from persyn_datasets.engines.bound import by_bytes, tokens_at_most, tokens_counted
 from persyn_datasets.engines.dispatch import FIRST_FAILURES
 from persyn_datasets.report.tables import account_table
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
@@ -325,12 +325,56 @@ def test_max_cost_holds_where_the_server_counts_more_than_it_was_sent(caplog):
     assert len([r for r in caplog.records if "billed" in r.getMessage()]) == 1
 
 
-@pytest.mark.parametrize("text", ["什么是光合作用？", "ﷺ" * 9, "㍿", "é" * 5, "𝒜b", "\ufdfa"])
+TEXTS = [
+    "什么是光合作用？",
+    "ﷺ" * 9,
+    "㍿",
+    "é" * 5,
+    "𝒜b",
+    "\ufdfa",
+    "Hi",
+    "the er " * 60,
+    "</s><s>",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_no_prompt_has_more_tokens_than_its_bound(text, chat_model):
     """Each byte in its longest normal form is a token, at most, and so are frames and templates."""
     messages = [{"role": "user", "content": text}] * 3
+    server = Teacher("m", name="far", engine="endpoint", base_url="http://127.0.0.1:1/v1")
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         written = 3 * len(unicodedata.normalize(form, text).encode())
-        assert tokens_at_most(messages) > written + 900
+        assert tokens_at_most(server, messages) > written + 900
     tokenizer = load_tokenizer(chat_model)
-    assert tokens_at_most(messages) > len(prompt_ids(tokenizer, messages))
+    assert tokens_at_most(server, messages) > len(prompt_ids(tokenizer, messages))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("model", ["chat_model", "base_model"])
+def test_a_local_teachers_prompts_are_counted(model, text, request):
+    """What is set aside for a prompt is what the engine then says it read; `max_cost` is used up to
+    the last answer.
+    """
+    teacher = Teacher(
+        request.getfixturevalue(model),
+        name="near",
+        price=PRICE,
+        system_prompt="the",
+        sampling=Sampling(max_tokens=2),
+    )
+    messages = teacher.conversation([{"role": "user", "content": text}])
+    account = Account()
+    [(_, response)] = transformers.generate([Request(teacher, "id", messages)], account)
+    assert tokens_at_most(teacher, messages) == response["prompt_tokens"]
+    assert account.reserved == pytest.approx(PRICE.of(response["prompt_tokens"], 2))
+
+
+def test_an_endpoints_prompts_are_bounded_even_where_its_tokenizer_is_here(chat_model):
+    """Its server may render them by another template."""
+    messages = [{"role": "user", "content": "the"}]
+    far = Teacher(chat_model, name="far", engine="endpoint", base_url="http://127.0.0.1:1/v1")
+    assert tokens_counted(far, messages) == len(prompt_ids(load_tokenizer(chat_model), messages))
+    assert tokens_at_most(far, messages) == by_bytes(messages) > tokens_counted(far, messages)
+    unknown = Teacher("org/m", name="far", engine="endpoint", base_url="http://127.0.0.1:1/v1")
+    assert tokens_counted(unknown, messages) is None

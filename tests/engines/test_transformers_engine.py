@@ -10,7 +10,7 @@ import transformers
 from conftest import CHAT_TEMPLATE, make_tokenizer
 
 from persyn_datasets import InputError, Sampling, Teacher
-from persyn_datasets.engines import Request
+from persyn_datasets.engines import Request, local_model
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids
@@ -86,7 +86,7 @@ def test_a_prompt_gets_the_same_text_alone_and_in_any_batch(chat_model, monkeypa
     together = answers(teacher)
     backwards = answers(teacher, dict(reversed(PROMPTS.items())))
     alone = {key: answers(teacher, {key: m})[key] for key, m in PROMPTS.items()}
-    monkeypatch.setattr(engine, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(local_model, "TOKENS_PER_BATCH", 1)
     assert together == backwards == alone == answers(teacher)
     assert len({r["text"] for r in together.values()}) == len(PROMPTS)
 
@@ -233,7 +233,7 @@ def test_each_row_is_drawn_from_its_distribution():
     """
     logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0, -1.0, 0.5, 1.5])
     rows = 20_000
-    sampler = engine.SampleEachRow([f"0:{i}" for i in range(rows)])
+    sampler = local_model.SampleEachRow([f"0:{i}" for i in range(rows)])
     counts = torch.zeros(7)
     for _ in range(2):
         kept = sampler(torch.zeros(rows, 1), logits.expand(rows, -1))
@@ -248,7 +248,7 @@ def test_each_row_is_drawn_from_its_distribution():
 @pytest.mark.parametrize(("u", "token"), [(0.0, 1), (1 - 2**-53, 3)])
 def test_a_token_of_no_probability_is_never_drawn(u, token):
     """Not even at the ends of what a stream gives; the upper one would round to 1 as float32."""
-    sampler = engine.SampleEachRow(["0:a"])
+    sampler = local_model.SampleEachRow(["0:a"])
     sampler.streams = [SimpleNamespace(random=lambda: u)]
     scores = torch.tensor([[-torch.inf, 0.3, 1.0, 0.1, -torch.inf, -torch.inf]])
     assert sampler(torch.zeros(1, 1), scores).argmax().item() == token
@@ -361,25 +361,25 @@ def test_a_row_that_the_memory_never_takes_fails_alone(chat_model, monkeypatch):
 def test_a_batch_takes_half_of_the_free_memory(chat_model, monkeypatch):
     """2 layers of 2 heads of 8 numbers, keys and values, each of 4 bytes: 256 bytes a token."""
     model = load_causal_lm(chat_model)
-    assert engine._bytes_per_token(model) == 2 * 2 * 2 * 8 * 4
-    assert engine.tokens_that_fit(model) == engine.TOKENS_PER_BATCH
+    assert local_model._bytes_per_token(model) == 2 * 2 * 2 * 8 * 4
+    assert local_model.tokens_that_fit(model) == local_model.TOKENS_PER_BATCH
     fake = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(engine, "_bytes_per_token", lambda model: 256)
+    monkeypatch.setattr(local_model, "_bytes_per_token", lambda model: 256)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (512_000, 10**9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2048)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1024)
-    assert engine.tokens_that_fit(fake) == (512_000 + 1024) // 2 // 256
+    assert local_model.tokens_that_fit(fake) == (512_000 + 1024) // 2 // 256
 
 
 def test_penalties_by_their_definitions():
     """Repetition as transformers has it, for a row without padding; the others by hand."""
     torch.manual_seed(0)
     ids, scores = torch.tensor([[3, 4, 3, 5, 5]]), torch.randn(1, 8)
-    ours = engine.Penalize(Sampling(repetition_penalty=1.3), [[3, 4]], 2)(ids, scores)
+    ours = local_model.Penalize(Sampling(repetition_penalty=1.3), [[3, 4]], 2)(ids, scores)
     theirs = transformers.RepetitionPenaltyLogitsProcessor(1.3)(ids, scores.clone())
     assert torch.equal(ours, theirs)
     sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
-    less = scores - engine.Penalize(sampling, [[3, 4]], 2)(ids, scores)
+    less = scores - local_model.Penalize(sampling, [[3, 4]], 2)(ids, scores)
     expected = torch.tensor([[0, 0, 0, 0.75, 0, 1.0, 0, 0]])  # 3 once in the answer, 5 twice
     assert torch.allclose(less, expected, atol=1e-6)
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def one_at_a_time(path):
 @pytest.mark.parametrize("tokens_per_batch", [1, 300, 10_000])
 @pytest.mark.parametrize("kind", ["Llama", "Bert"])
 def test_scores_do_not_depend_on_the_batch(kind, tmp_path, monkeypatch, tokens_per_batch):
-    monkeypatch.setattr(signal, "TOKENS_PER_BATCH", tokens_per_batch)
+    monkeypatch.setattr(signal, "TOKENS_PER_BATCH_ON_CPU", tokens_per_batch)
     model = save_model(tmp_path, kind, head="SequenceClassification", num_labels=1)
     alone = one_at_a_time(model)
     assert scores(model) == pytest.approx(alone, abs=1e-4)
@@ -78,19 +79,13 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_paid_for(models_f
             scores(path)
 
 
-def test_one_real_row_goes_through_a_local_model(reward_model, monkeypatch):
-    seen = []
-    score = signal.score
-    monkeypatch.setattr(
-        signal,
-        "score",
-        lambda rows, columns, **spec: seen.append(rows) or score(rows, columns, **spec),
-    )
-    signal.check({"reward_model": reward_model}, PROMPTS)
-    assert [rows[0][0] for rows in seen] == [PROMPTS[0]["messages"]]
-    monkeypatch.setattr(signal, "BYTES_TO_TRY", 0)
-    signal.check({"reward_model": reward_model}, PROMPTS)
-    assert len(seen) == 1
+def test_a_check_loads_no_weights(reward_model, tmp_path):
+    """A plan costs nothing; the build tries them."""
+    shutil.copytree(reward_model, tmp_path / "judge")
+    (tmp_path / "judge" / "model.safetensors").unlink()
+    signal.check({"reward_model": str(tmp_path / "judge")}, PROMPTS)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        scores(tmp_path / "judge")
 
 
 def test_a_conversation_longer_than_the_context_has_no_reward_and_is_counted(tmp_path, caplog):

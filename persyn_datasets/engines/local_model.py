@@ -1,0 +1,333 @@
+"""The model of a local teacher at work; the engine `transformers` says what it is without torch."""
+
+import gc
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from inspect import signature
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from persyn_datasets.config.teacher import Sampling, Teacher
+from persyn_datasets.engines import Request, Response, answered, failed, thoughts
+from persyn_datasets.engines.account import Account
+from persyn_datasets.store.models import (
+    batches,
+    context_length,
+    load_causal_lm,
+    load_tokenizer,
+    prompt_ids,
+)
+
+ROWS_PER_BATCH = 64
+TOKENS_PER_BATCH = 131_072
+
+
+class SampleEachRow(LogitsProcessor):
+    """Inverse-transform sampling with one random stream per row: a row's sample does not depend on
+    its batch.
+
+    Leaves only the sampled token, so that greedy decoding takes it. Scores are (rows, vocabulary).
+    """
+
+    def __init__(self, seeds: Sequence[str]):
+        self.streams = [random.Random(hashlib.sha256(seed.encode()).digest()) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # Below 1 in float32 too, or the last token would be drawn whatever its probability.
+        u = torch.tensor(
+            [[min(stream.random(), 1 - 2**-24)] for stream in self.streams], device=scores.device
+        )
+        cdf = scores.float().softmax(-1).cumsum(-1)
+        token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+class Penalize(LogitsProcessor):
+    """Makes tokens less likely that were there before, as vLLM and OpenAI define it.
+
+    The repetition penalty (arXiv 1909.05858) is of prompt and answer, presence and frequency ones
+    of the answer alone. transformers has the first one only, and counts padding as the prompt's.
+    Scores are (rows, vocabulary); the answers begin at column `width` of the ids.
+    """
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], width: int):
+        self.repetition = sampling.repetition_penalty or 1.0
+        self.presence = sampling.presence_penalty or 0.0
+        self.frequency = sampling.frequency_penalty or 0.0
+        self.prompts, self.width = prompts, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        new = input_ids[:, self.width :]
+        counts = torch.zeros_like(scores).scatter_add_(
+            1, new, torch.ones_like(new, dtype=scores.dtype)
+        )
+        seen = counts > 0
+        for row, ids in enumerate(self.prompts):
+            seen[row, list(ids)] = True
+        less = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
+        scores = torch.where(seen, less, scores)
+        return scores - self.frequency * counts - self.presence * (counts > 0)
+
+
+def answer(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
+    """What an engine's `generate` does; see `persyn_datasets.engines`."""
+    teachers = {request.teacher.name: request.teacher for request in requests}
+    # Teachers that share weights follow each other; a batch is of one teacher, whose prompts begin
+    # alike.
+    for teacher in sorted(teachers.values(), key=lambda t: (str(_weights(t)), t.name)):
+        work = _Work(teacher)
+        for i, request in enumerate(requests):
+            if request.teacher.name == teacher.name and (why := work.refuses(i, request)):
+                yield i, failed(teacher, why)
+        for batch in work.batches():
+            while batch:
+                if not (admitted := [row for row in batch if account.admit(row.request)]):
+                    return
+                yield from work.answer(admitted)
+                batch = [row for row in batch if row not in admitted]
+
+
+class Row(NamedTuple):
+    place: int  # among the requests
+    request: Request
+    ids: list[int]
+
+
+class _Work:
+    """One teacher, its rows, and how many of them its device takes at a time."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.weights, self.sampling = _weights(teacher), teacher.sampling or Sampling()
+        self.model, self.tokenizer = load_causal_lm(*self.weights), load_tokenizer(*self.weights)
+        self.limit = context_length(self.model)
+        self.rows: list[Row] = []
+        self.tokens = tokens_that_fit(self.model)
+
+    def refuses(self, place: int, request: Request) -> str:
+        """Take a request in, or say why it cannot be answered."""
+        try:
+            ids = prompt_ids(self.tokenizer, request.messages, request.teacher.chat_template_kwargs)
+        except TemplateError as error:
+            return f"the model's chat template refuses the prompt: {error}"
+        if len(ids) >= self.limit:
+            return f"the prompt has {len(ids)} tokens, the model's context {self.limit}"
+        self.rows.append(Row(place, request, ids))
+        return ""
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Rows that are answered together; no row's answer depends on the others.
+
+        All rows of a batch write up to the same number of tokens. One that its context cuts short,
+        or that may pass a length from which on its model encodes positions otherwise, is therefore
+        together with those of its own length only.
+        """
+        edge = min(self.limit, positions_change_at(self.model))
+        groups: dict[int, list[Row]] = {}
+        for row in self.rows:
+            free = len(row.ids) + self.sampling.max_tokens <= edge
+            groups.setdefault(0 if free else len(row.ids), []).append(row)
+        for _, rows in sorted(groups.items(), reverse=True):
+            yield from self._split(rows)
+
+    def _split(self, rows: list[Row]) -> Iterator[list[Row]]:
+        lengths = [len(row.ids) + self._most(row) for row in rows]
+        for batch in batches(lengths, self.tokens, ROWS_PER_BATCH):
+            yield [rows[r] for r in batch]
+
+    def _most(self, row: Row) -> int:
+        return min(self.sampling.max_tokens, self.limit - len(row.ids))
+
+    def answer(self, rows: list[Row]) -> Iterator[tuple[int, Response]]:
+        """Answers to rows of a batch, in parts where the memory does not suffice for all."""
+        parts = list(self._split(rows))
+        while parts:
+            part = parts.pop(0)
+            try:
+                answers = self._answer(part)
+            except torch.OutOfMemoryError as error:
+                gc.collect()
+                torch.cuda.empty_cache()
+                if len(part) == 1:
+                    why = f"the device's memory does not suffice: {str(error).splitlines()[0]}"
+                    yield part[0].place, failed(part[0].request.teacher, why)
+                    continue
+                tokens = sum(len(row.ids) + self._most(row) for row in part)
+                self.tokens = min(self.tokens, tokens) // 2
+                parts = [part[: len(part) // 2], part[len(part) // 2 :], *parts]
+                continue
+            yield from answers
+
+    @torch.inference_mode()
+    def _answer(self, rows: list[Row]) -> list[tuple[int, Response]]:
+        model, sampling = self.model, self.sampling
+        most = self._most(rows[0])
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        ends = {eos} if isinstance(eos, int) else set(eos or [self.tokenizer.eos_token_id])
+        pad = self.tokenizer.pad_token_id
+        pad = next(iter(ends)) if pad is None else pad
+        cache, prefix = self._encode_prefix(rows)
+        input_ids, mask = _padded([row.ids for row in rows], prefix, pad)
+        generate: Any = model.generate
+        output = generate(
+            input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_processor=_steps(sampling, rows, input_ids.shape[1]),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=most,
+                eos_token_id=sorted(ends),
+                pad_token_id=pad,
+                stop_strings=list(sampling.stop) or None,
+            ),
+            tokenizer=self.tokenizer,
+            **({_cache_argument(model): cache} if cache else {}),
+        )
+        new = output[:, input_ids.shape[1] :].tolist()
+        return [
+            (row.place, self._response(row, tokens, ends, pad))
+            for row, tokens in zip(rows, new, strict=True)
+        ]
+
+    def _encode_prefix(self, rows: list[Row]) -> tuple[Cache | None, int]:
+        """The system prompt and the examples, encoded once for the whole batch, and their number of
+        tokens.
+
+        Only for models that keep keys and values of each token, and nothing else: a recurrent state
+        cannot go on with several tokens at once. And not where positions change, which a long
+        prompt does as a whole.
+        """
+        cache = DynamicCache(config=self.model.config)
+        simple = all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
+        )
+        longest = max(len(row.ids) for row in rows) + self._most(rows[0])
+        if not simple or longest > positions_change_at(self.model):
+            return None, 0
+        columns = takewhile(
+            lambda column: len(set(column)) == 1,
+            zip(*(row.ids[:-1] for row in rows), strict=False),
+        )
+        prefix = [column[0] for column in columns]
+        if prefix:
+            ids = torch.tensor([prefix], device=self.model.device)
+            self.model(ids, logits_to_keep=1, **{_cache_argument(self.model): cache})
+            cache.batch_repeat_interleave(len(rows))
+        return cache, len(prefix)
+
+    def _response(self, row: Row, tokens: list[int], ends: set[int], pad: int) -> Response:
+        stop = self.sampling.stop
+        end = next((t for t, token in enumerate(tokens) if token in ends), None)
+        text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        cut = any(string in text for string in stop)
+        # A row that ends early is filled up with padding, which may be the end-of-sequence token.
+        used = max((t for t, token in enumerate(tokens, start=1) if token != pad), default=0)
+        used = used if end is None or cut else end + 1
+        full = end is None and used == self._most(row)
+        response = answered(
+            row.request.teacher,
+            thoughts.opening(self.tokenizer, row.ids) + text,
+            "length" if full else "stop",
+            len(row.ids),
+            used,
+            stop=stop,
+        )
+        return thoughts.with_count(response, self.tokenizer)
+
+
+def tokens_that_fit(model: PreTrainedModel) -> int:
+    """Tokens of a batch, prompts and answers: so many that their keys and values take half of the
+    device's free memory, and at most `TOKENS_PER_BATCH`.
+    """
+    if model.device.type != "cuda":
+        return TOKENS_PER_BATCH
+    free, _ = torch.cuda.mem_get_info(model.device)
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return max(1, min(TOKENS_PER_BATCH, free // 2 // max(1, _bytes_per_token(model))))
+
+
+@torch.inference_mode()
+def _bytes_per_token(model: PreTrainedModel) -> int:
+    """Of the cache, as it is when 8 tokens come to 8 others; no list of architectures."""
+    sizes = []
+    for tokens in (8, 16):
+        cache: Any = model(torch.zeros(1, tokens, dtype=torch.long, device=model.device))
+        kept = getattr(cache, _cache_argument(model), None)
+        found = (vars(layer).values() for layer in getattr(kept, "layers", ()))
+        tensors = [value for values in found for value in values if torch.is_tensor(value)]
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    return (sizes[1] - sizes[0]) // 8
+
+
+def positions_change_at(model: PreTrainedModel) -> int:
+    """The length of the longest row of a batch from which on all its rows get other position
+    encodings (Phi-3's long rope); else more than any row has.
+    """
+    found = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [found, *(kind for kind in found.values() if isinstance(kind, dict))]
+    lengths = [
+        kind["original_max_position_embeddings"]
+        for kind in kinds
+        if kind.get("rope_type") == "longrope" and kind.get("original_max_position_embeddings")
+    ]
+    return min(lengths, default=10**9)
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """Its name: transformers 5.24 has renamed it."""
+    known = signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def _padded(rows: list[list[int]], prefix: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, (rows, longest): padding is between the first `prefix` tokens,
+    which are common to all, and a row's own.
+    """
+    width = max(map(len, rows))
+    input_ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(input_ids)
+    for r, ids in enumerate(rows):
+        own = width - len(ids) + prefix
+        for columns, tokens in ((slice(prefix), ids[:prefix]), (slice(own, width), ids[prefix:])):
+            input_ids[r, columns] = torch.tensor(tokens, dtype=torch.long)
+            mask[r, columns] = 1
+    return input_ids, mask
+
+
+def _steps(sampling: Sampling, rows: Sequence[Row], width: int) -> LogitsProcessorList:
+    """In vLLM's order; the answers begin at column `width`."""
+    steps = LogitsProcessorList()
+    if any("penalty" in key for key in sampling.stated):
+        steps.append(Penalize(sampling, [row.ids for row in rows], width))
+    if sampling.temperature > 0:
+        steps.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.min_p:
+            steps.append(MinPLogitsWarper(sampling.min_p))
+        if sampling.top_k:
+            steps.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            steps.append(TopPLogitsWarper(sampling.top_p))
+        steps.append(SampleEachRow([row.request.stream for row in rows]))
+    return steps
+
+
+def _weights(teacher: Teacher) -> tuple[str, str | None, bool]:
+    return teacher.model, teacher.revision, teacher.trust_remote_code
