@@ -1,0 +1,219 @@
+"""A student that really gets better, the long part: everything that a model has to run for.
+
+    python -m studies.problems_student.measure OUTPUT [SEEDS]
+
+Every piece is a file in OUTPUT, so that an interrupted run goes on where it was; `analyse.py` makes
+the tables of what lies there.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from persyn_datasets import quickstart
+from persyn_datasets.config.student import Student
+from persyn_datasets.config.target import Target
+from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.router.crossfit import best_per_group
+from persyn_datasets.router.regression import fit_rewards
+from persyn_datasets.stages.generate import Generate
+from persyn_datasets.stages.rank import Rank
+from persyn_datasets.stages.score import Score
+from persyn_datasets.store import models
+from persyn_datasets.strategies import baselines
+from studies.gsm8k_student.routing import features
+from studies.problems_student import student
+from studies.problems_student.problems import STRONG, WEAK, draw, teachers
+from studies.problems_student.student import Example
+
+SIZES = {
+    "calibration": 72,
+    "taught": 120,
+    "target": 120,
+    "development": 102,
+    "held-out": 402,
+}
+RATES = (1e-4, 3e-4, 1e-3)
+STEPS = 24  # of 8
+STRONG_SHARE = 0.2
+LONG = 96  # tokens for the untrained student, beside the table
+ALPHA = 0.4
+TARGET, PAPER = "target", "log-probability"
+
+
+class Study:
+    """What is drawn and answered, and the students that were measured.
+
+    Attributes:
+        parts: the problems, see `SIZES`.
+        names: of the teachers.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.parts = output, draw(SIZES, seed=0)
+        self.teachers = teachers()
+        self.names = [t.name for t in self.teachers]
+        self.student = Student(str(quickstart.FOLDER / quickstart.MODELS[0]), family="smollm2")
+        self._ranked: dict[tuple[str, str], Dataset] = {}
+
+    def target(self) -> Target:
+        file = self.output / "target.jsonl"
+        if not file.exists():
+            rows = self.parts["target"].select_columns(["messages", "response"]).to_list()
+            file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return Target(str(file), response_column="response", column="messages")
+
+    def scored(self, part: str) -> Dataset:
+        """Every teacher's answers with their signals."""
+        file = self.output / f"{part}.parquet"
+        if not file.exists():
+            batch = self.parts[part].remove_columns("response").to_dict()
+            batch |= Generate(self.teachers)(batch)
+            batch |= Score(self.student, "math-verify", self.target())(batch)
+            Dataset.from_dict(batch).to_parquet(unfinished := file.with_suffix(".tmp"))
+            unfinished.rename(file)
+        return Dataset.from_parquet(str(file), cache_dir=str(self.output / "cache"))
+
+    def ranked(self, part: str, learnability: Any = TARGET) -> Dataset:
+        key = part, learnability
+        if key not in self._ranked:
+            batch = self.scored(part).to_dict()
+            ranked = Rank(alpha=ALPHA, learnability=learnability)(batch)
+            self._ranked[key] = Dataset.from_dict(batch | ranked)
+        return self._ranked[key]
+
+    def examples(self, picked: list[str]) -> list[Example]:
+        """The answer of each taught problem's teacher; one without a word is left out."""
+        rows = self.scored("taught")
+        chosen = [
+            (messages, next(r["text"] for r in row if r["teacher"] == name))
+            for messages, row, name in zip(rows["messages"], rows["responses"], picked, strict=True)
+        ]
+        return [(messages, text) for messages, text in chosen if text.strip()]
+
+
+def rewards(study: Study, learnability: str) -> np.ndarray:
+    """Of the calibration, (problems, teachers)."""
+    return rewards_of(study.ranked("calibration", learnability), study.names)
+
+
+def read(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """What a router sees of the calibration and of the taught problems."""
+    parts = [study.parts["calibration"], study.parts["taught"]]
+    texts = [messages[-1]["content"] for part in parts for messages in part["messages"]]
+    x = features(texts)
+    return x[: len(parts[0])], x[len(parts[0]) :]
+
+
+def assignments(study: Study, seed: int, seen: np.ndarray, asked: np.ndarray) -> dict[str, Any]:
+    """Strategy → the teacher of each taught problem."""
+    names, calibration = study.names, study.ranked("calibration")
+    keys = study.scored("taught")["prompt_id"][:]
+    of_target = rewards(study, TARGET)
+    groups = [np.array(study.parts[part]["family"]) for part in ("calibration", "taught")]
+    routed = fit_rewards(seen, of_target)(asked).argmax(-1)
+    by_group = best_per_group(seen, of_target, groups[0])(asked, groups[1]).argmax(-1)
+    single = baselines.mean_rewards(calibration, names)
+    compatible = baselines.compatibility_adjusted_rewards(calibration)
+    draws = [baselines.draw(seed, key) for key in keys]
+
+    def named(places: Any) -> list[str]:
+        return [names[int(i)] for i in places]
+
+    return {
+        "persyn": named(routed),
+        "random": named(int(u * len(names)) for u in draws),
+        "shares at random": named(np.random.default_rng(seed).permutation(routed)),
+        "best single": [max(single, key=single.__getitem__)] * len(keys),
+        "best per group": named(by_group),
+        "persyn, log-probability": named(
+            fit_rewards(seen, rewards(study, PAPER))(asked).argmax(-1)
+        ),
+        "car": [max(compatible, key=compatible.__getitem__)] * len(keys),
+        "strong": [STRONG] * len(keys),
+        "mix": [STRONG if u < STRONG_SHARE else WEAK for u in draws],
+        "oracle": list(study.ranked("taught")["best_teacher"]),
+    }
+
+
+def piece(path: Path, measured: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if not path.exists():
+        unfinished = path.with_suffix(".tmp.npz")
+        np.savez(unfinished, **measured())
+        unfinished.rename(path)
+        print(path.name, flush=True)
+    return dict(np.load(path))
+
+
+def taught(study: Study, examples: list[Example], rate: float, seed: int, part: str) -> Path:
+    """A student, named by what it was taught: equal assignments are one."""
+    content = hashlib.sha256(json.dumps(examples).encode()).hexdigest()[:12]
+    path = study.output / f"{part}-{content}-{rate:g}-{seed}.npz"
+    folder = Path(study.student.model)
+
+    def measured() -> dict[str, np.ndarray]:
+        model = student.fine_tuned(folder, examples, STEPS, rate, seed)
+        return student.right(model, folder, study.parts[part])
+
+    piece(path, measured)
+    return path
+
+
+def rate(study: Study, picked: list[str]) -> float:
+    """The best for students of random teachers on the development problems; of equals the least."""
+    chosen = {
+        r: np.load(taught(study, study.examples(picked), r, 0, "development"))["right"].mean()
+        for r in RATES
+    }
+    return max(RATES, key=lambda r: chosen[r])
+
+
+def main(output: Path, seeds: int) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PERSYN_JOURNAL", str(output / "journal"))
+    torch.set_float32_matmul_precision("medium")  # products in bfloat16
+    # The package computes in float32 on a CPU, which takes four times as long; see student.py.
+    models.dtype = lambda: torch.bfloat16
+    study = Study(output)
+    folder = Path(study.student.model)
+    for part in ("development", "held-out"):
+        piece(
+            output / f"untrained-{part}.npz",
+            lambda part=part: student.right(student.load(folder), folder, study.parts[part]),
+        )
+    seen, asked = read(study)
+    chosen = rate(study, assignments(study, 0, seen, asked)["random"])
+    made: dict[str, Any] = {"rate": chosen, "students": {}, "teachers": {}, "assignments": {}}
+
+    def learn(kind: str, name: str, examples: list[Example], seed: int) -> None:
+        path = taught(study, examples, chosen, seed, "held-out")
+        made[kind].setdefault(name, {})[str(seed)] = path.name
+        (output / "made.json").write_text(json.dumps(made, indent=1))
+
+    references = study.parts["target"]
+    for seed in range(seeds):
+        picked = assignments(study, seed, seen, asked)
+        made["assignments"][str(seed)] = picked
+        for name, of in picked.items():
+            learn("students", name, study.examples(of), seed)
+        target_only = list(zip(references["messages"], references["response"], strict=True))
+        learn("students", "target alone", target_only, seed)
+        if seed == 0:
+            for name in study.names:
+                learn("teachers", name, study.examples([name] * SIZES["taught"]), seed)
+    piece(
+        output / f"untrained-{LONG}-tokens.npz",
+        lambda: student.right(student.load(folder), folder, study.parts["held-out"], LONG),
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3)
