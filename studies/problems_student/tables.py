@@ -23,8 +23,8 @@ def describe(results: dict[str, Any]) -> str:
         _shares(results["strategies"]),
         "## Teachers, and the student of each alone",
         _teachers(results["tournament"]["teachers"]),
-        "Signals and accuracy on the calibration problems; the student's exact match on the held-out "
-        "ones (one seed).",
+        "Signals and accuracy on the calibration problems; the student's exact match on the "
+        "held-out ones (one seed).",
     ]
     if signals := results["tournament"]["signals"]:
         parts += ["## Tournament", _signals(signals)]
