@@ -41,7 +41,7 @@ SIZES = {
     "development": 102,
     "held-out": 402,
 }
-RATES = (3e-4, 1e-3)
+RATES = (1e-4, 3e-4)
 STEPS = 15  # of 8: each taught problem once
 STRONG_SHARE = 0.2
 LONG = 96  # tokens for the untrained student, beside the table
