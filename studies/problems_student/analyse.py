@@ -137,7 +137,7 @@ def main(output: Path) -> None:
     }
     development["untrained"] = float(np.load(output / "untrained-development.npz")["right"].mean())
     results = {
-        "rate": made["rate"],
+        "setting": made["setting"],
         "development": development,
         **strategies(study, made, untrained),
         "tournament": tournament(study, made, untrained),

@@ -100,5 +100,6 @@ def _signals(signals: dict[str, Any]) -> str:
 
 def _setting(results: dict[str, Any]) -> str:
     rows = [[name, f"{value:.3f}"] for name, value in results["development"].items()]
-    chosen = f"Rate {results['rate']:g}, chosen by students of random teachers on these."
+    steps, rate = results["setting"]
+    chosen = f"{steps} steps at {rate:g}, chosen by students of random teachers on these."
     return table(["development problems", "right"], rows) + "\n\n" + chosen
