@@ -18,7 +18,7 @@ from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.stages.rank import combined_reward
 from persyn_datasets.store.statistics import holm, paired
 from studies.problems_student import tables
-from studies.problems_student.measure import ALPHA, SIZES, Study
+from studies.problems_student.measure import ALPHA, LONG, SIZES, Study
 from studies.problems_student.problems import FAMILIES
 
 HERE = Path(__file__).parent
@@ -136,7 +136,11 @@ def main(output: Path) -> None:
         for file in sorted(output.glob("development-*.npz"))
     }
     development["untrained"] = float(np.load(output / "untrained-development.npz")["right"].mean())
+    longer = output / f"untrained-{LONG}-tokens.npz"
     results = {
+        "untrained, more tokens": by_family(study, "held-out", np.load(longer)["right"])
+        if longer.exists()
+        else None,
         "setting": made["setting"],
         "development": development,
         **strategies(study, made, untrained),

@@ -191,6 +191,10 @@ def main(output: Path, seeds: int) -> None:
             lambda part=part: student.right(student.load(folder), folder, study.parts[part]),
         )
     seen, asked = read(study)
+    piece(
+        output / f"untrained-{LONG}-tokens.npz",
+        lambda: student.right(student.load(folder), folder, study.parts["held-out"], LONG),
+    )
     for part in ("calibration", "taught"):
         study.scored(part)
     models.free()  # the teachers' memory: students are trained from here on
@@ -213,10 +217,6 @@ def main(output: Path, seeds: int) -> None:
         if seed == 0:
             for name in study.names:
                 learn("teachers", name, study.examples([name] * SIZES["taught"]), seed)
-    piece(
-        output / f"untrained-{LONG}-tokens.npz",
-        lambda: student.right(student.load(folder), folder, study.parts["held-out"], LONG),
-    )
 
 
 if __name__ == "__main__":

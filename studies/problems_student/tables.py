@@ -3,7 +3,8 @@
 from typing import Any
 
 from persyn_datasets.report.tables import table
-from studies.problems_student.problems import FAMILIES
+from studies.problems_student.measure import LONG
+from studies.problems_student.problems import FAMILIES, SHORT
 
 KINDS = tuple(f.__name__ for f in FAMILIES)
 
@@ -15,6 +16,7 @@ def describe(results: dict[str, Any]) -> str:
         _students(results["strategies"]),
         'Exact match on held-out problems, mean over seeds; "taught right" and "reward" are of the '
         "answers that the student was taught (seed 0).",
+        _longer(results["untrained, more tokens"]),
         "## persyn against the others",
         _compared(results["comparisons"]),
         "Differences in exact match, paired by problem and seed; 95% bootstrap over problems and "
@@ -48,6 +50,16 @@ def _students(strategies: dict[str, Any]) -> str:
             ]
         )
     return table(["student of", "right", *KINDS, "seeds", "taught right", "reward"], rows)
+
+
+def _longer(of: dict[str, float] | None) -> str:
+    if of is None:
+        return f"The untrained student with {LONG} tokens in place of {SHORT.max_tokens}: not run."
+    kinds = ", ".join(f"{kind} {of[kind]:.2f}" for kind in KINDS)
+    return (
+        f"The untrained student with {LONG} tokens in place of {SHORT.max_tokens}: "
+        f"{of['all']:.3f} ({kinds})."
+    )
 
 
 def _compared(comparisons: dict[str, Any]) -> str:
