@@ -28,6 +28,7 @@ from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import Rank
 from persyn_datasets.stages.score import Score
 from persyn_datasets.store import models
+from persyn_datasets.store.statistics import seeded_uniform
 from persyn_datasets.strategies import baselines
 from studies.gsm8k_student.routing import features
 from studies.problems_student import student
@@ -125,7 +126,7 @@ def assignments(study: Study, seed: int, seen: np.ndarray, asked: np.ndarray) ->
     by_group = best_per_group(seen, of_target, groups[0])(asked, groups[1]).argmax(-1)
     single = baselines.mean_rewards(calibration, names)
     compatible = baselines.compatibility_adjusted_rewards(calibration)
-    draws = [baselines.draw(seed, key) for key in keys]
+    draws = [seeded_uniform(seed, key) for key in keys]
 
     def named(places: Any) -> list[str]:
         return [names[int(i)] for i in places]

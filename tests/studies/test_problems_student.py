@@ -1,5 +1,7 @@
 """The study's instruments: its problems, how its student answers and learns, and its test."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from persyn_datasets.signals.math_verify import verdicts
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
-from studies.problems_student import analyse, problems, student
+from studies.problems_student import analyse, measure, problems, student
 
 
 def test_no_problem_is_in_two_parts_and_every_reference_is_right():
@@ -48,3 +50,34 @@ def test_a_difference_counts_seeds_and_problems():
     found = analyse.difference(ours, theirs)
     assert found["seeds"] == 1 and found["mean"] == pytest.approx(0.75)
     assert found["low"] == 0.25 and found["high"] == 1.0 and found["p"] == 0.25
+
+
+def test_strategies_by_hand():
+    """Two teachers, each right on one kind, which the features tell."""
+    names = [problems.STRONG, problems.WEAK]
+    part = problems.draw({"a": 60}, seed=3)["a"]
+    first = np.array([kind in ("times", "units", "story") for kind in part["family"]])
+    responses = [
+        [
+            {"teacher": name, "text": "x", "quality": q, "learnability": -1.0, "reward": q}
+            for name, q in zip(names, (float(one), 1.0 - one), strict=True)
+        ]
+        for one in first
+    ]
+    best = [names[0] if one else names[1] for one in first]
+    rows = part.add_column("responses", responses).add_column("best_teacher", best)
+    rows = rows.add_column("prompt_id", [str(i) for i in range(60)])
+    study = SimpleNamespace(
+        names=names,
+        parts={"calibration": part, "taught": part},
+        scored=lambda part: rows,
+        ranked=lambda part, learnability="target": rows,
+    )
+    x = np.c_[first, np.random.default_rng(0).normal(size=(60, 3))].astype(float)
+    picked = measure.assignments(study, 0, x, x)
+    assert picked["persyn"] == picked["best per group"] == picked["oracle"] == best
+    assert sorted(picked["shares at random"]) == sorted(best) != picked["shares at random"]
+    assert set(picked["strong"]) == {problems.STRONG} and len(set(picked["car"])) == 1
+    assert (
+        0 < picked["mix"].count(problems.STRONG) < 30 and 15 < picked["random"].count(names[0]) < 45
+    )
