@@ -145,7 +145,9 @@ def answered(
         reasoning, text = split(text)
     finish_reason = finish_reason if cut is None else "stop"
     whole = text or (reasoning and finish_reason == "length")
-    if reasoning and not why_empty:
+    if not reasoning:
+        reasoning_tokens = reasoning_tokens or 0
+    elif not why_empty:
         why_empty = "all that it wrote is a thought"
     return Response(
         teacher=teacher.name,
@@ -163,7 +165,8 @@ def from_record(record: dict[str, Any]) -> Response:
     """A response that the journal has kept. Up to version 0.1.0 the thought stayed in its text."""
     if "reasoning" not in record:
         reasoning, text = split(record["text"])
-        record = record | {"text": text, "reasoning": reasoning, "reasoning_tokens": None}
+        counted = None if reasoning else 0
+        record = record | {"text": text, "reasoning": reasoning, "reasoning_tokens": counted}
     return cast(Response, record)
 
 

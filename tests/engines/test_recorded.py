@@ -45,7 +45,7 @@ def test_answers_are_matched_on_prompt_and_teacher(answers):
         "error": "",
         "prompt_tokens": None,
         "completion_tokens": None,
-        "reasoning_tokens": None,
+        "reasoning_tokens": 0,
     }
     assert ask(answers, "b", CHAT)["text"] == "two"
 

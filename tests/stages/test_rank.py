@@ -166,9 +166,11 @@ def test_input_is_not_changed_and_map_gives_the_schema():
     full = {
         "sample": 0,
         "text": "x",
+        "reasoning": "",
         "finish_reason": "stop",
         "prompt_tokens": 1,
         "completion_tokens": 1,
+        "reasoning_tokens": 0,
     }
     rows = [
         {"prompt_id": p, "responses": [full | r for r in row]}
