@@ -95,7 +95,10 @@ def test_the_plan_without_the_hub(setting, hub, capsys, monkeypatch):
     )
     recipe = Recipe.load(f"paper-{setting}")
     prompts = Dataset.from_list(
-        [{"messages": [{"role": "user", "content": p}]} for p, _ in problems()]
+        [
+            {"prompt_id": str(i), "messages": [{"role": "user", "content": p}]}
+            for i, (p, _) in enumerate(problems())
+        ]
     )
     monkeypatch.setattr(plan, "contamination", lambda recipe: (prompts, None))
     text = " ".join(plan.describe(recipe, prompts.select([i % 24 for i in range(50_000)])).split())

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,8 +267,9 @@ def test_what_is_empty_in_a_written_recipe_can_be_set(values, tmp_path):
 def test_a_recipe_that_version_0_1_0_wrote_out_shares_its_sampling(values, tmp_path):
     """It wrote every teacher's whole sampling; what equals the shared one was not its own."""
     recipe = Recipe.from_dict(values)
-    sampling = asdict(recipe.sampling) | {"stop": []}
-    old = recipe.to_dict()
+    keys = ("temperature", "top_p", "max_tokens", "seed")  # and stop
+    sampling = {k: getattr(recipe.sampling, k) for k in keys} | {"stop": []}
+    old = recipe.to_dict() | {"sampling": sampling}
     for i, teacher in enumerate(old["teachers"]):
         teacher["sampling"] = sampling | ({"temperature": 0.0} if i == 1 else {})
     (tmp_path / "old.yaml").write_text(to_yaml(old))
