@@ -149,7 +149,7 @@ def test_a_row_fails_alone_and_without_a_valid_row_nothing_is_loaded(chat_model,
 def test_what_vllm_refuses_and_what_is_empty(chat_model, loads, monkeypatch):
     ids = {"odd": [1, 107], "even": [1, 2]}
     monkeypatch.setattr(
-        engine.models, "prompt_ids", lambda _, messages: ids[messages[0]["content"]]
+        engine.models, "prompt_ids", lambda _, messages, switches: ids[messages[0]["content"]]
     )
     messages = {key: [{"role": "user", "content": key}] for key in ids}
     requests = requests_of(
