@@ -65,8 +65,8 @@ What `persyn build quickstart` does next:
   Rank        both together are the reward: what the student would learn most from
   Router      learns from the 64 which teacher suits which problem; held-out ones measure it
   Synthesize  every problem is answered once, by the teacher that the router picks
-Models of this size show that the machinery works and that a router tells kinds of problems
-apart; they cannot show that a student gets better. Their weights are 4-bit ones, dequantised.
+The demo shows that the machinery works and that a router tells kinds of problems apart; it
+trains no student. The models' weights are 4-bit ones, dequantised.
 """
 
 
