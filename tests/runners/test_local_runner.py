@@ -114,7 +114,7 @@ def test_an_unknown_runner_or_one_that_is_not_installed_is_refused(
     for arguments in (["build", recipe], ["route", "router", "prompts", "--output", "x"]):
         assert main([*arguments, "--runner", "spark"]) == 1
         assert "runner is 'spark'; expected one of local, ray." in capsys.readouterr().err
-    monkeypatch.setattr(runner, "find_spec", lambda name: None)
+    monkeypatch.setattr("persyn_datasets.runners.find_spec", lambda name: None)
     assert main(["build", recipe, "--runner", "ray"]) == 1
     assert 'pip install "persyn-datasets[ray]"' in capsys.readouterr().err
 
