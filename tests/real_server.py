@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from huggingface_hub.utils import httpx
 
-START = 180  # seconds that a server may need
+START = 600  # seconds that a server may need on a busy machine
 
 
 @contextmanager
