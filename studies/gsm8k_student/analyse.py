@@ -119,7 +119,7 @@ def tournament(data: Data, output: Path) -> dict[str, Any]:
     for name in ("target", "log-probability"):
         of[f".6·right + .4·{name}"] = 0.6 * of["quality"] + 0.4 * normalized(of[name], "prompt")
     probed, gain = gains(output, data.teachers)
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "questions": len(found["questions"]),
         "texts": len(gain),
         "probed": probed,
@@ -139,10 +139,10 @@ def tournament(data: Data, output: Path) -> dict[str, Any]:
     if len(probed) >= LEAST_TEACHERS:
         places = [data.teachers.index(t) for t in probed]
         of = {name: v[..., places] for name, v in of.items()}
-        told["signals"] = correlations(of, gain)
-        told["target by number of questions"] = few(of["target"], gain)
-        told["given length"] = given(of["length"], of, gain)
-    return told
+        result["signals"] = correlations(of, gain)
+        result["target by number of questions"] = few(of["target"], gain)
+        result["given length"] = given(of["length"], of, gain)
+    return result
 
 
 def given(length: np.ndarray, table: dict[str, np.ndarray], gain: np.ndarray) -> dict[str, Any]:
@@ -160,12 +160,12 @@ def given(length: np.ndarray, table: dict[str, np.ndarray], gain: np.ndarray) ->
 
 def few(values: np.ndarray, gain: np.ndarray) -> dict[str, dict[str, float]]:
     """ρ of a signal that is measured on so many questions, 200 draws."""
-    draw, told = np.random.default_rng(0), {}
+    draw, result = np.random.default_rng(0), {}
     for n in SUBSETS:
         drawn = [draw.choice(len(values), n, replace=False) for _ in range(200)]
         rhos = [correlate(values[rows], gain) for rows in drawn]
-        told[str(n)] = {"rho": float(np.mean(rhos)), "sd": float(np.std(rhos))}
-    return told
+        result[str(n)] = {"rho": float(np.mean(rhos)), "sd": float(np.std(rhos))}
+    return result
 
 
 def correlate(values: np.ndarray, gain: np.ndarray) -> float:
@@ -222,7 +222,7 @@ def readable(data: Data, output: Path) -> dict[str, Any]:
     }
     features = routing.features([data.answers[names[0]][q]["prompt"] for q in questions])
     final = np.array([q in common.FINAL for q in questions])
-    told: dict[str, Any] = {"questions": len(questions), "final": int(final.sum()), "pool": names}
+    result: dict[str, Any] = {"questions": len(questions), "final": int(final.sum()), "pool": names}
     lines = []
     for reward, values in rewards.items():
         for router in routing.ROUTERS:
@@ -235,7 +235,7 @@ def readable(data: Data, output: Path) -> dict[str, Any]:
     corrected = holm([line["against shares"]["p"] for line in first])
     for line, p in zip(first, corrected, strict=True):
         line["against shares"]["p_holm"] = p
-    return told | {"lines": lines, "variance of r_t": variance(r_t)}
+    return result | {"lines": lines, "variance of r_t": variance(r_t)}
 
 
 def students(output: Path) -> dict[str, Any] | None:
@@ -246,7 +246,7 @@ def students(output: Path) -> dict[str, Any] | None:
         runs.setdefault(file.stem.split("-", 1)[1].rsplit("-", 1)[0], []).append(np.load(file))
     if "persyn" not in runs:
         return None
-    told: dict[str, Any] = {"strategies": {}, "comparisons": []}
+    result: dict[str, Any] = {"strategies": {}, "comparisons": []}
     for judge in before.files:
         gain = {
             name: np.mean([run[judge] for run in of], axis=0) - before[judge]
@@ -254,16 +254,16 @@ def students(output: Path) -> dict[str, Any] | None:
         }
         for name, values in gain.items():
             line = interval(values) | {"seeds": [float(r[judge].mean()) for r in runs[name]]}
-            told["strategies"].setdefault(name, {})[judge] = line
-        told["comparisons"] += [
+            result["strategies"].setdefault(name, {})[judge] = line
+        result["comparisons"] += [
             {"judge": judge, "other": name, **paired(gain["persyn"], values)}
             for name, values in (gain | {"untrained": 0 * gain["persyn"]}).items()
             if name != "persyn"
         ]
-    first = [c for c in told["comparisons"] if c["judge"] == before.files[0]]
+    first = [c for c in result["comparisons"] if c["judge"] == before.files[0]]
     for line, p in zip(first, holm([c["p"] for c in first]), strict=True):
         line["p_holm"] = p
-    return told
+    return result
 
 
 def draw(played: dict[str, Any], path: Path) -> None:

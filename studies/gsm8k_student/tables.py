@@ -81,9 +81,9 @@ def _correlations(played: dict[str, Any]) -> str:
     )
 
 
-def _few(told: dict[str, Any]) -> str:
+def _few(result: dict[str, Any]) -> str:
     return "ρ of the target signal by the number of questions it is measured on: " + "; ".join(
-        f"{n}: {of['rho']:+.2f} ± {of['sd']:.2f}" for n, of in told.items()
+        f"{n}: {of['rho']:+.2f} ± {of['sd']:.2f}" for n, of in result.items()
     )
 
 

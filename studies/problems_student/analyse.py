@@ -61,15 +61,17 @@ def strategies(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dic
         signal: rewards_of(study.ranked("taught"), study.names, signal)
         for signal in ("quality", "target", "reward")
     }
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, values in runs.items():
-        told[name] = by_family(study, "held-out", values)
-        told[name]["seeds"] = values.mean(-1).tolist()
+        result[name] = by_family(study, "held-out", values)
+        result[name]["seeds"] = values.mean(-1).tolist()
         if picked := made["assignments"]["0"].get(name):
             places = [study.names.index(t) for t in picked]
             rows = np.arange(len(places))
-            told[name]["taught"] = {k: float(v[rows, places].mean()) for k, v in of_taught.items()}
-            told[name]["shares"] = {t: picked.count(t) / len(picked) for t in study.names}
+            result[name]["taught"] = {
+                k: float(v[rows, places].mean()) for k, v in of_taught.items()
+            }
+            result[name]["shares"] = {t: picked.count(t) / len(picked) for t in study.names}
     compared = {
         name: difference(runs[REFERENCE], np.broadcast_to(v, runs[REFERENCE].shape))
         if name == "untrained"
@@ -79,7 +81,7 @@ def strategies(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dic
     }
     for line, p in zip(compared.values(), holm([c["p"] for c in compared.values()]), strict=True):
         line["p_holm"] = p
-    return {"strategies": told, "comparisons": compared}
+    return {"strategies": result, "comparisons": compared}
 
 
 def tournament(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dict[str, Any]:

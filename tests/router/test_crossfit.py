@@ -15,7 +15,7 @@ NAMES = ["a", "b", "c"]
 
 
 def two_kinds(prompts=400, seed=0, width=6):
-    """Two kinds of prompts, told apart by a feature; teacher a is good at one, b at the other."""
+    """Two kinds of prompts, that a feature separates; teacher a is good at one, b at the other."""
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 2, prompts)
     x = rng.normal(size=(prompts, width))

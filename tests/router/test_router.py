@@ -216,7 +216,7 @@ def test_it_pickles_and_hashes_by_its_content(router, bert, tmp_path):
         Hasher.hash(Route(again)) == Hasher.hash(Route(router)) == Hasher.hash(Route(router.path))
     )
     assert np.array_equal(again.scores(prompts), router.scores(prompts))
-    # Another training in the same place, told apart by nothing but the labels of its pairs.
+    # Another training in the same place, different in nothing but the labels of its pairs.
     first = train_router(PAIRS, bert, output_dir=str(tmp_path), **HEAD)
     scores = first.scores(prompts)
     second = train_router(
