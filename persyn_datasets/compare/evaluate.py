@@ -87,6 +87,7 @@ def _exact_match(
         "student",
         revision=student.revision,
         sampling=greedy,
+        chat_template_kwargs=student.chat_template_kwargs or {},
         trust_remote_code=student.trust_remote_code,
     )
     answers = [r for (r,) in Generate([asked])({"messages": rows["messages"][:]})["responses"]]

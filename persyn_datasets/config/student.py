@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import OF_TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,13 @@ class Student:
     family: str | None = None
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in OF_TEMPLATES & set(self.chat_template_kwargs or {}):
+            raise InputError(
+                f"student.chat_template_kwargs has {name!r}, which persyn or the prompt says; "
+                "remove it there."
+            )
 
 
 @dataclass(frozen=True)

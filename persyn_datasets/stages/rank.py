@@ -13,7 +13,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.reward import Learnability, Normalize, Reward
 from persyn_datasets.data import schema
 from persyn_datasets.data.responses import Responses, table_of, with_columns
-from persyn_datasets.store.statistics import seeded_uniform
+from persyn_datasets.store.statistics import seeded_uniform, usual_range
 
 COLUMNS = {"log-probability": "learnability", "rsr": "rsr", "target": "target"}
 
@@ -41,8 +41,9 @@ class Rank:
         alpha: weight of learnability, 0 to 1 (the paper's best: 0.4).
         normalize: how each signal is put on a common scale before mixing:
             `prompt`: min–max over the prompt's responses; a signal that is equal for all becomes 0;
-            `corpus`: min–max between the 1st and the 99th percentile of the batch, clipped; use it
-            with `map(..., batch_size=None)`, so that the batch is the whole set;
+            `corpus`: min–max between the 1st and the 99th percentile of the batch, clipped (where
+            they are the same, between the least and the largest value); use it with
+            `map(..., batch_size=None)`, so that the batch is the whole set;
             `zscore`: zero mean and unit variance over the prompt's responses;
             `rank`: from 0 for the prompt's worst to 1 for its best, ties sharing their mean;
             `none`: as it is.
@@ -139,7 +140,7 @@ def normalized(signal: np.ndarray, how: Normalize) -> np.ndarray:
     if how == "none" or np.isnan(signal).all():
         return signal
     if how == "corpus":
-        low, high = np.nanpercentile(signal, [1, 99])
+        low, high = usual_range(signal)
         return _divide(np.clip(signal, low, high) - low, np.asarray(high - low))
     if how == "rank":
         ordered = signal[:, None, :]

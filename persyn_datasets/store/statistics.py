@@ -1,5 +1,5 @@
-"""How sure is a difference? Intervals and paired tests over prompts, and Holm's correction; and
-draws that depend on a seed and a name alone.
+"""How sure is a difference? Intervals and paired tests over prompts, and Holm's correction; the
+range of a signal; and draws that depend on a seed and a name alone.
 """
 
 import hashlib
@@ -63,6 +63,16 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
         batch=1000,
     )
     return {**found, "p": float(test.pvalue)}
+
+
+def usual_range(values: np.ndarray) -> tuple[float, float]:
+    """The 1st and the 99th percentile, NaN left out; where they are the same (nearly all answers
+    are right), the least and the largest, or the few others would count like the rest.
+    """
+    low, high = np.nanpercentile(values, [1, 99])
+    if low == high:
+        low, high = np.nanmin(values), np.nanmax(values)
+    return float(low), float(high)
 
 
 def seeded_uniform(seed: int, *names: str) -> float:

@@ -18,6 +18,7 @@ from persyn_datasets.config.reward import Normalize
 from persyn_datasets.data import schema
 from persyn_datasets.data.reasoning import split
 from persyn_datasets.data.responses import Responses, with_columns
+from persyn_datasets.store.statistics import usual_range
 
 Stage = Callable[[Dataset], Dataset]
 
@@ -190,9 +191,7 @@ def on_scale(two: np.ndarray, calibration: np.ndarray, how: Normalize) -> np.nda
     if how == "none" or np.isnan(two).all() or np.isnan(calibration).all():
         return two
     if how == "corpus":
-        low, high = np.nanpercentile(calibration, [1, 99])
-        if low == high:  # of a signal that is nearly always the same
-            low, high = np.nanmin(calibration), np.nanmax(calibration)
+        low, high = usual_range(calibration)
         return (np.clip(two, low, high) - low) / (high - low if high > low else np.inf)
     if how == "rank":
         known = np.sort(calibration[~np.isnan(calibration)])

@@ -12,6 +12,7 @@ import torch
 import yaml
 from datasets import Dataset
 from pool import answer, make_recipe, problems, write_lines
+from thinker import ANSWER, THOUGHT, save_thinker
 
 from persyn_datasets import BuildError, InputError, Recipe, Student
 from persyn_datasets.compare import evaluate, harness
@@ -160,6 +161,19 @@ def test_held_out_prompts_by_math_verify_and_likelihood(
     )
     kept = [json.loads(line) for line in (tmp_path / "out/held-out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in kept] == [answer("adder", row["prompt"]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("switches", "thought"), [(None, THOUGHT), ({"enable_thinking": False}, "")]
+)
+def test_a_student_is_asked_with_the_switches_of_its_template(
+    switches, thought, held_out, tmp_path
+):
+    student = Student(save_thinker(tmp_path / "thinker"), chat_template_kwargs=switches)
+    evaluate.evaluate(student, Evaluation(held_out=held_out), tmp_path / "out")
+    lines = (tmp_path / "out/held-out.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert (line["reasoning"], line["text"], line["error"]) == (thought, ANSWER, "")
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_set_overrides_anything(values, tmp_path):
         ("teachers.0.price={input: 1}", "teachers.0.price.output' is missing"),
         ("router.holdout=1", "holdout is 1"),
         ("reward.normalize=max", "reward.normalize: found 'max'"),
+        ("student.chat_template_kwargs={tokenize: true}", "chat_template_kwargs has 'tokenize'"),
         ("reward=null", "reward"),
         ("teachers.0=null", "teachers.0"),
     ],

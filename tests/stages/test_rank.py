@@ -98,6 +98,18 @@ def test_with_right_and_wrong_every_small_alpha_ranks_alike(alpha):
     assert column(Rank(alpha=0.8)(BATCH), "rank") != RANKS
 
 
+@pytest.mark.parametrize("wrong", [1, 5])
+def test_a_wrong_answer_among_hundreds_of_right_ones_stays_wrong(wrong):
+    """Of 600 answers: both percentiles are those of a right one, and wrong ones are likelier."""
+    rows = [[response("A", 1.0, -2.0), response("B", 1.0, -1.5)] for _ in range(300)]
+    for row in rows[:wrong]:
+        row[1] = response("B", 0.0, -0.5)
+    best = Rank(normalize="corpus")(batch_of(*rows))["best_teacher"]
+    assert best == ["A"] * wrong + ["B"] * (300 - wrong)
+    rare = 1 - normalized(np.array([[r["quality"] for r in row] for row in rows]), "corpus")
+    assert rare.sum() == wrong  # and the other way round: all wrong but for a few
+
+
 @pytest.mark.parametrize("normalize", ["prompt", "zscore", "rank", "corpus"])
 @pytest.mark.parametrize(("quality", "learnability"), [(0.1, -0.7), (1.0, -1 / 3)])
 @pytest.mark.parametrize("n", [1, 3, 6])
