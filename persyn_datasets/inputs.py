@@ -26,7 +26,7 @@ from persyn_datasets.data.build import Build, read
 from persyn_datasets.data.sources import load
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
-from persyn_datasets.engines.recorded import COLUMNS
+from persyn_datasets.engines.recorded import COLUMNS, TEXTS, THOUGHTS
 from persyn_datasets.report.text import to_yaml
 from persyn_datasets.store.files import are_whole
 from persyn_datasets.store.identity import weights_of
@@ -166,10 +166,8 @@ def _teacher(teacher: Teacher, tables: dict[Any, str]) -> Any:
     if not facts_of(teacher).journalled:
         place = teacher.model, teacher.revision
         if place not in tables:
-            table = load_table(
-                teacher.model, revision=teacher.revision, texts=("teacher", "response")
-            )
-            columns = [c for c in COLUMNS if c in table.column_names]
+            table = load_table(teacher.model, revision=teacher.revision, texts=TEXTS)
+            columns = [c for c in (*COLUMNS, *THOUGHTS) if c in table.column_names]
             tables[place] = rows_hash(table.select_columns(columns))
         return tables[place]
     if teacher.base_urls:

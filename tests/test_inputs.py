@@ -105,6 +105,12 @@ def rewritten(folder, values):
         teacher["model"] = str(folder / "answers.parquet")
 
 
+def thoughtful(folder, values):
+    """A thought comes beside each answer."""
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").open()]
+    write_lines(folder / "answers.jsonl", [row | {"reasoning": "Well."} for row in rows])
+
+
 def reward_model(folder, values):
     values["quality"] = {"reward_model": str(folder / "reward")}
 
@@ -117,6 +123,7 @@ TABLE = {
     "backbone": (trained("backbone"), {"persyn"}),
     "teacher's weights": (trained("teacher"), ALL),
     "recorded answers": (edit("answers.jsonl", "9999", "9998"), ALL),
+    "recorded thoughts": (thoughtful, ALL),
     "prompts": (edit("prompts.jsonl", '"source": "made"', '"source": "found"'), ALL),
     "reference answers": (edit("prompts.jsonl", '"answer": "15"', '"answer": "16"'), ALL),
     "benchmark": (edit("benchmark.jsonl", "three", "four"), ALL),

@@ -44,6 +44,12 @@ def split(text: str) -> tuple[str, str]:
     return "", text
 
 
+def is_open(text: str) -> bool:
+    """Does it begin with a thought that does not end?"""
+    tags = (*TAGS, CHANNELS)
+    return any(text.startswith(opening) and closing not in text for opening, closing in tags)
+
+
 def opened_by(prompt: str) -> str:
     """The tag that a rendered prompt ends with; empty: it opens no thought."""
     return next((opening for opening, _ in TAGS if prompt.rstrip().endswith(opening)), "")

@@ -1,4 +1,7 @@
-"""Recorded teachers: answers that already exist as a dataset, matched on the prompt."""
+"""Recorded teachers: answers that already exist as a dataset, matched on the prompt.
+
+A thought is the beginning of the answer, between tags, or in a column of its own (`THOUGHTS`).
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -9,12 +12,15 @@ from datasets import Dataset
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.prompts import prompt_id, text_of, to_messages
+from persyn_datasets.data.reasoning import is_open
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import Facts, Request, Response, answered, failed
 from persyn_datasets.engines.account import Account
 
 FACTS = Facts(journalled=False)
 COLUMNS = ("prompt", "teacher", "response")
+THOUGHTS = ("reasoning_content", "reasoning")  # as servers name it; the first that is there
+TEXTS = ("teacher", "response", *THOUGHTS)
 READ_AT_ONCE = 1000
 TABLES_IN_MEMORY = 4
 
@@ -24,15 +30,16 @@ _indexed: dict[str, RowsOf] = {}  # by the fingerprint of a table
 
 
 def _recorded(path: str, revision: str | None) -> tuple[Dataset, RowsOf]:
-    """The responses, which stay on disk; and by teacher the numbers of its prompts, sorted, and
-    their rows.
+    """The responses and their thoughts, which stay on disk; and by teacher the numbers of its
+    prompts, sorted, and their rows.
     """
-    table = load_table(path, revision=revision, texts=("teacher", "response"))
+    table = load_table(path, revision=revision, texts=TEXTS)
     if table._fingerprint not in _indexed:
         _indexed[table._fingerprint] = _index(table, path)
         if len(_indexed) > TABLES_IN_MEMORY:
             del _indexed[next(iter(_indexed))]
-    return table.select_columns("response"), _indexed[table._fingerprint]
+    thoughts = [c for c in THOUGHTS if c in table.column_names][:1]
+    return table.select_columns(["response", *thoughts]), _indexed[table._fingerprint]
 
 
 def _index(table: Dataset, path: str) -> RowsOf:
@@ -87,24 +94,29 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
         for start in range(0, len(places), READ_AT_ONCE):
             part = places[start : start + READ_AT_ONCE]
             rows = [_row(rows_of, requests[i]) for i in part]
-            texts = map(text_of, responses[[row for row in rows if row is not None]]["response"])
+            found = _read(responses, [row for row in rows if row is not None])
             for i, row in zip(part, rows, strict=True):
-                teacher, sample = requests[i].teacher, requests[i].sample
-                if not (text := "" if row is None else (next(texts) or "").strip()):
-                    which = f"answer number {sample + 1}" if sample else "answer"
-                    yield (
-                        i,
-                        failed(
-                            teacher,
-                            f"no {which} of {teacher.name!r} to this prompt is recorded in "
-                            f"{source[0]}",
-                        ),
-                    )
-                    continue
-                yield (
-                    i,
-                    answered(teacher, text, "stop"),
-                )
+                text, thought = ("", "") if row is None else next(found)
+                yield i, _response(requests[i], text, thought, source[0])
+
+
+def _read(responses: Dataset, rows: list[int]) -> Iterator[tuple[str, str]]:
+    """The text and the thought of each row, without white space at their ends."""
+    batch = responses[rows]
+    texts = [(text_of(cell) or "").strip() for cell in batch.pop("response")]
+    [thoughts] = batch.values() or [[None] * len(rows)]
+    return zip(texts, [(text_of(cell) or "").strip() for cell in thoughts], strict=True)
+
+
+def _response(request: Request, text: str, thought: str, path: str) -> Response:
+    teacher, sample = request.teacher, request.sample
+    if not text and not thought:
+        which = f"answer number {sample + 1}" if sample else "answer"
+        why = f"no {which} of {teacher.name!r} to this prompt is recorded in {path}"
+        return failed(teacher, why)
+    # A thought that never ends was cut off, whoever recorded it.
+    ends = "length" if not text or (is_open(text) and not thought) else "stop"
+    return answered(teacher, text, ends, reasoning=thought)
 
 
 def check(teacher: Teacher) -> None:
@@ -119,5 +131,5 @@ def check(teacher: Teacher) -> None:
 
 def answer_bytes(teacher: Teacher) -> float:
     """The mean size of a row of the dataset, which is more than its answer's."""
-    table = load_table(teacher.model, revision=teacher.revision, texts=("teacher", "response"))
+    table = load_table(teacher.model, revision=teacher.revision, texts=TEXTS)
     return table.data.nbytes / max(1, len(table))

@@ -118,3 +118,39 @@ def test_white_space_at_the_ends_of_an_answer_does_not_count(written, tmp_path):
     file.write_text(json.dumps({"prompt": "One?", "teacher": "a", "response": written}))
     one = [{"role": "user", "content": "One?"}]
     assert ask(str(file), "a", one)["text"] == "two"
+
+
+THOUGHT = {"text": "It is 2.", "reasoning": "One more.", "finish_reason": "stop", "error": ""}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"response": "<think>\nOne more.\n</think>\n\nIt is 2."}, THOUGHT),
+        ({"response": "One more.\n</think>\n\nIt is 2."}, THOUGHT),
+        ({"response": "It is 2.", "reasoning": " One more.\n"}, THOUGHT),
+        ({"response": "It is 2.", "reasoning_content": "One more."}, THOUGHT),
+        ({"response": "It is 2.", "reasoning": None}, THOUGHT | {"reasoning": ""}),
+        ({"response": "<think>\nOne mo"}, {"text": "", "reasoning": "One mo", "error": ""}),
+        ({"response": "", "reasoning": "One mo"}, {"text": "", "reasoning": "One mo", "error": ""}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_recorded_thought_is_apart_from_the_answer(row, expected, suffix, tmp_path):
+    """As from the other engines, in the text or beside it; a cut-off one is no failure."""
+    one = [{"role": "user", "content": "One?"}]
+    file = tmp_path / f"answers{suffix}"
+    table = Dataset.from_list([{"prompt": "One?", "teacher": "a"} | row])
+    table.to_json(file) if suffix == ".jsonl" else table.to_parquet(file)
+    found = ask(str(file), "a", one)
+    assert expected.items() <= found.items()
+    assert found["finish_reason"] == ("stop" if found["text"] else "length")
+
+
+def test_a_thought_without_an_answer_is_an_error(tmp_path):
+    """It ended, and nothing came after it."""
+    file = tmp_path / "answers.jsonl"
+    text = "<think>\nOne more.\n</think>"
+    file.write_text(json.dumps({"prompt": "One?", "teacher": "a", "response": text}))
+    found = ask(str(file), "a", [{"role": "user", "content": "One?"}])
+    assert (found["text"], found["reasoning"]) == ("", "One more.") and found["error"]
