@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.data.text_files import WrittenCsv, WrittenJson
@@ -77,6 +78,8 @@ def load_table(
             return _saved_to_disk(path, split, streaming)
         else:
             builder = _builder_of_folder_or_hub(path, name, revision, tuple(texts))
+        if isinstance(builder, Parquet) and not (streaming and _is_remote(builder)):
+            _read_row_group_by_row_group(builder)
         if streaming:
             return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare()
@@ -197,6 +200,18 @@ def _ours(builder: DatasetBuilder) -> tuple[type[DatasetBuilder], dict[str, Any]
                 return None
             return ours, {"delimiter": builder.config.sep} if ours is WrittenCsv else {}
     return None
+
+
+def _is_remote(builder: DatasetBuilder) -> bool:
+    return any("://" in file for file in _all_files(builder.config.data_files))
+
+
+def _read_row_group_by_row_group(builder: Parquet) -> None:
+    """Arrow fetches all of a Parquet file in advance and keeps it until the end, which pays where
+    each request costs a journey. On a disk it is as much memory as the file is large.
+    """
+    if builder.config.fragment_scan_options is None:
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
 
 
 def _all_files(data_files: DataFilesDict) -> list[str]:

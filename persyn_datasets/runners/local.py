@@ -27,7 +27,7 @@ from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store.progress import bars_of_datasets, title
 
-BYTES_AT_ONCE = 2**30  # of texts; an Arrow column holds twice that
+BYTES_AT_ONCE = 2**28  # of texts; a batch in memory takes several times as much
 BYTES_OF_A_TOKEN = 4
 
 

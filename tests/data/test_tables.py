@@ -7,7 +7,10 @@ import json
 import lzma
 import os
 import random
+import subprocess
+import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -356,3 +359,37 @@ def test_our_own_tables_are_read_back(tmp_path):
     )
     assert load_table(str(tmp_path)).features == features
     assert load_dataset(str(tmp_path), split="train").features == features
+
+
+@pytest.mark.slow
+def test_a_large_parquet_file_is_read_row_group_by_row_group(tmp_path):
+    """In a process of its own, whose memory is what reading took."""
+    file = tmp_path / "texts.parquet"
+    draw = np.random.default_rng(0)
+    with pq.ParquetWriter(file, pa.schema([("prompt", pa.string())])) as writer:
+        for _ in range(1_500):
+            letters = draw.integers(97, 123, (8, 20_000), dtype=np.uint8)
+            writer.write_table(pa.table({"prompt": [row.tobytes().decode() for row in letters]}))
+    program = """
+import sys, threading, time
+from pathlib import Path
+from persyn_datasets.data.tables import load_table
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+most = before = anonymous()
+def watch():
+    global most
+    while True:
+        most = max(most, anonymous())
+        time.sleep(0.01)
+threading.Thread(target=watch, daemon=True).start()
+load_table(sys.argv[1])
+print(most - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 0.6 * file.stat().st_size
