@@ -15,15 +15,14 @@ import json
 import tempfile
 
 import numpy as np
-import torch
 from datasets import concatenate_datasets, load_dataset
 
 from persyn_datasets import Pairify, train_router
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.report.tables import table
-from persyn_datasets.router.add_teacher import preferred
-from persyn_datasets.router.bradley_terry import fit_head
-from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.add_teacher import fit_output
+from persyn_datasets.router.metrics import compare, fill_failed
+from persyn_datasets.router.regression import fit_rewards
 
 
 def main() -> None:
@@ -44,45 +43,37 @@ def main() -> None:
     ):  # only for what its last layer sees, which no training changes
         pairs = ranked.map(Pairify(), batched=True, remove_columns=ranked.column_names)
         router = train_router(pairs, options.backbone, freeze_backbone=True, output_dir=folder)
-        names, x = router.names, torch.tensor(router.read(ranked["messages"])[1])
+        names, x = router.names, router.read(ranked["messages"])[1]
     rewards, n = rewards_of(ranked, names), len(names)
     judged: dict[str, list[dict[str, float]]] = {}
 
     def judge(
-        way: str, o: torch.Tensor, order: list[int], train: np.ndarray, test: np.ndarray
+        way: str, o: np.ndarray, order: list[int], train: np.ndarray, test: np.ndarray
     ) -> None:
-        names_in_order = [names[i] for i in order]
-        metrics = router_metrics(
-            o.numpy(), rewards[test][:, order], rewards[train][:, order], names_in_order
-        )
+        known = rewards[test][:, order]
+        single = np.broadcast_to(fill_failed(rewards[train][:, order]).mean(0), known.shape)
+        lines = {"router": o, "best single": single}
+        metrics = compare(lines, known, [names[i] for i in order])
         found = {key: metrics[key]["router"] for key in ("hit@1", "hit@3", "regret")}
-        judged.setdefault(way, []).append(
-            found | {"chosen": float((o.argmax(1) == n - 1).double().mean())}
-        )
+        chosen = float((o.argmax(1) == n - 1).mean())
+        judged.setdefault(way, []).append(found | {"chosen": chosen})
 
     for split in range(options.splits):
         shuffled = np.random.default_rng(split).permutation(len(ranked))
         train, test = shuffled[: 2 * len(ranked) // 3], shuffled[2 * len(ranked) // 3 :]
-        weight, bias, _ = fit_head(x[train], preferred(rewards[train]).float())
-        whole = x @ weight.T + bias
+        whole = fit_rewards(x[train], rewards[train])(x)
         for joins in np.linspace(0, n - 1, options.joins).round().astype(int):
             order = [i for i in range(n) if i != joins] + [int(joins)]
             judge("trained anew", whole[test][:, order], order, train, test)
-            prefer = preferred(rewards[:, order]).float()
-            weight, bias, _ = fit_head(x[train], prefer[train][:, :-1, :-1])
-            old = x @ weight.T + bias
-            judge(
-                "without it",
-                torch.cat([old[test], torch.full((len(test), 1), -1e9)], 1),
-                order,
-                train,
-                test,
-            )
-            prefer[:, :-1, :-1] = 0
+            others = rewards[:, order[:-1]]
+            old = fit_rewards(x[train], others[train])(x)
+            never = np.full((len(test), 1), -1e9)
+            judge("without it", np.hstack([old[test], never]), order, train, test)
+            ahead = np.nan_to_num(np.sign(rewards[:, [joins]] - others))
             for count in (count for count in options.anchors if count <= len(train)):
                 anchors = train[:count]
-                row, b, _ = fit_head(x[anchors], prefer[anchors], fixed=old[anchors])
-                grown = torch.cat([old, x @ row.T + b], 1)
+                row, b, _ = fit_output(x[anchors], old[anchors], ahead[anchors])
+                grown = np.hstack([old, x @ row.T + b])
                 judge(f"added by {count} anchors", grown[test], order, train, test)
     means = {
         way: {key: float(np.mean([t[key] for t in found])) for key in found[0]}

@@ -44,10 +44,11 @@ from transformers.utils import logging
 from persyn_datasets import train_router
 from persyn_datasets.data import schema
 from persyn_datasets.report.tables import table
-from persyn_datasets.router.bradley_terry import bradley_terry_loss, fit_head, preferences
+from persyn_datasets.router.bradley_terry import bradley_terry_loss
 from persyn_datasets.router.heads import head_of
-from persyn_datasets.router.metrics import router_metrics
+from persyn_datasets.router.metrics import compare
 from persyn_datasets.router.model import forward
+from persyn_datasets.router.regression import fit_rewards, rewards_of_pairs
 
 N = len(shapes.TEACHERS)
 PAIRS = list(combinations(range(N), 2))
@@ -260,7 +261,11 @@ def quality(work: Path, prompts: int, epochs: int) -> Rows:
             held_out
         ),
     }
-    found = {name: router_metrics(o, truth, rewards, shapes.TEACHERS) for name, o in scores.items()}
+    single = np.broadcast_to(rewards.mean(0), truth.shape)
+    found = {
+        name: compare({"router": o, "best single": single}, truth, shapes.TEACHERS)
+        for name, o in scores.items()
+    }
     lines = [[n, *(f"{m[k]['router']:.3f}" for k in ("hit@1", "hit@3"))] for n, m in found.items()]
     chance = next(iter(found.values()))
     lines += [
@@ -292,9 +297,9 @@ def frozen(work: Path, prompts: int) -> Rows:
     tokenizer.model_max_length = 1024
     parent, leaf, _ = head_of(model)
     setattr(parent, leaf, torch.nn.Identity())
-    reading, (_, prefer) = seconds_of(lambda: preferences(pairs, shapes.TEACHERS))
+    reading, (_, learned) = seconds_of(lambda: rewards_of_pairs(pairs, shapes.TEACHERS))
     encoding, features = seconds_of(lambda: forward(model, tokenizer, texts))
-    fitting, _ = seconds_of(lambda: fit_head(features, prefer))
+    fitting, _ = seconds_of(lambda: fit_rewards(features.numpy(), learned))
     tokens = sum(map(len, tokenizer(texts)["input_ids"]))
     lines = [
         [f"{len(pairs):,} pairs read", f"{reading:.1f}"],

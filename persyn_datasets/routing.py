@@ -20,9 +20,9 @@ from persyn_datasets.data.tables import write_tables
 from persyn_datasets.report import measure
 from persyn_datasets.report.ablations import analyse
 from persyn_datasets.report.luck import luck
-from persyn_datasets.router import add_teacher as joining
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.simple_routes import reassigned
+from persyn_datasets.router.temperature import calibrate
 from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import run
 from persyn_datasets.stages.pairify import Pairify
@@ -48,7 +48,7 @@ def route(
     options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
     folder = str(output / "router")
     router = train_router(pairs, teachers=recipe.teachers, output_dir=folder, **options)
-    router, temperature = joining.calibrate(router, calibration["test"], router.path)
+    router, temperature = calibrate(router, calibration["test"], router.path)
     metrics = _judge(router, recipe, calibration, ranked)
     router = router.record(
         student=asdict(recipe.student),

@@ -25,7 +25,7 @@ from persyn_datasets import (
     train_router,
 )
 from persyn_datasets.engines import transformers as engine
-from persyn_datasets.router.add_teacher import calibrate
+from persyn_datasets.router.temperature import calibrate
 from persyn_datasets.routing import hold_out
 from persyn_datasets.signals import reward_model as signal
 from persyn_datasets.store import models

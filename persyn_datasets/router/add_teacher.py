@@ -1,84 +1,30 @@
-"""A trained router changed without training it again: its probabilities calibrated, a
-teacher added.
-"""
+"""A teacher that joins a trained router, which is not trained again."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.data.build import Temperature
 from persyn_datasets.data.responses import rewards_of
-from persyn_datasets.router.bradley_terry import FOLDS, bradley_terry_loss, fit_head
 from persyn_datasets.router.heads import head_of
-from persyn_datasets.router.metrics import calibration_error, reliability
 from persyn_datasets.router.model import Router
+from persyn_datasets.router.standardised import Standardised
+from persyn_datasets.router.stored import keep, opened
 from persyn_datasets.store import own
-from persyn_datasets.store.models import readable
 from persyn_datasets.strategies.budget import lengths
 
-TEMPERATURES = (0.1, 10.0)
-
-
-def preferred(rewards: np.ndarray) -> torch.Tensor:
-    """`prefer` of `bradley_terry_loss`, of rewards (prompts, teachers) with NaN where there is
-    none.
-    """
-    return torch.tensor(rewards[:, :, None] > rewards[:, None, :]).double()
-
-
-def temperature(o: np.ndarray, rewards: np.ndarray) -> float:
-    """The T within `TEMPERATURES` of least Bradley–Terry loss of o / T (arXiv 1706.04599); both
-    (prompts, teachers). It is 1 where no two rewards differ.
-    """
-    scores, prefer = torch.tensor(o, dtype=torch.float64), preferred(rewards)
-    if not prefer.any():  # nothing says that another temperature is better
-        return 1.0
-    found = minimize_scalar(
-        lambda log_t: float(bradley_terry_loss(scores / np.exp(log_t), prefer)),
-        bounds=np.log(TEMPERATURES),
-        method="bounded",
-    )
-    return float(np.exp(found.x))
-
-
-def calibrate(router: Router, held_out: Dataset, output_dir: str) -> tuple[Router, Temperature]:
-    """Divide the outputs of a router by the temperature that suits held-out rows of `Rank`; the
-    result is kept there.
-
-    The head's weights are divided, so that plain pipelines are calibrated, too; no choice changes.
-    They stay as they are where that is no better on prompts that did not choose the temperature.
-
-    Returns:
-        The router; and its `temperature` and the `metrics.calibration_error` `before` and `after`:
-        the latter is cross-fitted, each fold of the prompts at the temperature of the others.
-    """
-    o, rewards = router.scores(held_out["messages"]), rewards_of(held_out, router.names)
-    fold = np.random.default_rng(0).permutation(len(o)) % min(FOLDS, len(o))
-    others = {k: temperature(o[fold != k], rewards[fold != k]) for k in set(fold.tolist())}
-    divided = o / np.array([others[k] for k in fold.tolist()])[:, None]
-    before, after = (calibration_error(reliability(scores, rewards)) for scores in (o, divided))
-    t = temperature(o, rewards)
-    as_it_is, changed = (
-        bradley_terry_loss(torch.tensor(scores, dtype=torch.float64), preferred(rewards))
-        for scores in (o, divided)
-    )
-    if changed >= as_it_is:
-        t, after = 1.0, before
-    model: Any = _stored(router)
-    with torch.no_grad():
-        for parameter in head_of(model)[2].parameters():
-            parameter.div_(t)
-    facts: Temperature = {"temperature": t, "before": before, "after": after}
-    model.config.persyn |= {"temperature": facts}
-    return _keep(model, router, output_dir), facts
+RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
+FOLDS = 5
+# A teacher that always wins, or never, has no finite offset of most likelihood. With this it has
+# one; an ordinary offset moves by some thousandths.
+OFFSET_RIDGE = 1e-4
 
 
 def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: str) -> Router:
@@ -103,45 +49,95 @@ def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: s
             f"{router.path} has a teacher {teacher.name!r} already; give the new one another name."
         )
     names = [*router.names, teacher.name]
-    prefer = preferred(rewards_of(ranked, names))
-    prefer[:, :-1, :-1] = 0  # what the others' outputs were fitted to
-    if not prefer.any():
+    *others, new = rewards_of(ranked, names).T
+    ahead = np.nan_to_num(np.sign(new - np.array(others))).T
+    if not ahead.any():
         raise InputError(
             f"No anchor prompt compares {teacher.name!r} with a teacher of {router.path}; answer "
             "and rank it."
         )
-    o, features = (torch.tensor(part) for part in router.read(ranked["messages"]))
-    model: Any = _stored(router)
+    o, features = router.read(ranked["messages"])
+    model: Any = opened(router)
     parent, leaf, head = head_of(model)
-    weight, bias, ridge = fit_head(
-        features, prefer.float(), with_bias=head.bias is not None, fixed=o
-    )
-    setattr(parent, leaf, _grown(head, weight, bias))
+    weight, bias, ridge = fit_output(features, o, ahead, with_bias=head.bias is not None)
+    setattr(parent, leaf, _grown(head, torch.tensor(weight), torch.tensor(bias)))
     model.num_labels = model.config.num_labels = len(names)
-    model.config.id2label, model.config.label2id = (
-        dict(enumerate(names)),
-        {name: i for i, name in enumerate(names)},
-    )
-    facts = {
-        key: value
-        for key, value in model.config.persyn.items()
-        if key not in ("metrics", "temperature")
-    }
-    added = {"teacher": teacher.name, "prompts": int(prefer.any(-1).any(-1).sum()), "ridge": ridge}
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    prompts = int(ahead.any(-1).sum())
+    added = {"teacher": teacher.name, "prompts": prompts, "ridge": ridge}
+    model.config.persyn = _facts(model.config.persyn, teacher, ranked, added)
     own.remember([teacher.to_dict()])
-    facts |= {
-        "teachers": [*facts["teachers"], teacher.to_dict()],
-        "added": [*facts.get("added", []), added],
-    }
+    larger = keep(model, router, output_dir)
+    if "typical" not in larger.config.persyn:
+        return larger
+    return larger.record(typical=larger.profile(ranked["messages"]))
+
+
+def _facts(
+    known: dict[str, Any], teacher: Teacher, ranked: Dataset, added: dict[str, Any]
+) -> dict[str, Any]:
+    """What the larger router says of itself: the old one's metrics are not its own."""
+    facts = {key: value for key, value in known.items() if key not in ("metrics", "temperature")}
+    facts["teachers"] = [*facts["teachers"], teacher.to_dict()]
+    facts["added"] = [*facts.get("added", []), added]
     if expected := facts.get("expected"):
-        facts["expected"] = expected | {
-            "tokens": expected["tokens"] | lengths(ranked, [teacher.name])
-        }
-    model.config.persyn = facts
-    larger = _keep(model, router, output_dir)
-    return (
-        larger.record(typical=larger.profile(ranked["messages"])) if "typical" in facts else larger
-    )
+        tokens = expected["tokens"] | lengths(ranked, [teacher.name])
+        facts["expected"] = expected | {"tokens": tokens}
+    return facts
+
+
+def fit_output(
+    x: np.ndarray, o: np.ndarray, ahead: np.ndarray, with_bias: bool = True
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The output w · x + b of one more teacher, of least Bradley–Terry loss against the others'
+    outputs, which stay: a logistic regression with an offset. Cross-validation chooses its ridge.
+
+    Args:
+        x: what the last layer sees, (prompts, features).
+        o: π(x) of the other teachers, (prompts, teachers).
+        ahead: (prompts, teachers): 1 where the new one was preferred, −1 where the other was, 0
+            where nothing is known.
+        with_bias: False for a head without b; see `Standardised`.
+
+    Returns:
+        W (1, features), b (1,) and the ridge.
+    """
+    features = Standardised.of(x.astype(float), with_bias)
+    z = np.hstack([features.constant, features.z])
+    fold = np.random.default_rng(0).permutation(len(z)) % min(FOLDS, len(z))
+    losses = np.zeros(len(RIDGES))
+    for k in set(fold.tolist()):
+        others, left_out = fold != k, fold == k
+        for i, w in enumerate(_ridge_path(z[others], o[others], ahead[others], RIDGES)):
+            losses[i] += _loss(z[left_out] @ w, o[left_out], ahead[left_out])
+    best = int(losses.argmin())
+    *_, w = _ridge_path(z, o, ahead, RIDGES[: best + 1])
+    return *features.head(w[1:, None], w[:1]), RIDGES[best]
+
+
+def _loss(output: np.ndarray, o: np.ndarray, ahead: np.ndarray) -> float:
+    """−Σ log σ of how far the preferred one of two is ahead."""
+    return float(-log_expit(ahead * (output[:, None] - o))[ahead != 0].sum())
+
+
+def _ridge_path(
+    z: np.ndarray, o: np.ndarray, ahead: np.ndarray, ridges: Sequence[float]
+) -> Iterator[np.ndarray]:
+    """Weights (1 + features,) for each ridge, each fit starting from the one before."""
+    comparisons = max(1, np.count_nonzero(ahead))
+    w = np.zeros(z.shape[1])
+    for ridge in ridges:
+        penalty = np.array([OFFSET_RIDGE, *[ridge] * (len(w) - 1)])
+
+        def loss(w: np.ndarray, penalty: np.ndarray = penalty) -> tuple[float, np.ndarray]:
+            output = z @ w
+            pull = ahead * expit(-ahead * (output[:, None] - o))
+            value = _loss(output, o, ahead) / comparisons + penalty @ w**2
+            return value, -z.T @ pull.sum(-1) / comparisons + 2 * penalty * w
+
+        w = minimize(loss, w, jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+        yield w
 
 
 def _grown(head: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
@@ -157,28 +153,3 @@ def _grown(head: nn.Linear, weight: torch.Tensor, bias: torch.Tensor) -> nn.Line
         if head.bias is not None:
             grown.bias.copy_(torch.cat([head.bias, bias.to(head.bias)]))
     return grown
-
-
-def _stored(router: Router) -> Any:
-    """The router's model in the very numbers that are stored."""
-    return AutoModelForSequenceClassification.from_pretrained(
-        router.path,
-        revision=router.revision,
-        dtype="auto",
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-
-
-def _keep(model: Any, router: Router, folder: str) -> Router:
-    fresh = Path(
-        f"{folder}.new"
-    )  # the weights may be mapped from the very files that are to be replaced
-    model.save_pretrained(fresh)
-    readable(fresh)
-    AutoTokenizer.from_pretrained(router.path, revision=router.revision).save_pretrained(fresh)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for file in fresh.iterdir():
-        file.replace(Path(folder) / file.name)
-    fresh.rmdir()
-    return Router.from_pretrained(folder)

@@ -12,31 +12,6 @@ SINGLE, GROUP, NEAREST = "best single", "best per group", "nearest neighbours"
 SHARES, RANDOM, ORACLE = "shares at random", "random", "oracle"
 
 
-def router_metrics(
-    scores: np.ndarray,
-    rewards: np.ndarray,
-    rewards_before: np.ndarray,
-    teachers: list[str],
-    seed: int = 0,
-    prompt_ids: Sequence[str] | None = None,
-) -> Metrics:
-    """Compare a router's choices with what was measured on the same prompts; see `compare`.
-
-    Args:
-        scores: o = π(x), (prompts, teachers).
-        rewards: r(y, θ), (prompts, teachers), NaN where the response failed.
-        rewards_before: the same on the prompts that the router was trained on: they name the best
-            single teacher.
-        teachers: names, in the order of the columns.
-        seed: for the bootstrap over prompts.
-        prompt_ids: which rows are the same prompt: it counts once, with the mean of its rewards.
-    """
-    if prompt_ids is not None:
-        scores, rewards = scores[first_rows(prompt_ids)], mean_by_prompt(rewards, prompt_ids)
-    single = np.broadcast_to(fill_failed(rewards_before).mean(0), rewards.shape)
-    return compare({"router": scores, SINGLE: single}, rewards, teachers, seed)
-
-
 def compare(
     lines: Mapping[str, np.ndarray], rewards: np.ndarray, teachers: Sequence[str], seed: int = 0
 ) -> Metrics:

@@ -132,7 +132,7 @@ class Router:
 
     @property
     def metrics(self) -> Metrics | None:
-        """See `metrics.router_metrics`; None if it was not evaluated."""
+        """See `metrics.compare`; None if it was not evaluated."""
         return self.config.persyn.get("metrics")
 
     @property

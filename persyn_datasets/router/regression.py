@@ -15,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.router.standardised import Standardised
 
 RIDGES = tuple(10.0 ** np.arange(-3, 3.5, 0.5))  # per prompt, on standardised features
 SAFETIES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, np.inf)  # in deviations of the rewards
@@ -116,18 +117,9 @@ class _Regression:
     """Ridge regression of y (prompts, teachers) on standardised x, the constant not penalised."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, with_bias: bool):
-        if with_bias:
-            self.v, constant = np.zeros(x.shape[1]), np.ones((len(x), 1))
-        else:
-            gram = x.T @ x
-            gram += 1e-6 * gram.diagonal().mean() * np.eye(len(gram))
-            self.v = np.linalg.solve(gram, x.sum(0))
-            constant = (x @ self.v)[:, None]
-        self.with_bias, self.y, self.constant = with_bias, y, constant
-        self.mean = x.mean(0)
-        centred = x - constant * self.mean
-        self.scale = np.maximum(centred.std(0), 1e-6)
-        z = centred / self.scale
+        self.features, self.y = Standardised.of(x, with_bias), y
+        z, constant = self.features.z, self.features.constant
+        self.constant = constant
         # What the constant explains is taken out of both sides; ridge has the rest.
         along = constant / (constant**2).sum()
         self.z_on_constant, self.y_on_constant = along.T @ z, along.T @ y
@@ -156,12 +148,9 @@ class _Regression:
     def head(self, ridge: float, single: int = 0, safety: float = 0, scale: float = 1) -> Head:
         """The fitted head, with `safety` for the single best teacher, its outputs times `scale`."""
         w = self.directions @ (self._shrunk(ridge) * self.explained)
-        bias = (self.y_on_constant - self.z_on_constant @ w)[0]
-        weight = (w / self.scale[:, None]).T
-        bias = bias - weight @ self.mean
-        bias[single] += safety if np.isfinite(safety) else 0
-        if not self.with_bias:
-            weight, bias = weight + bias[:, None] * self.v, np.zeros(len(bias))
+        offset = (self.y_on_constant - self.z_on_constant @ w)[0]
+        offset[single] += safety if np.isfinite(safety) else 0
+        weight, bias = self.features.head(w, offset)
         return Head(scale * weight, scale * bias, ridge, safety)
 
     def _shrunk(self, ridge: float) -> np.ndarray:

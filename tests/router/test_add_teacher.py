@@ -4,11 +4,12 @@ import torch
 import transformers
 from conftest import save_model
 from datasets import Dataset
+from scipy.optimize import brentq, minimize
 
 from persyn_datasets import InputError, Pairify, Teacher, train_router
 from persyn_datasets.data.prompts import prompt_id
-from persyn_datasets.router.add_teacher import add_teacher, calibrate, temperature
-from persyn_datasets.router.metrics import calibration_error, reliability
+from persyn_datasets.router.add_teacher import OFFSET_RIDGE, RIDGES, add_teacher, fit_output
+from persyn_datasets.router.temperature import calibrate
 
 NAMES = ["zebra", "ant", "mole"]
 WORDS = (
@@ -63,41 +64,6 @@ def head_of(path):
     return model.score if hasattr(model, "score") else model.classifier
 
 
-@pytest.mark.parametrize("t", [0.3, 1.0, 4.0])
-def test_the_temperature_undoes_a_scale(t):
-    """Comparisons drawn from σ(o): of t · o the temperature is t, and dividing by it gives the
-    least error.
-    """
-    random = np.random.default_rng(0)
-    o = random.normal(size=(3000, 4))
-    rewards = o + random.gumbel(
-        size=o.shape
-    )  # differences of Gumbels are logistic: P(i beats j) = σ(o_i − o_j)
-    assert temperature(t * o, rewards) == pytest.approx(t, rel=0.05)
-    assert calibration_error(reliability(o, rewards)) < 0.02
-
-
-def test_without_a_comparison_there_is_no_temperature():
-    o = np.random.default_rng(0).normal(size=(20, 3))
-    assert temperature(o, np.full((20, 3), np.nan)) == 1
-    assert temperature(o, np.ones((20, 3))) == 1
-
-
-def test_reliability_by_hand():
-    o = np.log([[0.66, 0.33, 0.11], [0.0001, 0.2, 0.8]])
-    bins = reliability(o, np.array([[1.0, 0.0, 0.5], [0.2, 0.9, np.nan]]))
-    # first: a over b with 2/3 (right), a over c with 6/7 (right), b over c with 3/4 (wrong);
-    # second: b over a (right)
-    assert [(b["comparisons"], b["observed"]) for b in bins] == [
-        (1, 1.0),
-        (1, 0.0),
-        (1, 1.0),
-        (1, 1.0),
-    ]
-    assert calibration_error(bins) == pytest.approx((1 / 3 + 3 / 4 + 1 / 7 + 0.0001 / 0.2001) / 4)
-    assert calibration_error(reliability(o, np.zeros((2, 3)))) is None
-
-
 def test_calibrating_divides_the_head_and_changes_no_choice(router, tmp_path):
     """On prompts whose best teacher is drawn at random the router is far too sure."""
     rows, random = ranked(60, NAMES, start=500).to_list(), np.random.default_rng(1)
@@ -138,3 +104,61 @@ def test_who_cannot_join(router, tmp_path):
         add_teacher(router, anchors, TEACHERS[1], str(tmp_path / "a"))
     with pytest.raises(InputError, match="No anchor prompt compares 'newt'"):
         add_teacher(router, anchors, Teacher("org/newt", name="newt"), str(tmp_path / "a"))
+
+
+def planted(x, weight, bias=0.0, noise=0.0, seed=1):
+    """`o` of two other teachers, and how a new one of this planted output compares with them."""
+    random = np.random.default_rng(seed)
+    o = random.normal(size=(len(x), 2))
+    drawn = x @ weight + bias + noise * random.logistic(size=len(x))
+    return o, np.sign(drawn[:, None] - o)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_output_is_at_the_optimum(with_bias):
+    """Against a general optimiser, on the loss as it is documented."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(60, 5)) * [1, 10, 0.1, 3, 1] + [0, 5, 0, 0, 2]
+    o, ahead = planted(x / x.std(0), random.normal(size=5), bias=0.5, noise=1.0)
+    weight, bias, ridge = fit_output(x, o, ahead, with_bias)
+    constant = np.ones(60)
+    if not with_bias:
+        assert bias == 0
+        constant = x @ np.linalg.lstsq(x, constant)[0]
+    centred = x - constant[:, None] * x.mean(0)
+    z = np.column_stack([constant, centred / centred.std(0)])
+
+    def loss(w):
+        p = 1 / (1 + np.exp(-ahead * ((z @ w)[:, None] - o)))
+        return -np.log(p).mean() + ridge * w[1:] @ w[1:] + OFFSET_RIDGE * w[0] ** 2
+
+    best = minimize(loss, np.zeros(6), method="BFGS", options={"gtol": 1e-8}).x
+    assert x @ weight[0] + bias[0] == pytest.approx(z @ best, abs=2e-3)
+
+
+def test_a_planted_output_is_found_on_new_prompts():
+    random = np.random.default_rng(1)
+    weight, x = random.normal(size=6), random.normal(size=(600, 6))
+    x[:, 0] = 2 + 0.01 * x[:, 0]  # a feature that is nearly constant, as language models have
+    o, ahead = planted(x, weight, bias=1.0)
+    for with_bias in (True, False):
+        w, b, _ = fit_output(x[:300], o[:300], ahead[:300], with_bias)
+        found = np.sign((x[300:] @ w[0] + b[0])[:, None] - o[300:])
+        assert (found == ahead[300:]).mean() > 0.93
+
+
+def test_cross_validation_takes_much_ridge_for_noise_and_little_for_a_clear_signal():
+    random = np.random.default_rng(2)
+    x = random.normal(size=(80, 10))
+    assert fit_output(x, *planted(x, np.zeros(10), noise=1.0))[2] > 100 * min(RIDGES)
+    assert fit_output(x, *planted(x, random.normal(size=10)))[2] == min(RIDGES)
+
+
+def test_a_teacher_that_always_wins_has_a_finite_output():
+    """There is no optimum without a penalty; with ours, σ(−w) = 2·OFFSET_RIDGE·w where features and
+    the other's output say nothing.
+    """
+    x = 3 + np.random.default_rng(0).normal(size=(60, 8))
+    weight, bias, _ = fit_output(x, np.zeros((60, 1)), np.ones((60, 1)))
+    w = brentq(lambda w: 1 / (1 + np.exp(w)) - 2 * OFFSET_RIDGE * w, 0, 20)
+    assert (x @ weight[0] + bias[0]).mean() == pytest.approx(w, abs=0.1)

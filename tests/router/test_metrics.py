@@ -4,9 +4,17 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from persyn_datasets.router.metrics import compare, router_metrics
+from persyn_datasets.router.metrics import compare, fill_failed, first_rows, mean_by_prompt
 
 NAN = float("nan")
+
+
+def router_metrics(scores, rewards, before, teachers, seed=0, prompt_ids=None):
+    """`compare` with the best single teacher of other prompts; a prompt in several rows is one."""
+    if prompt_ids is not None:
+        scores, rewards = scores[first_rows(prompt_ids)], mean_by_prompt(rewards, prompt_ids)
+    single = np.broadcast_to(fill_failed(before).mean(0), rewards.shape)
+    return compare({"router": scores, "best single": single}, rewards, teachers, seed)
 
 
 def by_hand(scores, rewards, before, teachers):

@@ -1,0 +1,34 @@
+"""A stored router's model, opened to be changed, and kept again."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from persyn_datasets.router.model import Router
+from persyn_datasets.store.models import readable
+
+
+def opened(router: Router) -> Any:
+    """The router's model in the very numbers that are stored."""
+    return AutoModelForSequenceClassification.from_pretrained(
+        router.path,
+        revision=router.revision,
+        dtype="auto",
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+
+
+def keep(model: Any, router: Router, folder: str) -> Router:
+    """The model as the router in this folder, with the tokenizer of the one it was opened from."""
+    # The weights may be mapped from the very files that are to be replaced.
+    fresh = Path(f"{folder}.new")
+    model.save_pretrained(fresh)
+    readable(fresh)
+    AutoTokenizer.from_pretrained(router.path, revision=router.revision).save_pretrained(fresh)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file in fresh.iterdir():
+        file.replace(Path(folder) / file.name)
+    fresh.rmdir()
+    return Router.from_pretrained(folder)
