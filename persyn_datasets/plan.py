@@ -10,7 +10,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.data.build import Line, Planned
+from persyn_datasets.data.build import Estimate, Line, Planned, Use
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load
 from persyn_datasets.engines import check_keys, engine_of, facts_of
@@ -148,7 +148,7 @@ def plan(recipe: Recipe, prompts: int) -> Planned:
     }
 
 
-def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> dict[str, Any]:
+def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> Estimate:
     """What a build will use at most: if each answer has `max_tokens`, and each prompt as many
     tokens as `engines.bound` says.
 
@@ -158,23 +158,36 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
     Args:
         account: of an earlier build: what it measured counts instead of the teachers'
             `tokens_per_second`.
-
-    Returns:
-        `answer`: by teacher the `prompt_tokens` (expected; as many as `prompt_tokens_at_most` where
-        its tokenizer is not here), `completion_tokens`, `usd` and `seconds` of one answer (None:
-        the teacher's speed is not known); by stage (`Generate`, `Synthesize`) the
-        sums of these, where a synthesis spreads its prompts evenly over the teachers, with the
-        seconds by `wall`; and the USD of `generate_then_select`, and of the `dearest` teacher for
-        all prompts.
-        `break_even`: from how many prompts on calibration and routing cost less than that teacher;
-            None: never.
     """
     p, teachers = plan(recipe, len(prompts)), strategies.teachers_of(recipe)
-    some = 0 < p["calibration"] <= len(prompts)
-    drawn = calibration(recipe, prompts)["prompt_id"] if some else []
+    answer = _answers(recipe, prompts, account)
+    c, every = p["calibration"], p["calibration"] * p["samples"]
+    rest = p["prompts"] - c + p["asked_twice"]
+    seconds = wall(teachers, {name: of["seconds"] for name, of in answer.items()})
+    whole = Use(
+        prompt_tokens=sum(of["prompt_tokens"] for of in answer.values()),
+        prompt_tokens_at_most=sum(of["prompt_tokens_at_most"] for of in answer.values()),
+        completion_tokens=sum(of["completion_tokens"] for of in answer.values()),
+        usd=sum(of["usd"] for of in answer.values()),
+        seconds=seconds,
+    )
+    dearest = max(answer, key=lambda name: answer[name]["usd"])
+    return {
+        "answer": answer,
+        "Generate": _times(every, whole),
+        "Synthesize": _times(rest / len(teachers), whole),
+        "generate_then_select": p["prompts"] * whole["usd"],
+        "dearest": {"name": dearest, "usd": p["prompts"] * answer[dearest]["usd"]},
+    }
+
+
+def _answers(recipe: Recipe, prompts: Dataset, account: Sequence[Line]) -> dict[str, Use]:
+    """By teacher, what one answer of it uses."""
+    size = strategies.calibration_size(recipe, len(prompts))
+    drawn = calibration(recipe, prompts)["prompt_id"] if 0 < size <= len(prompts) else []
     by_server = _longest_mean(prompts, drawn, [by_bytes(m) for m in prompts["messages"]])
-    answer: dict[str, dict[str, Any]] = {}
-    for t in teachers:
+    answer: dict[str, Use] = {}
+    for t in strategies.teachers_of(recipe):
         expected, most = _prompt_tokens(recipe, prompts, drawn, t, by_server)
         written = (t.sampling or recipe.sampling).max_tokens
         answer[t.name] = {
@@ -184,23 +197,17 @@ def estimate(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
             "usd": t.price.of(most, written) if t.price else 0.0,
             "seconds": _seconds(t, written, account),
         }
-    summed = ("prompt_tokens", "prompt_tokens_at_most", "completion_tokens", "usd")
-    whole = {key: sum(of[key] for of in answer.values()) for key in summed}
-    mean = {key: value / len(teachers) for key, value in whole.items()}
-    c, every = p["calibration"], p["calibration"] * p["samples"]
-    rest = p["prompts"] - c + p["asked_twice"]
-    seconds = wall(teachers, {name: of["seconds"] for name, of in answer.items()})
-    dearest = max(answer, key=lambda name: answer[name]["usd"])
-    saved = answer[dearest]["usd"] - mean["usd"]
+    return answer
+
+
+def _times(n: float, one: Use) -> Use:
+    """What n of them use."""
     return {
-        "answer": answer,
-        "Generate": {key: every * value for key, value in whole.items()}
-        | {"seconds": seconds and every * seconds},
-        "Synthesize": {key: rest * value for key, value in mean.items()}
-        | {"seconds": seconds and rest * seconds / len(teachers)},
-        "generate_then_select": p["prompts"] * whole["usd"],
-        "dearest": {"name": dearest, "usd": p["prompts"] * answer[dearest]["usd"]},
-        "break_even": (every * whole["usd"] - c * mean["usd"]) / saved if saved > 0 else None,
+        "prompt_tokens": n * one["prompt_tokens"],
+        "prompt_tokens_at_most": n * one["prompt_tokens_at_most"],
+        "completion_tokens": n * one["completion_tokens"],
+        "usd": n * one["usd"],
+        "seconds": None if one["seconds"] is None else n * one["seconds"],
     }
 
 
@@ -287,46 +294,43 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
     return "\n".join(fill(line) if "  " not in line else line for line in words)
 
 
-def _teachers_table(recipe: Recipe, p: Planned, e: dict[str, Any]) -> Table:
+def _teachers_table(recipe: Recipe, p: Planned, e: Estimate) -> Table:
     """What each teacher answers in the calibration."""
     c, rows = p["calibration"] * p["samples"], []
-    keys = ["prompt_tokens", "prompt_tokens_at_most", "completion_tokens"]
-    heads = ["prompt tokens", "at most", "response tokens, at most"]
     of_priced = [e["answer"][t.name] for t in strategies.teachers_of(recipe) if t.price]
-    if all(of["prompt_tokens"] == of["prompt_tokens_at_most"] for of in of_priced):
-        del keys[1], heads[1]
+    known = all(of["prompt_tokens"] == of["prompt_tokens_at_most"] for of in of_priced)
     for t in strategies.teachers_of(recipe):
         of = e["answer"][t.name]
-        cost = f"{usd(c * of['usd'])}" if t.price else "not priced"
-        tokens = [f"{c * of[key]:,.0f}" for key in keys]
-        if of["prompt_tokens"] == of["prompt_tokens_at_most"] and not facts_of(t).renders:
-            tokens[0] = f"≤ {tokens[0]}"
+        bounded = of["prompt_tokens"] == of["prompt_tokens_at_most"] and not facts_of(t).renders
+        tokens = [f"{'≤ ' * bounded}{c * of['prompt_tokens']:,.0f}"]
+        tokens += [] if known else [f"{c * of['prompt_tokens_at_most']:,.0f}"]
+        tokens.append(f"{c * of['completion_tokens']:,.0f}")
+        cost = usd(c * of["usd"]) if t.price else "not priced"
         rows.append([t.name, t.engine, f"{c:,}", *tokens, cost])
-    head = ["teacher", "engine", "calibration responses", *heads, "cost, at most"]
-    return table(head, rows)
+    head = ["teacher", "engine", "calibration responses", "prompt tokens"]
+    head += [] if known else ["at most"]
+    return table([*head, "response tokens, at most", "cost, at most"], rows)
 
 
-def _cost_words(e: dict[str, Any]) -> str:
+def _cost_words(e: Estimate) -> str:
     calibration, rest = e["Generate"]["usd"], e["Synthesize"]["usd"]
-    words = (
+    return (
         f"If answers are as long as they may be: calibration {usd(calibration)}, the rest "
         f"{usd(rest)} if spread evenly, together {usd(calibration + rest)}; generate-then-select "
         f"{usd(e['generate_then_select'])}; all prompts to {e['dearest']['name']} "
         f"{usd(e['dearest']['usd'])}"
     )
-    if e["break_even"] is not None:
-        words += f", which costs more from {e['break_even']:,.0f} prompts on"
-    return words
 
 
-def _time_words(e: dict[str, Any]) -> list[str]:
+def _time_words(e: Estimate) -> list[str]:
     unknown = [name for name, of in e["answer"].items() if of["seconds"] is None]
     if unknown:
         return [
             f"No time is estimated: state the tokens_per_second of {', '.join(unknown)}, or build "
             "with few prompts first: the account measures it"
         ]
-    calibration, rest = (e[stage]["seconds"] / 3600 for stage in ("Generate", "Synthesize"))
+    calibration = (e["Generate"]["seconds"] or 0.0) / 3600
+    rest = (e["Synthesize"]["seconds"] or 0.0) / 3600
     if not calibration and not rest:
         return []
     return [

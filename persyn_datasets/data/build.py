@@ -99,7 +99,6 @@ class Analysis(TypedDict):
     confusion: list[list[int]]
     by_size: list[dict[str, float]]
     by_alpha: list[dict[str, float]]
-    by_backbone: NotRequired[list[dict[str, Any]]]
 
 
 class Luck(TypedDict):
@@ -202,6 +201,41 @@ class Planned(TypedDict):
     generate_then_select: int
 
 
+class Use(TypedDict):
+    """What an answer, or all answers of a stage, use: tokens, USD at most, and seconds.
+
+    `prompt_tokens` are expected; as many as `prompt_tokens_at_most` where the teacher's tokenizer
+    is not here. `seconds` is None where a teacher's speed is not known.
+    """
+
+    prompt_tokens: float
+    prompt_tokens_at_most: float
+    completion_tokens: float
+    usd: float
+    seconds: float | None
+
+
+class Dearest(TypedDict):
+    """The teacher of the highest price, and USD of all prompts' answers by it."""
+
+    name: str
+    usd: float
+
+
+class Estimate(TypedDict):
+    """What a build will use at most: see `plan.estimate`.
+
+    `answer`: by teacher, one answer; `Generate` and `Synthesize`: all of the stage, where a
+    synthesis spreads its prompts evenly over the teachers; USD of `generate_then_select`.
+    """
+
+    answer: dict[str, Use]
+    Generate: Use
+    Synthesize: Use
+    generate_then_select: float
+    dearest: Dearest
+
+
 class License(TypedDict):
     """Of one source: `of` is prompts, teacher or router."""
 
@@ -254,7 +288,7 @@ class Build(Learned, Measured, Planned, Sources, Files):
     student: str
     contamination: dict[str, Any] | None
     second_opinions: SecondOpinions | None
-    estimate: dict[str, Any]
+    estimate: Estimate
     account: list[Line]
     versions: dict[str, str]
     cost: Cost | None

@@ -35,7 +35,6 @@ CAPTIONS = {
     "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, "
     "or to another α (by that α's own reward, so not to be compared; where several teachers are "
     "best, each is)",
-    "cost": "Answers that were asked for, against generate-then-select",
 }
 
 
@@ -73,7 +72,6 @@ def _figures(recipe: Recipe, stats: Build) -> Iterator[tuple[str, Figure]]:
         yield "confusion", _confusion(analysis, order)
         if analysis["by_size"] and stats["router"]:
             yield "curves", _curves(analysis, stats["router"])
-    yield "cost", _cost(stats)
 
 
 def _short(name: str) -> str:
@@ -319,24 +317,3 @@ def _shade(axes: Axes, values: list[list[float]], form: str) -> None:
                 axes.text(
                     x, y, form.format(value), ha="center", va="center", fontsize=8, color=color
                 )
-
-
-def _cost(stats: Build) -> Figure:
-    figure = Figure(figsize=(8, 1.9), layout="constrained")
-    money = stats["cost"]
-    panels = figure.subplots(1, 2 if money else 1, squeeze=False)[0]
-    values: list[tuple[str, float, float, str]] = [
-        ("generations", stats["generations"], stats["generate_then_select"], "{:,.0f}")
-    ]
-    values += [("USD", money["usd"], money["generate_then_select_usd"], "{:,.2f}")] if money else []
-    for axes, (unit, ours, theirs, form) in zip(panels, values, strict=True):
-        bars = axes.barh(
-            ["route, then generate", "generate, then select"], [ours, theirs], color=[BLUE, GREY]
-        )
-        axes.bar_label(bars, [form.format(ours), form.format(theirs)], padding=3)
-        axes.set_xlabel(unit)
-        axes.margins(x=0.2)
-        axes.invert_yaxis()
-    for axes in panels[1:]:
-        axes.set_yticks([])
-    return figure

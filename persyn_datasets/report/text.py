@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,11 @@ def estimate_table(recipe: Recipe, stats: Build) -> str:
     counts an answer of the calibration there only.
     """
     rows = []
-    for stage in ("Generate", "Synthesize"):
+    planned: dict[str, Mapping[str, object]] = {
+        "Generate": stats["estimate"]["Generate"],
+        "Synthesize": stats["estimate"]["Synthesize"],
+    }
+    for stage, expected in planned.items():
         lines = [line for line in stats["account"] if line["stage"] == stage]
         seconds = {line["teacher"]: line["seconds"] for line in lines}
         actual = {
@@ -111,14 +115,9 @@ def estimate_table(recipe: Recipe, stats: Build) -> str:
         }
         for key, value in actual.items():
             form = "{:,.4f}" if key == "usd" else "{:,.0f}"
-            planned = stats["estimate"][stage][key]
-            rows.append(
-                [
-                    f"{stage} · {key}".replace("_", " "),
-                    "–" if planned is None else form.format(planned),
-                    form.format(value),
-                ]
-            )
+            of = expected[key]
+            name = f"{stage} · {key}".replace("_", " ")
+            rows.append([name, "–" if of is None else form.format(of), form.format(value)])
     return table(["", "planned", "actual"], rows)
 
 

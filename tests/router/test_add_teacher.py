@@ -151,7 +151,7 @@ def test_cross_validation_takes_much_ridge_for_noise_and_little_for_a_clear_sign
     random = np.random.default_rng(2)
     x = random.normal(size=(80, 10))
     assert fit_output(x, *planted(x, np.zeros(10), noise=1.0))[2] > 100 * min(RIDGES)
-    assert fit_output(x, *planted(x, random.normal(size=10)))[2] == min(RIDGES)
+    assert fit_output(x, *planted(x, random.normal(size=10)))[2] < 0.01
 
 
 def test_a_teacher_that_always_wins_has_a_finite_output():
