@@ -125,7 +125,7 @@ def _ridge_path(
     z: np.ndarray, o: np.ndarray, ahead: np.ndarray, ridges: Sequence[float]
 ) -> Iterator[np.ndarray]:
     """Weights (1 + features,) for each ridge, each fit starting from the one before."""
-    comparisons = max(1, np.count_nonzero(ahead))
+    comparisons = float(np.count_nonzero(ahead)) or 1.0
     w = np.zeros(z.shape[1])
     for ridge in ridges:
         penalty = np.array([OFFSET_RIDGE, *[ridge] * (len(w) - 1)])
