@@ -30,7 +30,7 @@ from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Build, Learned, SecondOpinions, Sources, read
 from persyn_datasets.data.conversations import conversations
 from persyn_datasets.data.preferences import preferences
-from persyn_datasets.data.sources import load
+from persyn_datasets.data.sources import prompts_of
 from persyn_datasets.data.tables import write_tables
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
@@ -112,7 +112,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             BuildError: the calibration gave nothing to learn from, or `max_failed` or `max_cost`
                 is passed.
         """
-        prompts = load(self.recipe.prompts)
+        prompts = prompts_of(self.recipe)
         mode = DownloadMode(kwargs.get("download_mode") or DownloadMode.REUSE_DATASET_IF_EXISTS)
         own.remember(t.to_dict() for t in self.recipe.teachers)
         known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
@@ -132,7 +132,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
             lock.unlink()
-        if build_id(self.recipe, load(self.recipe.prompts)) != build:
+        if build_id(self.recipe, prompts_of(self.recipe)) != build:
             raise BuildError(
                 "Something that the recipe reads (a model, a table, a function) changed while this "
                 "was built. All answers are kept: run the same command again."

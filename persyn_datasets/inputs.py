@@ -23,10 +23,10 @@ from persyn_datasets.config.prompts import Benchmark
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.build import Build, read
-from persyn_datasets.data.sources import load
+from persyn_datasets.data.sources import load, prompts_of
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
-from persyn_datasets.engines.recorded import COLUMNS, TEXTS, THOUGHTS
+from persyn_datasets.engines.recorded import read_columns
 from persyn_datasets.report.text import to_yaml
 from persyn_datasets.store.files import are_whole
 from persyn_datasets.store.identity import weights_of
@@ -86,7 +86,7 @@ def finished(recipe: Recipe, output: Path) -> Build | None:
         return None
     if not are_whole(build, output):
         return None
-    return build if build["build"] == build_id(recipe, load(recipe.prompts)) else None
+    return build if build["build"] == build_id(recipe, prompts_of(recipe)) else None
 
 
 def stated(recipe: Recipe) -> dict[str, Any]:
@@ -164,11 +164,9 @@ def _teacher(teacher: Teacher, tables: dict[Any, str]) -> Any:
     the model's name there.
     """
     if not facts_of(teacher).journalled:
-        place = teacher.model, teacher.revision
+        place = teacher.model, teacher.revision, *teacher.columns.values()
         if place not in tables:
-            table = load_table(teacher.model, revision=teacher.revision, texts=TEXTS)
-            columns = [c for c in (*COLUMNS, *THOUGHTS) if c in table.column_names]
-            tables[place] = rows_hash(table.select_columns(columns))
+            tables[place] = rows_hash(read_columns(teacher))
         return tables[place]
     if teacher.base_urls:
         return [teacher.model, teacher.base_urls[0]]

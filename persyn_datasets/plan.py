@@ -12,7 +12,7 @@ from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.build import Estimate, Line, Planned, Use
 from persyn_datasets.data.contamination import clean, in_words
-from persyn_datasets.data.sources import check_apart, load
+from persyn_datasets.data.sources import check_apart, load, prompts_of
 from persyn_datasets.engines import check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, by_bytes, tokens_counted
@@ -51,7 +51,7 @@ def contamination(recipe: Recipe) -> tuple[Dataset, dict[str, Any] | None]:
     """The recipe's prompts, without those that are to be dropped, and what `clean` tells of them if
     it is asked for.
     """
-    prompts, how = load(recipe.prompts), recipe.prompts.decontaminate
+    prompts, how = prompts_of(recipe), recipe.prompts.decontaminate
     return clean(prompts, how) if how else (prompts, None)
 
 

@@ -47,6 +47,7 @@ OF_TEMPLATES = frozenset(
     "conversation messages chat_template tokenize add_generation_prompt continue_final_message "
     "tools documents padding truncation max_length return_tensors return_dict".split()
 )
+OF_RECORDS = frozenset({"prompt", "teacher", "response", "reasoning"})
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,7 @@ class Teacher:
 
     Args:
         model: Hub id or local folder; for `endpoint` the model name that the server knows; for
-            `recorded` a Hub dataset id, folder or file with the columns `prompt`, `teacher` and
-            `response`.
+            `recorded` a Hub dataset id, folder or file with its answers; see `columns`.
         name: the name in the data, unique among the teachers. Default: `model`.
         engine: `transformers` (in this process), `vllm` (in a process of its own), `endpoint` (any
             OpenAI-compatible server) or `recorded`.
@@ -173,6 +173,10 @@ class Teacher:
         reasoning_effort: of an `endpoint`, as its server knows it: `low`, `high` …
         response_format: of an `endpoint`: JSON mode or a schema, as OpenAI's API has them.
         extra_body: of an `endpoint`: what its server alone knows, put into each request's body.
+        columns: of `recorded`, where its dataset has `prompt`, `response` and, if the answers of
+            several teachers share these, `teacher`, and `reasoning` if thoughts lie apart: a
+            column, or a field of one as `column.field`. Default: columns of these names. Without
+            `teacher` every row is this teacher's.
         price: see `Price`; used in plans and accounts.
         tokens_per_second: of its answers, with as many requests in flight as it is given; used in
             plans. Accounts measure it.
@@ -202,6 +206,7 @@ class Teacher:
     reasoning_effort: str | None = None
     response_format: dict[str, Any] | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
     price: Price | None = None
     tokens_per_second: float | None = None
     size: float | None = None
@@ -236,6 +241,11 @@ class Teacher:
 
         self._check_reserved("extra_body", OF_BODIES)
         self._check_reserved("chat_template_kwargs", OF_TEMPLATES)
+        if self.columns and not {"prompt", "response"} <= set(self.columns) <= OF_RECORDS:
+            raise InputError(
+                f"Teacher {self.name!r}: columns has {', '.join(sorted(self.columns))}; expected "
+                "prompt and response, also teacher and reasoning where columns hold them."
+            )
 
     def _check_reserved(self, key: str, reserved: frozenset[str]) -> None:
         for name in reserved & set(getattr(self, key)):

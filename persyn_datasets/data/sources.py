@@ -5,6 +5,7 @@ from datasets import Dataset
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.evaluation import HeldOut
 from persyn_datasets.config.prompts import Prompts
+from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.target import Target
 from persyn_datasets.data.prompts import load_prompts
 
@@ -24,6 +25,24 @@ def load(source: Prompts | Target | HeldOut) -> Dataset:
     if isinstance(source, HeldOut):
         _check_held_out(rows, source)
     return rows
+
+
+def prompts_of(recipe: Recipe) -> Dataset:
+    """The recipe's prompts, without the columns of their table that hold its teachers' answers."""
+    rows = load(recipe.prompts)
+    answers = [
+        teacher.columns["response"]
+        for teacher in recipe.teachers
+        if teacher.columns and teacher.model == recipe.prompts.path
+    ]
+    kept = ("prompt_id", "messages", "answer")
+    gone = [
+        column
+        for column in rows.column_names
+        if column not in kept
+        and any(written == column or written.startswith(f"{column}.") for written in answers)
+    ]
+    return rows.remove_columns(gone) if gone else rows
 
 
 def check_apart(source: Target | HeldOut, prompts: Dataset, named: str = "prompts") -> None:

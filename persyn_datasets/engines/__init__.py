@@ -33,7 +33,7 @@ EMPTY = "empty response"
 # Keys of a `Teacher` that not every engine reads.
 KEYS_OF_SOME = (
     *("base_url", "engine_args", "chat_template_kwargs"),
-    *("reasoning_effort", "response_format", "extra_body"),
+    *("reasoning_effort", "response_format", "extra_body", "columns"),
 )
 HINTS = {
     "reasoning_effort": " If its chat template has such a switch, it is one of "

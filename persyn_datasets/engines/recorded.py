@@ -1,13 +1,16 @@
 """Recorded teachers: answers that already exist as a dataset, matched on the prompt.
 
-A thought is the beginning of the answer, between tags, or in a column of its own (`THOUGHTS`).
+The dataset has a row for each answer, with its teacher's name; or, as a teacher's `columns` say, a
+row for each prompt, with a column for each teacher. A thought is the beginning of the answer,
+between tags, or in a column of its own (`THOUGHTS`).
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
@@ -17,48 +20,118 @@ from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import Facts, Request, Response, answered, failed
 from persyn_datasets.engines.account import Account
 
-FACTS = Facts(journalled=False)
+FACTS = Facts(journalled=False, keys=("columns",))
 COLUMNS = ("prompt", "teacher", "response")
 THOUGHTS = ("reasoning_content", "reasoning")  # as servers name it; the first that is there
 TEXTS = ("teacher", "response", *THOUGHTS)
 READ_AT_ONCE = 1000
 TABLES_IN_MEMORY = 4
+EVERYBODY = ""  # the name of whose answers they are, where no column says it
 
 
-RowsOf = dict[str, tuple[np.ndarray, np.ndarray]]
-_indexed: dict[str, RowsOf] = {}  # by the fingerprint of a table
+class Place(NamedTuple):
+    """Where a cell is: a column, and the fields on the way down to it."""
+
+    column: str
+    fields: tuple[str, ...] = ()
+
+    def of(self, cell: Any) -> Any:
+        for field in self.fields:
+            cell = None if cell is None else cell[field]
+        return cell
 
 
-def _recorded(path: str, revision: str | None) -> tuple[Dataset, RowsOf]:
-    """The responses and their thoughts, which stay on disk; and by teacher the numbers of its
-    prompts, sorted, and their rows.
+class Records(NamedTuple):
+    """Recorded answers and their thoughts, which stay on disk.
+
+    `rows_of` has by teacher the numbers of its prompts, sorted, and their rows.
     """
-    table = load_table(path, revision=revision, texts=TEXTS)
-    if table._fingerprint not in _indexed:
-        _indexed[table._fingerprint] = _index(table, path)
+
+    table: Dataset
+    response: Place
+    reasoning: Place | None
+    rows_of: dict[str, tuple[np.ndarray, np.ndarray]]
+    named: bool  # a column says whose answers they are
+
+    def answers_of(self, teacher: Teacher) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.rows_of.get(teacher.name if self.named else EVERYBODY)
+
+
+_indexed: dict[Any, Any] = {}  # by the fingerprint of a table, and where its prompts are
+
+
+def _recorded(teacher: Teacher) -> Records:
+    table, places = _load(teacher)
+    named = "teacher" in places
+    # Teachers with a column each share the prompts.
+    key = table._fingerprint, places["prompt"], places.get("teacher")
+    if key not in _indexed:
+        _indexed[key] = _index(table, places, teacher.model)
         if len(_indexed) > TABLES_IN_MEMORY:
             del _indexed[next(iter(_indexed))]
-    thoughts = [c for c in THOUGHTS if c in table.column_names][:1]
-    return table.select_columns(["response", *thoughts]), _indexed[table._fingerprint]
+    response, reasoning = places["response"], places.get("reasoning")
+    columns = {response.column} | ({reasoning.column} if reasoning else set())
+    read = table.select_columns(sorted(columns))
+    return Records(read, response, reasoning, _indexed[key], named)
 
 
-def _index(table: Dataset, path: str) -> RowsOf:
+def _load(teacher: Teacher) -> tuple[Dataset, dict[str, Place]]:
+    """The dataset, and where it has what `COLUMNS` names, and `reasoning` if it has.
+
+    Raises:
+        InputError: it lacks one of them.
+    """
+    path, columns = teacher.model, teacher.columns
+    table = load_table(path, revision=teacher.revision, texts=() if columns else TEXTS)
+    if columns:
+        of = {key: _place(table.features, teacher, key) for key in columns}
+        return table, of
     missing = [c for c in COLUMNS if c not in table.column_names]
     if missing:
         raise InputError(
             f"{path}: recorded answers need the columns {', '.join(COLUMNS)}; missing "
-            f"{', '.join(missing)}."
+            f"{', '.join(missing)}. It has {', '.join(table.column_names)}: say in the teacher's "
+            "columns which of them are which, e.g. columns: {prompt: question, response: answer}."
         )
+    thoughts = [name for name in THOUGHTS if name in table.column_names]
+    reasoning = {"reasoning": Place(thoughts[0])} if thoughts else {}
+    return table, {key: Place(key) for key in COLUMNS} | reasoning
+
+
+def _place(features: Features, teacher: Teacher, key: str) -> Place:
+    """The place that `columns` names. Names of columns may have dots: the longest one counts."""
+    written = teacher.columns[key]
+    where = f"Teacher {teacher.name!r}: columns.{key} is {written!r}"
+    parts = written.split(".")
+    lengths = range(len(parts), 0, -1)
+    length = next((n for n in lengths if ".".join(parts[:n]) in features), None)
+    if length is None:
+        raise InputError(
+            f"{where}, and {teacher.model} has no such column; it has {', '.join(features)}."
+        )
+    column, fields = ".".join(parts[:length]), tuple(parts[length:])
+    inner: Any = features[column]
+    for field in fields:
+        if not isinstance(inner, dict) or field not in inner:
+            found = f"the fields {', '.join(inner)}" if isinstance(inner, dict) else "no fields"
+            raise InputError(f"{where}, and the column {column!r} of {teacher.model} has {found}.")
+        inner = inner[field]
+    if isinstance(inner, dict):
+        raise InputError(
+            f"{where}, which has the fields {', '.join(inner)}; name one of them, e.g. "
+            f"{written}.{'content' if 'content' in inner else next(iter(inner))}."
+        )
+    return Place(column, fields)
+
+
+def _index(
+    table: Dataset, places: dict[str, Place], path: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     numbers, names = np.empty(len(table), np.uint64), np.empty(len(table), np.int32)
     place: dict[str, int] = {}
-    batches = table.select_columns(["prompt", "teacher"]).iter(batch_size=READ_AT_ONCE)
-    of_rows = chain.from_iterable(
-        zip(batch["prompt"], batch["teacher"], strict=True) for batch in batches
-    )
-    for row, (prompt, name) in enumerate(of_rows):
-        numbers[row] = _number(
-            prompt_id(to_messages(prompt, f"{path}, row {row}, column 'prompt'"))
-        )
+    for row, (prompt, name) in enumerate(_prompts(table, places)):
+        where = f"{path}, row {row}, column {places['prompt'].column!r}"
+        numbers[row] = _number(prompt_id(to_messages(prompt, where)))
         names[row] = place.setdefault(text_of(name) or "", len(place))
     rows_of = {}
     for name, i in place.items():
@@ -68,16 +141,31 @@ def _index(table: Dataset, path: str) -> RowsOf:
     return rows_of
 
 
+def _prompts(table: Dataset, places: dict[str, Place]) -> Iterator[tuple[Any, Any]]:
+    """The prompt of each row, and whose answer it has."""
+    prompt, teacher = places["prompt"], places.get("teacher")
+    columns = {prompt.column} | ({teacher.column} if teacher else set())
+    batches = table.select_columns(list(columns)).iter(batch_size=READ_AT_ONCE)
+    return chain.from_iterable(
+        zip(
+            map(prompt.of, batch[prompt.column]),
+            map(teacher.of, batch[teacher.column]) if teacher else repeat(EVERYBODY),
+            strict=False,
+        )
+        for batch in batches
+    )
+
+
 def _number(key: str) -> np.uint64:
     """64 bits of a prompt id."""
     return np.uint64(int(key[:16], 16))
 
 
-def _row(rows_of: dict[str, tuple[np.ndarray, np.ndarray]], request: Request) -> int | None:
+def _row(records: Records, request: Request) -> int | None:
     """Sample j of a prompt is the j-th of its answers."""
-    if request.teacher.name not in rows_of:
+    if (found := records.answers_of(request.teacher)) is None:
         return None
-    (numbers, rows), number = rows_of[request.teacher.name], _number(request.prompt_id)
+    (numbers, rows), number = found, _number(request.prompt_id)
     i = int(np.searchsorted(numbers, number)) + request.sample
     return int(rows[i]) if i < len(rows) and numbers[i] == number else None
 
@@ -86,33 +174,37 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
     """See `persyn_datasets.engines`. A prompt without a recorded answer is an error row, never an
     empty answer.
     """
-    sources: dict[tuple[str, str | None], list[int]] = {}
+    sources: dict[Any, list[int]] = {}
     for i, request in enumerate(requests):
-        sources.setdefault((request.teacher.model, request.teacher.revision), []).append(i)
-    for source, places in sources.items():
-        responses, rows_of = _recorded(*source)
+        teacher = request.teacher
+        source = teacher.model, teacher.revision, *sorted(teacher.columns.items())
+        sources.setdefault(source, []).append(i)
+    for places in sources.values():
+        records = _recorded(requests[places[0]].teacher)
         for start in range(0, len(places), READ_AT_ONCE):
             part = places[start : start + READ_AT_ONCE]
-            rows = [_row(rows_of, requests[i]) for i in part]
-            found = _read(responses, [row for row in rows if row is not None])
+            rows = [_row(records, requests[i]) for i in part]
+            found = _read(records, [row for row in rows if row is not None])
             for i, row in zip(part, rows, strict=True):
-                text, thought = ("", "") if row is None else next(found)
-                yield i, _response(requests[i], text, thought, source[0])
+                yield i, _response(requests[i], *(("", "") if row is None else next(found)))
 
 
-def _read(responses: Dataset, rows: list[int]) -> Iterator[tuple[str, str]]:
+def _read(records: Records, rows: list[int]) -> Iterator[tuple[str, str]]:
     """The text and the thought of each row, without white space at their ends."""
-    batch = responses[rows]
-    texts = [(text_of(cell) or "").strip() for cell in batch.pop("response")]
-    [thoughts] = batch.values() or [[None] * len(rows)]
-    return zip(texts, [(text_of(cell) or "").strip() for cell in thoughts], strict=True)
+    batch = records.table[rows]
+
+    def texts(place: Place | None) -> list[str]:
+        cells = batch[place.column] if place else [None] * len(rows)
+        return [(text_of(place.of(cell) if place else None) or "").strip() for cell in cells]
+
+    return zip(texts(records.response), texts(records.reasoning), strict=True)
 
 
-def _response(request: Request, text: str, thought: str, path: str) -> Response:
+def _response(request: Request, text: str, thought: str) -> Response:
     teacher, sample = request.teacher, request.sample
     if not text and not thought:
         which = f"answer number {sample + 1}" if sample else "answer"
-        why = f"no {which} of {teacher.name!r} to this prompt is recorded in {path}"
+        why = f"no {which} of {teacher.name!r} to this prompt is recorded in {teacher.model}"
         return failed(teacher, why)
     # A thought that never ends was cut off, whoever recorded it.
     ends = "length" if not text or (is_open(text) and not thought) else "stop"
@@ -121,15 +213,25 @@ def _response(request: Request, text: str, thought: str, path: str) -> Response:
 
 def check(teacher: Teacher) -> None:
     """Raises `InputError` if the dataset cannot be read or holds nothing of this teacher."""
-    _, answers = _recorded(teacher.model, teacher.revision)
-    if teacher.name not in answers:
+    records = _recorded(teacher)
+    if records.answers_of(teacher) is None:
         raise InputError(
             f"Teacher {teacher.name!r}: {teacher.model} has no answers of it; it has "
-            f"{', '.join(sorted(answers))}."
+            f"{', '.join(sorted(records.rows_of))}."
         )
 
 
+def read_columns(teacher: Teacher) -> Dataset:
+    """The columns of the dataset that are read, and no others.
+
+    Raises:
+        InputError: it lacks one of them.
+    """
+    table, places = _load(teacher)
+    return table.select_columns(list(dict.fromkeys(place.column for place in places.values())))
+
+
 def answer_bytes(teacher: Teacher) -> float:
-    """The mean size of a row of the dataset, which is more than its answer's."""
-    table = load_table(teacher.model, revision=teacher.revision, texts=TEXTS)
+    """The mean size of a row of the columns that are read, which is more than its answer's."""
+    table = read_columns(teacher)
     return table.data.nbytes / max(1, len(table))

@@ -1,10 +1,14 @@
 import json
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
 
-from persyn_datasets import InputError, Teacher
+from persyn_datasets import InputError, Recipe, Teacher
+from persyn_datasets.config.prompts import Prompts
+from persyn_datasets.config.student import Student
 from persyn_datasets.data.prompts import prompt_id
+from persyn_datasets.data.sources import prompts_of
 from persyn_datasets.engines import Request, recorded
 from persyn_datasets.engines.account import Account
 
@@ -120,6 +124,94 @@ def test_white_space_at_the_ends_of_an_answer_does_not_count(written, tmp_path):
     assert ask(str(file), "a", one)["text"] == "two"
 
 
+WIDE = [
+    {
+        "uuid": str(i),
+        "instruction": f"{i}?",
+        "a.v1": {"content": f"a on {i}", "score": 0.5},
+        "b": {"content": None if i == 1 else f"b on {i}", "score": 0.1},
+        "c": f"c on {i}",
+    }
+    for i in range(3)
+]
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def wide(request, tmp_path):
+    """A row for each prompt, a column for each teacher, as in Magpie's Zoo."""
+    file = tmp_path / f"zoo.{request.param}"
+    table = Dataset.from_list(WIDE)
+    table.to_json(file) if request.param == "jsonl" else table.to_parquet(file)
+    return str(file)
+
+
+def of_wide(wide, name, response, **more):
+    columns = {"prompt": "instruction", "response": response} | more
+    return Teacher(wide, name=name, engine="recorded", columns=columns)
+
+
+def test_a_column_for_each_teacher(wide):
+    teachers = [
+        of_wide(wide, "x", "a.v1.content"),
+        of_wide(wide, "y", "b.content"),
+        of_wide(wide, "z", "c"),
+    ]
+    prompts = [[{"role": "user", "content": f"{i}?"}] for i in (2, 1, 7)]
+    requests = [Request(t, prompt_id(m), m) for m in prompts for t in teachers]
+    for teacher in teachers:
+        recorded.check(teacher)
+    found = dict(recorded.generate(requests, Account()))
+    texts = [found[i]["text"] for i in range(9)]
+    assert texts == ["a on 2", "b on 2", "c on 2", "a on 1", "", "c on 1", "", "", ""]
+    assert [bool(found[i]["error"]) for i in range(9)] == [not text for text in texts]
+
+
+def test_a_column_may_name_the_teacher(answers, tmp_path):
+    rows = [{"q": row["prompt"], "by": row["teacher"], "a": row["response"]} for row in ROWS]
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt": "q", "teacher": "by", "response": "a"}
+    teacher = Teacher(str(file), name="b", engine="recorded", columns=columns)
+    recorded.check(teacher)
+    [(_, response)] = recorded.generate([Request(teacher, prompt_id(CHAT), CHAT)], Account())
+    assert response["text"] == "two"
+    with pytest.raises(InputError, match="it has a, b"):
+        recorded.check(replace(teacher, name="z"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"response": "d.content"}, "'d.content', and .* no such column; it has .*, a.v1, b, c"),
+        ({"response": "b.text"}, "'b.text', and the column 'b' .* the fields content, score"),
+        ({"response": "b"}, "'b', which has the fields .*, e.g. b.content"),
+        ({"response": "c.content"}, "the column 'c' .* has no fields"),
+        ({"response": "c", "prompt": "question"}, "columns.prompt is 'question'"),
+        ({"response": "c", "teacher": "model"}, "columns.teacher is 'model'"),
+    ],
+)
+def test_columns_that_are_not_there(wide, columns, said):
+    teacher = of_wide(wide, "x", **columns)
+    with pytest.raises(InputError, match=said):
+        recorded.check(teacher)
+
+
+@pytest.mark.parametrize("columns", [{"response": "c"}, {"prompt": "a", "response": "b", "x": "c"}])
+def test_columns_say_prompt_and_response(columns):
+    with pytest.raises(InputError, match="'x': columns has .*; expected prompt and response"):
+        Teacher("answers.jsonl", name="x", engine="recorded", columns=columns)
+
+
+def test_answers_beside_the_prompts_are_no_property_of_these(wide, chat_model):
+    recipe = Recipe(
+        name="zoo",
+        student=Student(chat_model),
+        prompts=Prompts(wide, column="instruction"),
+        teachers=(of_wide(wide, "x", "a.v1.content"), of_wide(wide, "z", "c")),
+    )
+    assert set(prompts_of(recipe).column_names) == {"prompt_id", "messages", "uuid", "b"}
+
+
 THOUGHT = {"text": "It is 2.", "reasoning": "One more.", "finish_reason": "stop", "error": ""}
 
 
@@ -154,3 +246,15 @@ def test_a_thought_without_an_answer_is_an_error(tmp_path):
     file.write_text(json.dumps({"prompt": "One?", "teacher": "a", "response": text}))
     found = ask(str(file), "a", [{"role": "user", "content": "One?"}])
     assert (found["text"], found["reasoning"]) == ("", "One more.") and found["error"]
+
+
+def test_a_thought_in_the_columns_that_are_named(tmp_path):
+    file = tmp_path / "wide.parquet"
+    Dataset.from_list(
+        [{"q": "One?", "m": {"text": "It is 2.", "thought": "One more."}}]
+    ).to_parquet(file)
+    columns = {"prompt": "q", "response": "m.text", "reasoning": "m.thought"}
+    teacher = Teacher(str(file), name="m", engine="recorded", columns=columns)
+    one = [{"role": "user", "content": "One?"}]
+    [(_, found)] = recorded.generate([Request(teacher, prompt_id(one), one)], Account())
+    assert THOUGHT.items() <= found.items()
