@@ -163,7 +163,7 @@ def test_usage() -> None:
 
 
 def test_several_servers_share_the_work() -> None:
-    with ChatServer(after(0.01)) as a, ChatServer(after(0.01)) as b, ChatServer(after(0.2)) as slow:
+    with ChatServer(after(0.01)) as a, ChatServer(after(0.01)) as b, ChatServer(after(1.0)) as slow:
         assert not any(
             r["error"]
             for r in answers(ask(teach((a.url, b.url, slow.url), concurrency=4), *words(200)))
@@ -203,7 +203,7 @@ def test_tries_end_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ("unit", "limit"), [("requests_per_minute", 10), ("tokens_per_minute", 80)]
 )
 def test_limits_per_minute(unit: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate, "MINUTE", 0.5)
+    monkeypatch.setattr(rate, "MINUTE", 2.0)
     times: list[float] = []
 
     def reply(request: dict[str, Any], nth: int) -> Reply:
@@ -217,7 +217,7 @@ def test_limits_per_minute(unit: str, limit: int, monkeypatch: pytest.MonkeyPatc
             answers(ask(teacher, *batch))
     assert len(times) == 35
     for i in range(35 - 11):  # half the time, since they travel: at most one more than 10 in it
-        assert times[i + 11] - times[i] > 0.25
+        assert times[i + 11] - times[i] > 1.0
 
 
 def test_limits_do_not_hold_up_other_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
