@@ -23,7 +23,7 @@ test-slow: .venv/installed  ## the others: whole builds, clusters, the README as
 
 # What a user's resolver may choose, from the lowest to the newest: imports, commands, and the full fine-tuning of a
 # tiny router, which touches the most of torch, transformers and accelerate.
-EDGES := tests/config tests/report/test_report.py tests/router/test_router.py tests/test_cli.py -m "not slow" \
+EDGES := tests/config tests/report/test_report.py tests/router/test_router.py tests/test_cli.py tests/test_cli_start.py -m "not slow" \
   -k "fine_tuning or help or version or heavy or recipe or teacher or terminal or table"
 LOWEST := .venv-lowest/bin
 .venv-lowest/installed: pyproject.toml constraints.txt .ci/lowest.py
@@ -58,7 +58,7 @@ REQUIRES := import re; from importlib.metadata import requires; \
 	touch $@
 
 test-vllm: .venv-vllm/installed  ## the vllm engine with real vllm; a recipe against real servers
-	$(VLLM)/python -m pytest tests/engines/test_vllm.py tests/engines/test_real_servers.py \
+	$(VLLM)/python -m pytest tests/engines/test_vllm.py tests/engines/test_real_vllm.py tests/engines/test_real_servers.py \
 	  tests/router/test_vllm_classify.py
 
 bench-vllm: .venv-vllm/installed  ## what the vllm engine adds to vllm's own time

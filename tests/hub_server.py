@@ -5,150 +5,16 @@ repositories; writes need one whose name does not start with `hf_read`.
 """
 
 import base64
-import fnmatch
 import hashlib
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-
-LFS = ("*.parquet", "*.safetensors", "*.png")
-LICENSES = {
-    "mit",
-    "apache-2.0",
-    "cc-by-4.0",
-    "gemma",
-    "llama3",
-    "llama3.1",
-    "cc-by-nc-4.0",
-    "unknown",
-    "other",
-}
-Fault = Callable[[int, str, str], str | int | None]
-
-
-@dataclass(frozen=True)
-class Commit:
-    oid: str
-    files: dict[str, bytes]
-    title: str
-    message: str
-    parents: tuple["Commit", ...] = ()
-
-
-@dataclass
-class Repo:
-    private: bool = False
-    branches: dict[str, Commit] = field(default_factory=dict)
-    tags: dict[str, Commit] = field(default_factory=dict)
-
-    def at(self, revision: str) -> Commit | None:
-        if found := self.branches.get(revision) or self.tags.get(revision):
-            return found
-        waiting = [*self.branches.values(), *self.tags.values()]
-        while waiting:
-            commit = waiting.pop()
-            if commit.oid == revision:
-                return commit
-            waiting += commit.parents
-        return None
-
-
-class HubServer:
-    """A Hub at `url`, empty after `reset()`.
-
-    `fault(n, method, path)` is asked before the n-th request since `reset` or `count_again`: a
-    status to answer, `drop` to close the connection unanswered, `lose` to do what is asked and then
-    close it unanswered, None to serve.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.reset()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.hub = self  # type: ignore[attr-defined]
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
-
-    def reset(self) -> None:
-        self.repos: dict[tuple[str, str], Repo] = {}
-        self.objects: dict[str, bytes] = {}
-        self.count_again()
-
-    def count_again(self, fault: Fault = lambda n, method, path: None) -> None:
-        self.requests: list[tuple[str, str]] = []
-        self.fault = fault
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def repo(self, repo_id: str, kind: str = "dataset") -> Repo:
-        return self.repos[kind, repo_id]
-
-    def put(
-        self,
-        repo_id: str,
-        files: dict[str, str | bytes],
-        kind: str = "dataset",
-        title: str = "by hand",
-    ) -> Commit:
-        """A commit on main, as a push by git would make it; None as content removes a file."""
-        repo = self.repos.setdefault((kind, repo_id), Repo())
-        head = repo.branches.get("main")
-        contents = {k: v.encode() if isinstance(v, str) else v for k, v in files.items()}
-        merged = {
-            k: v for k, v in ((head.files if head else {}) | contents).items() if v is not None
-        }
-        return self._commit(repo, "main", merged, title, "")
-
-    def _commit(
-        self, repo: Repo, branch: str, files: dict[str, bytes], title: str, message: str
-    ) -> Commit:
-        head = repo.branches.get(branch)
-        seed = (
-            f"{head.oid if head else ''} {title} {message} "
-            f"{sorted((k, _blob(v)) for k, v in files.items())} {id(repo)}"
-        )
-        commit = Commit(
-            hashlib.sha1(seed.encode()).hexdigest(), files, title, message, (head,) if head else ()
-        )
-        repo.branches[branch] = commit
-        return commit
-
-
-def _blob(content: bytes) -> str:
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-
-
-def _metadata(card: str) -> Any:
-    try:
-        return yaml.safe_load(card.split("---\n", 2)[1]) if card.startswith("---\n") else {}
-    except yaml.YAMLError:
-        return {}
-
-
-def _is_lfs(path: str) -> bool:
-    return any(fnmatch.fnmatch(path, pattern) for pattern in LFS)
-
-
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    entry: dict[str, Any] = {
-        "type": "file",
-        "path": path,
-        "size": len(content),
-        "oid": _blob(content),
-    }
-    return entry | ({"lfs": lfs} if _is_lfs(path) else {})
+from hub_store import LICENSES, Commit, Hub, Repo, blob, entry, is_lfs, metadata
 
 
 class _Error(Exception):
@@ -162,7 +28,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def handle_any(self) -> None:
-        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        hub: Hub = self.server.hub  # type: ignore[attr-defined]
         split = urlsplit(self.path)
         path, query = unquote(split.path), {k: v[0] for k, v in parse_qs(split.query).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -186,9 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
 
-    def serve(
-        self, hub: HubServer, path: str, query: dict[str, str], body: bytes
-    ) -> tuple[Any, ...]:
+    def serve(self, hub: Hub, path: str, query: dict[str, str], body: bytes) -> tuple[Any, ...]:
         if self.command == "PUT" and path.startswith("/objects/"):
             oid = path.removeprefix("/objects/")
             assert hashlib.sha256(body).hexdigest() == oid
@@ -229,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user().startswith("hf_read"):
             raise _Error(403, "Forbidden: your token has no write permission.")
 
-    def find(self, hub: HubServer, kind: str, repo_id: str) -> Repo:
+    def find(self, hub: Hub, kind: str, repo_id: str) -> Repo:
         repo = hub.repos.get((kind, repo_id))
         if repo is None or (repo.private and not self.headers.get("Authorization")):
             raise _Error(404, "Repository not found", "RepoNotFound")
@@ -241,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
-    def create(self, hub: HubServer, wanted: dict[str, Any]) -> tuple[Any, ...]:
+    def create(self, hub: Hub, wanted: dict[str, Any]) -> tuple[Any, ...]:
         self.writer()
         organisation = wanted.get("organization") or "me"
         if organisation not in ("me", "org", "Qwen"):
@@ -283,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def api(
         self,
-        hub: HubServer,
+        hub: Hub,
         kind: str,
         repo_id: str,
         rest: list[str],
@@ -303,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "siblings": files,
                 "tags": [],
             }
-            return 200, facts | {"cardData": _metadata(card), "downloads": 0}
+            return 200, facts | {"cardData": metadata(card), "downloads": 0}
         if what == "auth-check":
             self.user()
             if len(rest) > 1 or query:
@@ -339,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
             }
             if folder and not found:
                 raise _Error(404, f"{folder} does not exist", "EntryNotFound")
-            entries = [_entry(k, v) for k, v in found.items()]
+            entries = [entry(k, v) for k, v in found.items()]
             folders = {
                 "/".join(k.split("/")[:i]) for k in found for i in range(1, k.count("/") + 1)
             }
@@ -358,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if not body.startswith(b"{")
                 else json.loads(body)["paths"]
             )
-            return 200, [_entry(p, commit.files[p]) for p in paths if p in commit.files]
+            return 200, [entry(p, commit.files[p]) for p in paths if p in commit.files]
         self.writer()
         if what == "preupload":
             files = json.loads(body)["files"]
@@ -380,14 +244,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, commit: Commit, path: str) -> dict[str, Any]:
         found = commit.files.get(path)
-        mode = "lfs" if _is_lfs(path) else "regular"
+        mode = "lfs" if is_lfs(path) else "regular"
         facts = {"path": path, "uploadMode": mode, "shouldIgnore": False}
         if found is None:
             return facts
-        return facts | {"oid": hashlib.sha256(found).hexdigest() if mode == "lfs" else _blob(found)}
+        return facts | {"oid": hashlib.sha256(found).hexdigest() if mode == "lfs" else blob(found)}
 
     def commit(
-        self, hub: HubServer, repo: Repo, branch: str, head: Commit, lines: list[Any]
+        self, hub: Hub, repo: Repo, branch: str, head: Commit, lines: list[Any]
     ) -> tuple[Any, ...]:
         header, files = lines[0]["value"], dict(head.files)
         if header.get("parentCommit", head.oid) != head.oid:
@@ -404,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if value["path"] not in files:
                     return 404, {"error": "A file with this name doesn't exist"}
                 del files[value["path"]]
-        made = hub._commit(repo, branch, files, header["summary"], header.get("description", ""))
+        made = hub.commit(repo, branch, files, header["summary"], header.get("description", ""))
         kind, repo_id = next(name for name, r in hub.repos.items() if r is repo)
         prefix = "datasets/" if kind == "dataset" else ""
         return 200, {
@@ -413,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def lfs_batch(
-        self, hub: HubServer, kind: str, repo_id: str, wanted: dict[str, Any]
+        self, hub: Hub, kind: str, repo_id: str, wanted: dict[str, Any]
     ) -> tuple[Any, ...]:
         self.writer()
         self.find(hub, "dataset" if kind == "dataset" else "model", repo_id)
@@ -433,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in commit.files:
             raise _Error(404, f"no {path}", "EntryNotFound")
         content = commit.files[path]
-        etag = hashlib.sha256(content).hexdigest() if _is_lfs(path) else _blob(content)
+        etag = hashlib.sha256(content).hexdigest() if is_lfs(path) else blob(content)
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if self.command == "HEAD":
             return 200, b"", headers | {"Content-Length": str(len(content))}
@@ -458,3 +322,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+class HubServer(Hub):
+    """A `Hub` at `url`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self._server.hub = self  # type: ignore[attr-defined]
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import yaml
+from datasets import load_dataset
 
 from persyn_datasets import PersynBuilder, Recipe
-from persyn_datasets.engines import answered, failed
+from persyn_datasets.engines import answered, failed, transformers
 
 TEACHERS = ("adder", "multiplier", "guesser")
 
@@ -102,3 +103,20 @@ class CountingEngine:
                 yield i, failed(teacher, "the server is on fire")
             else:
                 yield i, answered(teacher, answer(teacher.name, prompt), "stop", 7, 5)
+
+
+def build(values, output):
+    builder = PersynBuilder(Recipe.from_dict(values), output)
+    builder.download_and_prepare()
+    return builder
+
+
+def counting(monkeypatch, **options):
+    """In place of the engine `transformers`."""
+    counter = CountingEngine(**options)
+    monkeypatch.setattr(transformers, "generate", counter)
+    return counter
+
+
+def table(builder, config="default", split="train"):
+    return load_dataset(str(builder.folder), config, split=split)

@@ -5,20 +5,18 @@ first one's files.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chat_server import ChatServer, echo
 from datasets import Dataset, load_dataset
-from pool import TEACHERS, answer, make_recipe, problems
+from pool import problems
+from reusing import COMMAND, NEW, ORG, PROMPTS, ROUTER, foreign, publish_answers, right
 
 from persyn_datasets import (
     BuildError,
     InputError,
-    PersynBuilder,
-    Recipe,
     Route,
     Router,
     load_prompts,
@@ -29,41 +27,10 @@ from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.engines import recorded
 from persyn_datasets.hub.publish import publish
 
-COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
-ORG, ROUTER = "org/tiny", "org/tiny-router"
-NEW = [f"{a} plus {b}?" for a, b in [(50, 3), (51, 4), (52, 5)]] + [
-    f"{a} times {b}?" for a, b in [(50, 3), (51, 4)]
-]
-ANSWERS = "".join(
-    json.dumps({"prompt": p, "teacher": t, "response": answer(t, p)}) + "\n"
-    for p in [*NEW, *(p for p, _ in problems())]
-    for t in TEACHERS
-)
-PROMPTS = "".join(json.dumps({"prompt": p}) + "\n" for p in NEW)
-
 
 @pytest.fixture
 def published(hub, chat_model, models_folder):
-    """A build whose recorded answers are on the Hub, published there; the prompts to come, too."""
-    hub.put("org/answers", {"train.jsonl": ANSWERS, "README.md": "---\nlicense: mit\n---\n"})
-    hub.put(
-        "org/new",
-        {"train.jsonl": PROMPTS, "README.md": "---\nlicense: apache-2.0\nlanguage: en\n---\n"},
-    )
-    folder = models_folder / "reuse"
-    if not folder.exists():
-        folder.mkdir()
-        values = make_recipe(folder, chat_model)
-        values["teachers"] = [t | {"model": "org/answers"} for t in values["teachers"]]
-        PersynBuilder(Recipe.from_dict(values), folder / "out").download_and_prepare()
-    assert publish(folder / "out", ORG) == "v1.0.0"
-    return folder / "out"
-
-
-def right(rows):
-    return [(r["prompt"][0]["content"], r["completion"][0]["content"]) for r in rows] == [
-        (p, answer(t, p)) for p, t in zip(NEW, rows["teacher"], strict=True)
-    ]
+    return publish_answers(hub, chat_model, models_folder)
 
 
 def test_a_process_without_any_of_the_first_ones_files(hub, published, tmp_path):
@@ -232,228 +199,6 @@ def test_failed_rows_and_the_account_over_several_shards(hub, published, tmp_pat
     [line] = stats["account"]
     assert (line["answers"], line["failed"]) == (3, 2)
     assert line["usd"] + line["reused_usd"] == pytest.approx(3 * 0.7)
-
-
-def test_only_the_teachers_that_are_available(published, tmp_path, capsys):
-    router = Router.from_pretrained(ROUTER)
-    whole = np.array(Route(router)({"prompt": NEW})["router_scores"])
-    without = Route(router, teachers=["guesser", "adder"])({"prompt": NEW})
-    scores = np.array(without["router_scores"])
-    at = {name: i for i, name in enumerate(router.names)}
-    assert (scores[:, at["multiplier"]] == 0).all() and np.allclose(scores.sum(1), 1)
-    kept = [at["adder"], at["guesser"]]
-    assert np.allclose(
-        scores[:, kept], whole[:, kept] / whole[:, kept].sum(1, keepdims=True), atol=1e-6
-    )
-    assert without["teacher"] == [router.names[i] for i in scores.argmax(1)]
-    for form in (["--teachers", "guesser"], ["--teachers", "guesser,guesser"]):
-        output = str(tmp_path / form[-1])
-        assert main(["synthesize", ROUTER, "org/new", "--output", output, *form]) == 0
-        assert set(load_dataset(output, split="train")["teacher"]) == {"guesser"}
-    assert (
-        main(
-            [
-                "route",
-                ROUTER,
-                "org/new",
-                "--output",
-                str(tmp_path / "x"),
-                "--teachers",
-                "adder",
-                "nobody",
-            ]
-        )
-        == 1
-    )
-    assert "'nobody'; the router knows adder, multiplier, guesser" in capsys.readouterr().err
-    with pytest.raises(InputError, match="none; the router knows"):
-        Route(router, teachers=[])
-
-
-def foreign(hub, folder, **changes):
-    """The published router with another second teacher."""
-    config = json.loads((folder / "router/config.json").read_text())
-    config["persyn"]["teachers"][1] |= changes
-    hub.put(ROUTER, {"config.json": json.dumps(config)}, kind="model")
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"engine": "endpoint", "base_url": "http://127.0.0.1:9/v1"}, "teachers.1.base_url"),
-        ({"engine": "endpoint", "base_url": ["http://127.0.0.1:9/v1"]}, "teachers.1.base_url"),
-        (
-            {"engine": "endpoint", "base_url": "http://127.0.0.1:9/v1", "api_key_env": "MY_KEY"},
-            "teachers.1.",
-        ),
-        ({"engine": "transformers", "trust_remote_code": True}, "teachers.1.trust_remote_code"),
-        (
-            {"engine": "vllm", "engine_args": {"worker_cls": "x.Y"}},
-            "teachers.1.engine_args.worker_cls",
-        ),
-        ({"model": str(Path(__file__).parent)}, "teachers.1.model"),
-        ({"model": "/*/*.jsonl"}, "teachers.1.model"),
-    ],
-)
-def test_a_router_from_the_hub_names_no_server_key_code_or_file_for_us(
-    hub, published, tmp_path, capsys, changes, key
-):
-    foreign(hub, published, **changes)
-    assert main(["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out")]) == 1
-    message = capsys.readouterr().err
-    assert f"{ROUTER} on the Hub sets {key}" in message and "--set" in message
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="on the Hub sets"):
-        _ = Router.from_pretrained(ROUTER).teachers
-    # A teacher that is not asked needs no word.
-    assert (
-        main(
-            [
-                "synthesize",
-                ROUTER,
-                "org/new",
-                "--output",
-                str(tmp_path / "out"),
-                "--teachers",
-                "adder",
-            ]
-        )
-        == 0
-    )
-
-
-def test_what_the_user_names_counts(hub, published, tmp_path, monkeypatch):
-    monkeypatch.setenv("MY_KEY", "sk-mine")
-    monkeypatch.setenv("OTHER_KEY", "sk-other")
-    with ChatServer(
-        lambda r, n: (
-            200,
-            {},
-            {
-                "choices": [
-                    {
-                        "index": 0,
-                        "message": {
-                            "role": "assistant",
-                            "content": answer("multiplier", r["messages"][-1]["content"]),
-                        },
-                        "finish_reason": "stop",
-                    }
-                ]
-            },
-        )
-    ) as server:
-        foreign(
-            hub,
-            published,
-            engine="endpoint",
-            base_url="http://127.0.0.1:9/v1",
-            api_key_env="OTHER_KEY",
-        )
-        arguments = [
-            "synthesize",
-            ROUTER,
-            "org/new",
-            "--output",
-            str(tmp_path / "out"),
-            "--teachers",
-            "multiplier",
-        ]
-        settings = [
-            "--set",
-            f"teachers.1.base_url={server.url}",
-            "--set",
-            "teachers.1.api_key_env=MY_KEY",
-        ]
-        assert main([*arguments, *settings]) == 0
-        assert server.count == len(NEW) and {h["authorization"] for h in server.headers} == {
-            "Bearer sk-mine"
-        }
-    assert right(load_dataset(str(tmp_path / "out"), split="train"))
-    assert (
-        main([*arguments[:4], str(tmp_path / "x"), "--set", "teachers.1.base_ulr=x", *settings])
-        == 1
-    )
-
-
-def test_max_cost_holds_for_synthesize_too(hub, published, tmp_path, monkeypatch, capsys):
-    with ChatServer() as server:
-        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1")
-        arguments = [
-            "synthesize",
-            ROUTER,
-            "org/new",
-            "--output",
-            str(tmp_path / "out"),
-            "--teachers",
-            "multiplier",
-        ]
-        arguments += ["--set", f"teachers.1.base_url={server.url}", "--max-cost", "0.00001"]
-        assert main(arguments) == 1
-        assert "'multiplier' has no price" in capsys.readouterr().err
-        assert main([*arguments, "--set", "teachers.1.price={input: 1, output: 1}"]) == 1
-        assert server.count == 0 and not (tmp_path / "out").exists()
-    assert "max_cost $1e-05 is reached" in capsys.readouterr().err
-
-
-def test_the_answers_become_a_dataset_of_their_own_or_are_appended(hub, published, tmp_path):
-    output = tmp_path / "mine"
-    assert (
-        main(
-            ["synthesize", ROUTER, "org/new", "--output", str(output), "--push-to-hub", "org/mine"]
-        )
-        == 0
-    )
-    assert right(load_dataset("org/mine", split="train", revision="v1.0.0"))
-    card = hub.repo("org/mine").branches["main"].files["README.md"].decode()
-    assert (
-        "license:\n- apache-2.0\n- mit\n" in card
-        and "`apache-2.0`" in card
-        and "language:\n- en" in card
-        and ROUTER in card
-    )
-    assert ("model", "org/mine-router") not in hub.repos
-
-    before = load_dataset(ORG, split="train").to_list()
-    assert main(["push", str(output), ORG]) == 1  # would replace the build
-    for _ in range(2):  # the second time it is there already
-        assert main(["push", str(output), ORG, "--append"]) == 0
-        assert sorted(hub.repo(ORG).tags) == ["v1.0.0", "v1.1.0"]
-    after = load_dataset(ORG, split="train", revision="v1.1.0").to_list()
-    assert load_dataset(ORG, split="train", revision="v1.0.0").to_list() == before
-    assert [r["prompt"][0]["content"] for r in after if r not in before] == NEW and len(
-        after
-    ) == len(before) + len(NEW)
-    assert {r["answer"] for r in after if r not in before} == {None}
-    card = hub.repo(ORG).branches["main"].files["README.md"].decode()
-    assert f"| `v1.1.0` | 5 rows added, answered by {ROUTER}@" in card and "## Added since" in card
-    assert len(load_dataset(ORG, "calibration")["train"]) == 12
-    assert (
-        publish(published, ORG) == "v1.2.0" and load_dataset(ORG, split="train").to_list() == before
-    )
-
-
-def test_columns_that_the_published_rows_have_not_are_refused(hub, published, tmp_path, capsys):
-    hub.put(
-        "org/new",
-        {"train.jsonl": "".join(json.dumps({"prompt": p, "mood": "good"}) + "\n" for p in NEW)},
-    )
-    arguments = [
-        "synthesize",
-        ROUTER,
-        "org/new",
-        "--output",
-        str(tmp_path / "o"),
-        "--push-to-hub",
-        ORG,
-        "--append",
-    ]
-    assert main(arguments) == 1
-    assert "column 'mood'" in capsys.readouterr().err and sorted(hub.repo(ORG).tags) == ["v1.0.0"]
-    assert main(["push", str(tmp_path / "o"), "org/none", "--append"]) == 1
-    assert (
-        "nothing to add to" in capsys.readouterr().err and ("dataset", "org/none") not in hub.repos
-    )
 
 
 def test_prompts_unlike_the_calibration_are_told_with_numbers(published, tmp_path, capsys):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from conftest import CHAT_TEMPLATE, make_tokenizer
 
 from persyn_datasets import InputError, Sampling, Teacher
 from persyn_datasets.engines import Request, local_model
@@ -15,28 +14,6 @@ from persyn_datasets.engines import transformers as engine
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids
 
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-}
-LONG_ROPE = {
-    "max_position_embeddings": 512,
-    "original_max_position_embeddings": 64,
-    "rope_parameters": {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0, 3.0, 2.0, 9.0],
-        "original_max_position_embeddings": 64,
-    },
-}
 PROMPTS = {
     f"id{i}": [{"role": "user", "content": text}]
     for i, text in enumerate(["a", "the other day", "b " * 30])
@@ -53,21 +30,6 @@ def answers(teacher, prompts=None, order=None):
 
 def teacher_of(model, **sampling):
     return Teacher(model, name="t", sampling=Sampling(**({"max_tokens": 24} | sampling)))
-
-
-def save_kind(folder, name, **config):
-    """A tiny random model whose config class may have another name than the model's."""
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(CHAT_TEMPLATE)
-    tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    tiny |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    tiny |= {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
-    tiny |= {"initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    made = getattr(transformers, f"{name}Config")(**(tiny | config))
-    model = transformers.AutoModelForCausalLM.from_config(made)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def variant(model, folder, **generation_config):
@@ -269,106 +231,6 @@ def test_check(chat_model, tmp_path):
         InputError, match=r"'t': the chat template .* refuses .*no system messages.*; put them into"
     ):
         engine.check(Teacher(chat_model, name="t", system_prompt="refuse me"))
-
-
-def test_an_answer_is_as_long_as_its_own_prompt_leaves_room_for(chat_model):
-    """And not as the longest prompt of its batch does: that answer would stay in the journal."""
-    prompts = {"short": PROMPTS["id0"]} | {
-        f"long{i}": [{"role": "user", "content": "b " * n}] for i, n in enumerate([235, 235, 240])
-    }
-    for temperature in (0, 1.0):
-        teacher = teacher_of(chat_model, temperature=temperature, max_tokens=60)
-        together = answers(teacher, prompts)
-        assert together == {key: answers(teacher, {key: m})[key] for key, m in prompts.items()}
-        assert together["short"]["completion_tokens"] == 60
-        for response in together.values():
-            room = 512 - response["prompt_tokens"]
-            assert response["completion_tokens"] <= min(60, room)
-            if response["finish_reason"] == "length":
-                assert response["completion_tokens"] == min(60, room)
-        assert together["long2"]["completion_tokens"] < 60
-
-
-@pytest.mark.parametrize(
-    ("kind", "config"),
-    [
-        ("GPT2", {"n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 4}),
-        ("Gemma3", {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
-        ("Qwen3Next", LINEAR),
-        ("Qwen3_5", LINEAR),
-        ("Mamba2", {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8}),
-        ("Phi3", LONG_ROPE),
-    ],
-)
-def test_models_with_other_states_and_positions(kind, config, models_folder):
-    """Recurrent states, positions in a table, windows: the model's own greedy text, in any batch
-    and alone.
-    """
-    name = {"Gemma3": "Gemma3Text", "Qwen3_5": "Qwen3_5Text"}.get(kind, kind)
-    folder = models_folder / kind
-    model = save_kind(folder, name, **config)
-    prompts = PROMPTS | {
-        "near": [{"role": "user", "content": "b " * 235}],
-        "over": [{"role": "user", "content": "c " * 50}],
-    }
-    teacher = teacher_of(model, temperature=0)
-    together = answers(teacher, prompts)
-    tokenizer, loaded = load_tokenizer(model), load_causal_lm(model)
-    for key, messages in prompts.items():
-        assert answers(teacher, {key: messages})[key] == together[key]
-        ids = torch.tensor([prompt_ids(tokenizer, messages)])
-        most = min(24, 512 - ids.shape[1])
-        own = loaded.generate(ids, do_sample=False, max_new_tokens=most, pad_token_id=0)
-        text = tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True).strip()
-        assert together[key]["text"] == text
-        assert together[key]["completion_tokens"] == own.shape[1] - ids.shape[1]
-
-
-@pytest.mark.parametrize("room", [1, 2, 3])
-def test_out_of_memory_halves_the_batch_and_changes_no_answer(chat_model, monkeypatch, room):
-    prompts = {f"id{i}": [{"role": "user", "content": "a " * i}] for i in range(1, 12)}
-    teacher = teacher_of(chat_model, temperature=1.0)
-    expected = answers(teacher, prompts)
-    model = load_causal_lm(chat_model)
-    tried, whole = [], model.generate
-
-    def generate(ids, **more):
-        tried.append(len(ids))
-        if len(ids) > room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 MiB")
-        return whole(ids, **more)
-
-    monkeypatch.setattr(model, "generate", generate)
-    assert answers(teacher, prompts) == expected
-    assert tried[0] == 11 and max(tried[-2:]) <= room
-
-
-def test_a_row_that_the_memory_never_takes_fails_alone(chat_model, monkeypatch):
-    model = load_causal_lm(chat_model)
-    whole = model.generate
-
-    def generate(ids, **more):
-        if ids.shape[1] > 40:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return whole(ids, **more)
-
-    monkeypatch.setattr(model, "generate", generate)
-    found = answers(teacher_of(chat_model, temperature=0))
-    assert [bool(found[key]["error"]) for key in PROMPTS] == [False, False, True]
-    assert found["id2"]["finish_reason"] == "error"
-
-
-def test_a_batch_takes_half_of_the_free_memory(chat_model, monkeypatch):
-    """2 layers of 2 heads of 8 numbers, keys and values, each of 4 bytes: 256 bytes a token."""
-    model = load_causal_lm(chat_model)
-    assert local_model._bytes_per_token(model) == 2 * 2 * 2 * 8 * 4
-    assert local_model.tokens_that_fit(model) == local_model.TOKENS_PER_BATCH
-    fake = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(local_model, "_bytes_per_token", lambda model: 256)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (512_000, 10**9))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2048)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1024)
-    assert local_model.tokens_that_fit(fake) == (512_000 + 1024) // 2 // 256
 
 
 def test_penalties_by_their_definitions():
