@@ -64,7 +64,7 @@ def test_a_reward_model_scores_a_row_before_a_teacher_is_asked(
         save_file({k: w * float("nan") for k, w in weights.items()}, file, {"format": "pt"})
     counter = counting(monkeypatch)
     values = make_recipe(tmp_path, chat_model, engine="transformers")
-    with pytest.raises(InputError, match="cannot be loaded|scores an answer"):
+    with pytest.raises(InputError, match="quality"):
         build(values | {"quality": {"reward_model": str(judge)}}, tmp_path / "out")
     assert counter.asked == []
 
@@ -220,13 +220,11 @@ def test_the_transforms_by_hand_give_the_same(done, tmp_path):
 
 def test_an_output_folder_that_holds_something_else_is_refused(done, chat_model, tmp_path):
     values = make_recipe(tmp_path, chat_model, name="other")
-    with pytest.raises(
-        InputError, match=r"holds a build of the recipe 'tiny'.*this recipe is 'other'.*--output"
-    ):
+    with pytest.raises(InputError, match="'tiny'.*'other'.*--output"):
         PersynBuilder(Recipe.from_dict(values), done.output)
     (tmp_path / "mine" / "dataset").mkdir(parents=True)
     (tmp_path / "mine" / "dataset" / "README.md").write_text("# Mine")
-    with pytest.raises(InputError, match="a dataset that no recipe made"):
+    with pytest.raises(InputError, match="--output"):
         PersynBuilder(Recipe.from_dict(values), tmp_path / "mine")
 
 

@@ -52,7 +52,7 @@ def test_only_the_teachers_that_are_available(published, tmp_path, capsys):
         == 1
     )
     assert "'nobody'; the router knows adder, multiplier, guesser" in capsys.readouterr().err
-    with pytest.raises(InputError, match="none; the router knows"):
+    with pytest.raises(InputError, match="teachers: none"):
         Route(router, teachers=[])
 
 
@@ -82,7 +82,7 @@ def test_a_router_from_the_hub_names_no_server_key_code_or_file_for_us(
     message = capsys.readouterr().err
     assert f"{ROUTER} on the Hub sets {key}" in message and "--set" in message
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="on the Hub sets"):
+    with pytest.raises(InputError, match="--set"):
         _ = Router.from_pretrained(ROUTER).teachers
     # A teacher that is not asked needs no word.
     assert (

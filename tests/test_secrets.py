@@ -102,7 +102,7 @@ def test_no_key_is_in_a_repr_or_an_exception(tmp_path, chat_model, monkeypatch):
     }
     values["teachers"] = [{"name": n, "model": n, **shared} for n in "ab"]
     recipe = Recipe.from_dict(values)
-    with pytest.raises(Exception, match="cannot be reached") as caught:
+    with pytest.raises(Exception, match="base_url|http") as caught:
         endpoint.check(recipe.teachers[0])
     seen = [
         repr(recipe),

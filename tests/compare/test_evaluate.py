@@ -226,7 +226,7 @@ def test_rows_that_cannot_be_measured_are_named(tmp_path):
     path = write_lines(
         tmp_path / "x.jsonl", [*ROWS, {"prompt": "So?", "answer": "1", "solution": " "}]
     )
-    with pytest.raises(InputError, match=r"x\.jsonl, row 6: its 'solution' is ' '; fill it"):
+    with pytest.raises(InputError, match=r"x\.jsonl, row 6.*'solution'"):
         load(HeldOut(path, response_column="solution"))
     path = write_lines(tmp_path / "y.jsonl", [ROWS[0], ROWS[0]])
     with pytest.raises(InputError, match="twice"):
@@ -257,9 +257,7 @@ def test_a_recipe_says_it(tmp_path, held_out, tasks):
         ("training", "learning_rat", "learning_rate"),
         ("evaluation", "task", "tasks"),
     ):
-        with pytest.raises(
-            InputError, match=f"unknown key '{section}.{key}'; did you mean '{nearest}'"
-        ):
+        with pytest.raises(InputError, match=f"'{section}.{key}'.*'{nearest}'"):
             Recipe.from_dict(make_recipe(tmp_path, "org/student", **{section: {key: 1}}))
 
 
@@ -336,7 +334,7 @@ def test_a_task_that_cannot_be_built_is_refused_at_the_start(tasks):
         file.write('raise ModuleNotFoundError("antlr4-python3-runtime==4.11 is required")\n')
     with open(f"{tasks}/writes.yaml", "a") as file:
         file.write("process_docs: !function utils.process_docs\n")
-    with pytest.raises(InputError, match="'writes' cannot be built.*antlr4"):
+    with pytest.raises(InputError, match="'writes'.*antlr4"):
         check(Evaluation(tasks=("writes",), include_path=tasks), Dataset.from_dict({}))
     with pytest.raises(InputError, match="max_gen_toks is 0"):
         Evaluation(tasks=("chooses",), include_path=tasks, max_gen_toks=0)
@@ -351,7 +349,7 @@ def test_our_mathematics_tasks_read_a_file_and_are_graded_by_our_verifier(tmp_pa
     }
     evaluation = Evaluation(tasks=tuple(data), data=data, max_gen_toks=4)
     check(evaluation, Dataset.from_dict({"prompt_id": []}))
-    with pytest.raises(InputError, match=r"evaluation\.data: found 'gsm8k'.*persyn_math"):
+    with pytest.raises(InputError, match=r"evaluation\.data.*'gsm8k'.*persyn_math"):
         check(Evaluation(tasks=("persyn_math",), data={"gsm8k": "x"}), Dataset.from_dict({}))
     measured = evaluate.evaluate(Student(chat_model), evaluation, tmp_path / "out")
     assert set(measured) == {f"{task}/{m}" for task in data for m in ("right", "−cut")}

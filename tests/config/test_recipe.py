@@ -117,7 +117,7 @@ def test_wrong_values_are_refused_with_their_place(values, tmp_path, override, m
 def test_a_missing_key_is_named(values, key):
     section, _, last = key.rpartition(".")
     del (values[section] if section else values)[last]
-    with pytest.raises(InputError, match=f"key '{key}' is missing"):
+    with pytest.raises(InputError, match=f"'{key}'"):
         Recipe.from_dict(values)
 
 
@@ -143,7 +143,7 @@ def test_every_recipe_that_ships_loads_by_its_name():
         path, from_the_hub = find(file.stem)
         assert path.samefile(file) and not from_the_hub
         assert Recipe.load(file.stem).name == yaml.safe_load(file.read_text())["name"]
-    with pytest.raises(InputError, match=r"No recipe 'quickstrat'.*quickstart"):
+    with pytest.raises(InputError, match="'quickstrat'.*quickstart"):
         Recipe.load("quickstrat")
 
 
@@ -165,7 +165,7 @@ def test_a_recipe_from_the_hub_is_read(hub):
         "org/a",
         "org/b",
     ]
-    with pytest.raises(InputError, match=r"No recipe.yaml in the dataset 'org/nothing' on the Hub"):
+    with pytest.raises(InputError, match=r"recipe\.yaml.*'org/nothing'"):
         Recipe.load("org/nothing")
 
 
@@ -192,7 +192,7 @@ SERVED = {"model": "m", "engine": "endpoint", "base_url": "http://them/v1"}
 )
 def test_a_recipe_from_the_hub_touches_nothing_that_the_user_did_not_name(hub, changes, key):
     recipe = on_the_hub(hub, **changes)
-    with pytest.raises(InputError, match=f"on the Hub sets {key} to .*--set {key}="):
+    with pytest.raises(InputError, match=f"{key}.*--set {key}="):
         Recipe.load(recipe)
     overrides = {
         "quality": "math-verify",

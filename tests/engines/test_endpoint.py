@@ -187,7 +187,7 @@ def test_closing_stops_the_work() -> None:
 def test_a_bug_is_raised_after_what_was_answered() -> None:
     with ChatServer() as server:
         bad = Request(teach(server), "bad", [{"role": "user", "content": {"a set"}}])  # type: ignore[dict-item]
-        with pytest.raises(TypeError, match="not JSON serializable"):
+        with pytest.raises(TypeError, match="JSON"):
             list(endpoint.generate([*ask(teach(server), "a"), bad], Account()))
         assert not [thread for thread in threading.enumerate() if thread.name == "persyn-endpoint"]
 
@@ -364,7 +364,7 @@ def test_works_in_the_processes_of_a_map() -> None:
 
 @pytest.mark.parametrize("user", ["me:secret", "secret", ":secret"])
 def test_a_password_in_the_address_is_refused(user: str) -> None:
-    with pytest.raises(InputError, match="holds a user or a key") as info:
+    with pytest.raises(InputError, match="base_url.*api_key_env") as info:
         teach(f"http://{user}@127.0.0.1:1/v1")
     assert "secret" not in str(info.value)
 

@@ -235,9 +235,7 @@ def test_max_cost_ends_cleanly() -> None:
     with ChatServer(after(0.01)) as server:
         teacher = teach(server, price=price, sampling=Sampling(max_tokens=4), concurrency=4)
         account = Account(max_cost=20)
-        with pytest.raises(
-            BuildError, match=r"max_cost \$20 is reached: \$17.0000 spent.*; 83 of 100 are left"
-        ):
+        with pytest.raises(BuildError, match=r"max_cost \$20.*\$17\.0000.*83 of 100"):
             respond(ask(teacher, *words(100)), "Test", account)
         assert (
             server.count == account.tallies[0].answers == 17

@@ -73,16 +73,12 @@ def test_a_missing_or_empty_answer_is_an_error(answers, name, messages):
 
 def test_check(answers, tmp_path):
     recorded.check(Teacher(answers, name="a", engine="recorded"))
-    with pytest.raises(
-        InputError, match=r"'z': .*answers\.jsonl has no answers of it; it has a, b"
-    ):
+    with pytest.raises(InputError, match=r"'z'.*answers\.jsonl.*a, b"):
         recorded.check(Teacher(answers, name="z", engine="recorded"))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "answer": "y"}\n')
-    with pytest.raises(
-        InputError, match=r"bad\.jsonl: recorded answers need .*; missing teacher, response"
-    ):
+    with pytest.raises(InputError, match=r"bad\.jsonl.*teacher, response"):
         recorded.check(Teacher(str(tmp_path / "bad.jsonl"), name="a", engine="recorded"))
-    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+    with pytest.raises(InputError, match=r"none\.jsonl"):
         recorded.check(Teacher(str(tmp_path / "none.jsonl"), name="a", engine="recorded"))
 
 

@@ -225,11 +225,9 @@ def test_temperature_and_top_p_narrow_down_to_greedy(chat_model, sampling):
 
 def test_check(chat_model, tmp_path):
     engine.check(Teacher(chat_model))
-    with pytest.raises(InputError, match=f"'t': model '{tmp_path}/none' not found"):
+    with pytest.raises(InputError, match=f"'t'.*'{tmp_path}/none'"):
         engine.check(Teacher(f"{tmp_path}/none", name="t"))
-    with pytest.raises(
-        InputError, match=r"'t': the chat template .* refuses .*no system messages.*; put them into"
-    ):
+    with pytest.raises(InputError, match="'t'.*no system messages"):
         engine.check(Teacher(chat_model, name="t", system_prompt="refuse me"))
 
 

@@ -231,14 +231,12 @@ def test_check(chat_model, loads, monkeypatch, tmp_path):
         engine.check(teacher(engine_args={"max_length": 100}))
     with pytest.raises(InputError, match="'t': .*'trust_remote_code'"):
         engine.check(teacher(engine_args={"trust_remote_code": True}))
-    with pytest.raises(InputError, match=f"'t': model '{tmp_path}/none' not found"):
+    with pytest.raises(InputError, match=f"'t'.*'{tmp_path}/none'"):
         engine.check(teacher(f"{tmp_path}/none"))
-    with pytest.raises(InputError, match="the chat template of .* refuses"):
+    with pytest.raises(InputError, match="chat template"):
         engine.check(teacher(system_prompt="refuse me"))
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match=r"""'t': vLLM is not installed; `pip install "persyn-datasets\[vllm\]"`"""
-    ):
+    with pytest.raises(InputError, match=r"'t'.*persyn-datasets\[vllm\]"):
         engine.check(teacher())
 
 

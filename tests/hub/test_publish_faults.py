@@ -57,11 +57,11 @@ def test_what_is_refused(hub, first, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             publish(first, repo_id)
-    with pytest.raises(InputError, match="holds nothing finished"):
+    with pytest.raises(InputError, match=r"stats\.json"):
         publish(tmp_path, ORG)
     assert hub.repos == {}
     publish(first, ORG)
-    with pytest.raises(InputError, match="is public"):
+    with pytest.raises(InputError, match="--private"):
         publish(first, ORG, private=True)
     publish(first, "org/secret", private=True)
     assert hub.repo("org/secret").private and hub.repo("org/secret-router", "model").private
@@ -125,7 +125,7 @@ def test_an_interrupted_publish_then_another_content(hub, first, second):
         publish(first, ORG)
     hub.count_again()
     assert tags(hub) == {"dataset": [], "model": ["v1.0.0"]}
-    with pytest.raises(InputError, match="has v1.0.0 with another content"):
+    with pytest.raises(InputError, match=r"--version.*v1\.0\.0"):
         publish(second, ORG, version="1.0.0")
     assert publish(second, ORG) == "v1.1.0"
     assert tags(hub) == {"dataset": ["v1.1.0"], "model": ["v1.0.0", "v1.1.0"]}
@@ -165,7 +165,7 @@ def test_two_publish_at_once(hub, first, second, at):
     if last:
         assert publish(second, ORG) == "v0.2.0" and rows("v0.2.0") == local(second)
     else:
-        with pytest.raises(BuildError, match="somebody else published at the same time"):
+        with pytest.raises(BuildError, match=ORG):
             publish(second, ORG)
     version = "v0.3.0" if last else "v0.2.0"
     assert other == [True, version]

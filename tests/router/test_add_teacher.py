@@ -100,9 +100,9 @@ def test_a_teacher_joins_and_the_others_stay_as_they_are(router, tmp_path):
 
 def test_who_cannot_join(router, tmp_path):
     anchors = ranked(8, NAMES)
-    with pytest.raises(InputError, match="has a teacher 'ant' already"):
+    with pytest.raises(InputError, match="'ant'"):
         add_teacher(router, anchors, TEACHERS[1], str(tmp_path / "a"))
-    with pytest.raises(InputError, match="No anchor prompt compares 'newt'"):
+    with pytest.raises(InputError, match="'newt'"):
         add_teacher(router, anchors, Teacher("org/newt", name="newt"), str(tmp_path / "a"))
 
 

@@ -350,11 +350,11 @@ def test_evaluate_takes_the_rewards_of_rank(router):
 def test_bad_input_is_named(bert, chat_model, tmp_path):
     with pytest.raises(InputError, match=r"pairs: .*at least one pair"):
         train_router(PAIRS.select([]), bert)
-    with pytest.raises(InputError, match=r"'mole'.*expected some of .*'zebra', 'ant'"):
+    with pytest.raises(InputError, match="'mole'.*'zebra', 'ant'"):
         train_router(PAIRS, bert, teachers=TEACHERS[:2])
-    with pytest.raises(InputError, match="no PerSyn router"):
+    with pytest.raises(InputError, match="'persyn'"):
         Router.from_pretrained(chat_model)
-    with pytest.raises(InputError, match=r"No router at .*nowhere"):
+    with pytest.raises(InputError, match="nowhere"):
         Router.from_pretrained(str(tmp_path / "nowhere"))
 
 

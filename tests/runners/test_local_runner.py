@@ -211,6 +211,6 @@ def test_more_answers_than_a_batch_holds_are_a_sentence(monkeypatch, tmp_path):
     rows = Dataset.from_dict({"prompt": [f"{i}?" for i in range(3)], "teacher": ["a"] * 3})
     monkeypatch.setattr(schema, "MOST_BYTES", 5999)
     for stage in (Generate([teacher]), Synthesize([teacher])):
-        with pytest.raises(BuildError, match="give map a batch_size"):
+        with pytest.raises(BuildError, match="batch_size"):
             rows.map(stage, batched=True, batch_size=None)
         assert len(rows.map(stage, batched=True, batch_size=2)) == 3

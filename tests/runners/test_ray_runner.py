@@ -162,7 +162,7 @@ def test_what_an_actor_cannot_do_is_said_here(cluster):
     refuse = ChatServer(lambda request, nth: (401, {}, {"error": "who are you?"}))
     with (
         refuse as server,
-        pytest.raises(BuildError, match="'m' fails: 36 requests in a row.*who are you"),
+        pytest.raises(BuildError, match="'m'.* 36 .*who are you"),
     ):
         synthesize(assigned(100), teachers=[teach(server)])
 
@@ -174,7 +174,7 @@ def test_max_cost_holds_for_the_cluster(cluster, monkeypatch):
     price = Price(input=1e4, output=1e4)
     with ChatServer() as server:
         account = Account(max_cost=30.0)
-        with pytest.raises(BuildError, match="max_cost \\$30 is reached"):
+        with pytest.raises(BuildError, match=r"max_cost \$30"):
             synthesize(assigned(400), teachers=[teach(server, price=price)], account=account)
         assert 20 < account.spent <= 30
 
@@ -188,7 +188,7 @@ def test_max_cost_holds_for_the_cluster(cluster, monkeypatch):
     monkeypatch.setattr(ray_runner, "_answers", answers)
     account = Account(max_cost=30.0)
     local = Teacher("m", sampling=Sampling(max_tokens=9), price=price)
-    with pytest.raises(BuildError, match="max_cost \\$30 is reached"):
+    with pytest.raises(BuildError, match=r"max_cost \$30"):
         synthesize(assigned(400), teachers=[local], account=account)
     assert (
         sent[:2] == [20, 18]
@@ -220,12 +220,10 @@ def test_a_journal_that_the_nodes_do_not_share(cluster, journal_root, monkeypatc
 def test_more_gpus_than_a_node_has_are_refused(cluster):
     teacher = Teacher("x/70b", engine="vllm", engine_args={"tensor_parallel_size": 4})
     request = Request(teacher, "id", [{"role": "user", "content": "hi"}])
-    with pytest.raises(
-        InputError, match="'x/70b' needs 4 GPUs on one node, and the largest node .* has 0"
-    ):
+    with pytest.raises(InputError, match="'x/70b'.* 4 GPUs.* 0"):
         ray_runner.ask([request], Account(), None)
     half = replace(teacher, engine="transformers", engine_args={}, num_gpus=0.5)
-    with pytest.raises(InputError, match="needs 0.5 GPUs"):
+    with pytest.raises(InputError, match=r"0\.5 GPUs"):
         ray_runner.ask([request._replace(teacher=half)], Account(), None)
 
 

@@ -33,7 +33,7 @@ def test_reward_functions_get_what_they_name():
         )
 
     assert signal.score(ROWS, COLUMNS, some) == [1.0, 4.0, 7.0]
-    with pytest.raises(InputError, match=r"some_few.* returned 1 scores for 3 responses"):
+    with pytest.raises(InputError, match="some_few.* 1 .* 3 "):
         signal.score(ROWS, COLUMNS, some_few)
 
 
@@ -63,7 +63,7 @@ def test_a_column_that_the_prompts_do_not_have_is_missed_at_once():
 
     rows = Dataset.from_dict({"prompt_id": ["1"], "rubric": ["r"]})
     signal.check({"function": wants}, rows)
-    with pytest.raises(InputError, match="asks for 'rubric'.* they have prompt_id"):
+    with pytest.raises(InputError, match="'rubric'.*prompt_id"):
         signal.check({"function": wants}, rows.remove_columns("rubric"))
 
 

@@ -220,7 +220,5 @@ def test_the_context_cuts_the_response_and_refuses_the_prompt(tmp_path):
     assert found["learnability"] == pytest.approx(
         reference(small, messages, ("xy" * 50)[:room])[0], abs=1e-4
     )
-    with pytest.raises(
-        InputError, match=r"'aaa.*tokens for the student .*, whose context is 64; remove the prompt"
-    ):
+    with pytest.raises(InputError, match="'aaa.* 64"):
         list(signals(Student(small), [([{"role": "user", "content": "a" * 70}], "y")]))

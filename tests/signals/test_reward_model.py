@@ -84,7 +84,7 @@ def test_a_check_loads_no_weights(reward_model, tmp_path):
     shutil.copytree(reward_model, tmp_path / "judge")
     (tmp_path / "judge" / "model.safetensors").unlink()
     signal.check({"reward_model": str(tmp_path / "judge")}, PROMPTS)
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="quality.reward_model"):
         scores(tmp_path / "judge")
 
 
@@ -99,7 +99,7 @@ def test_a_conversation_longer_than_the_context_has_no_reward_and_is_counted(tmp
     assert found[1] == pytest.approx(scores(model, [short])[0], abs=1e-5)
     assert "2 of 3 conversations" in caplog.text and "60 tokens" in caplog.text
     crowded = [ROWS[1][0], [{"role": "user", "content": "er " * 100}]]
-    with pytest.raises(InputError, match=r"\(row 1\) .* the context of .* is 60"):
+    with pytest.raises(InputError, match=r"row 1.* 60"):
         signal.check({"reward_model": model}, Dataset.from_dict({"messages": crowded}))
 
 

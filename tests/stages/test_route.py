@@ -67,9 +67,9 @@ def test_teachers_are_masked_without_a_second_pass(router, rows, monkeypatch):
 
 
 def test_bad_input(router, tmp_path):
-    with pytest.raises(InputError, match="No router at"):
+    with pytest.raises(InputError, match="router"):
         Route(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="expected 'messages' or 'prompt'"):
+    with pytest.raises(InputError, match="'messages'.*'prompt'"):
         Route(router)({"question": ["?"]})
-    with pytest.raises(InputError, match="no PerSyn router"):
+    with pytest.raises(InputError, match="'persyn'"):
         Route(save_model(tmp_path / "plain"))

@@ -81,7 +81,7 @@ def test_conversations_keep_all_turns(monkeypatch, teachers):
 def test_bad_input(teachers):
     with pytest.raises(InputError, match=r"'nobody'.*adder, multiplier, guesser"):
         Synthesize(teachers)({"prompt": ["1 plus 1?"], "teacher": ["nobody"]})
-    with pytest.raises(InputError, match="'adder' is used twice"):
+    with pytest.raises(InputError, match="'adder'"):
         Synthesize([teachers[0], teachers[0]])
 
 

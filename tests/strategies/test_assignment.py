@@ -79,12 +79,12 @@ def test_without_limits_each_prompt_gets_its_best():
 
 def test_limits_that_cannot_be_kept():
     reward, cost = np.ones((4, 2)), np.array([[1.0, 2.0]] * 4)
-    with pytest.raises(InputError, match="budget is 3.5, .* 4"):
+    with pytest.raises(InputError, match=r"3\.5.* 4"):
         assign(reward, cost, 3.5)
     with pytest.raises(InputError, match="3 prompts.* 4"):
         assign(reward, cost, caps=[1, 2])
     for times in (1, 1000):
-        with pytest.raises(InputError, match="no assignment is within the budget and the shares"):
+        with pytest.raises(InputError, match="budget"):
             assign(
                 np.repeat(reward, times, 0),
                 np.repeat(cost, times, 0),

@@ -179,9 +179,7 @@ def test_a_share_and_a_mask_hold_together(done):
         within_budget(
             routed, router, Budget(max_share={"adder": 0.25, "multiplier": 0.25}), router.teachers
         )
-    with pytest.raises(
-        InputError, match=r"budget \(usd\): the budget is 0, and the cheapest teacher"
-    ):
+    with pytest.raises(InputError, match=r"budget \(usd\).* 0"):
         within_budget(routed, router, Budget(usd=0), router.teachers)
 
 
@@ -235,5 +233,5 @@ def test_a_router_that_does_not_know_what_answers_cost(done, tmp_path):
     routed = load_prompts(write_lines(tmp_path / "p.jsonl", [{"prompt": "1 plus 1?"}])).map(
         Route(bare), batched=True
     )
-    with pytest.raises(InputError, match="does not say what its teachers' answers are worth"):
+    with pytest.raises(InputError, match="expected="):
         within_budget(routed, bare, Budget(tokens=100), [Teacher("m", name=n) for n in TEACHERS])

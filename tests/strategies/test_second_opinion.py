@@ -138,7 +138,7 @@ def test_what_cannot_be_judged_is_refused_before(tmp_path, chat_model):
         tmp_path / "prompts.jsonl",
         [r if r["prompt"] in asked else r | {"answer": ""} for r in rows],
     )
-    with pytest.raises(InputError, match="The answer '' to the prompt"):
+    with pytest.raises(InputError, match="answer ''"):
         plan.check(Recipe.from_dict(values))
     plan.check(Recipe.from_dict(values | {"second_opinion": 0.0}))
     with pytest.raises(InputError, match=r"second_opinion is 1\.5"):

@@ -203,7 +203,7 @@ def test_car_by_hand():
     assert shifted == pytest.approx(
         {"a": 0, "b": 6 / 2}
     )  # a larger loss must not raise a negative reward
-    with pytest.raises(BuildError, match="No calibration response could be scored"):
+    with pytest.raises(BuildError, match="calibration"):
         compatibility_adjusted_rewards(ranked(("a", None, None, 0)))
 
 
