@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k study-problems study-routers clean
+.PHONY: demo test test-slow coverage test-trainers test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k study-problems study-routers clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -20,6 +20,20 @@ test: .venv/installed  ## the quick tests: minutes, in two processes
 
 test-slow: .venv/installed  ## the others: whole builds, clusters, the README as it stands
 	$(BIN)/python -m pytest -m slow
+
+coverage: export OMP_NUM_THREADS := 1
+coverage: .venv/installed  ## the quick tests, and how much of the package they run; its floor is in pyproject.toml
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+# Other trainers read the published data, each in an environment of its own: they pin what we do not.
+.venv-llamafactory/installed .venv-ms-swift/installed: .venv-%/installed:
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet $(if $(filter ms-swift,$*),ms-swift==4.6.0,llamafactory==0.9.5)
+	touch $@
+
+test-trainers: .venv/installed .venv-llamafactory/installed .venv-ms-swift/installed  ## LLaMA-Factory and ms-swift read what we publish
+	PERSYN_LLAMAFACTORY=$(CURDIR)/.venv-llamafactory/bin/python PERSYN_MS_SWIFT=$(CURDIR)/.venv-ms-swift/bin/python \
+	  $(BIN)/python -m pytest tests/hub/test_trainers.py
 
 # What a user's resolver may choose, from the lowest to the newest: imports, commands, and the full fine-tuning of a
 # tiny router, which touches the most of torch, transformers and accelerate.
