@@ -163,24 +163,10 @@ def synthesize(
     unfinished = unfinished_of(output)
     done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
     _write_conversations(unfinished)
-    counts, failures = _sum(done, "counts"), _sum(done, "errors")
-    stats: Answered = {
-        "name": output.resolve().name,
-        "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
-        "rows": counts.total(),
-        "failed": failures.total(),
-        "errors": dict(failures.most_common(3)),
-        "per_teacher": {name: {"routed": n} for name, n in counts.most_common()},
-        "router": f"{router.path}@{router.revision}" if router.revision else Path(router.path).name,
-        "warnings": list(warned),
-        "account": merge(line for shard in done for line in shard["account"]),
-        "versions": report.versions(),
-        "max_length": None,
-        **licenses.sources(source, teachers),
-    }
+    stats = _answered(done, router, source, teachers, warned, output.resolve().name)
     _write_card(stats, unfinished, output)
     _finish(output)
-    return counts
+    return _sum(done, "counts")
 
 
 def _teachers(
@@ -194,6 +180,32 @@ def _teachers(
         )
     check_prices(teachers, max_cost)
     return teachers
+
+
+def _answered(
+    done: list[dict[str, Any]],
+    router: Router,
+    source: Prompts,
+    teachers: Sequence[Teacher],
+    warned: Sequence[str],
+    name: str,
+) -> Answered:
+    """What the card of these shards says."""
+    counts, failures = _sum(done, "counts"), _sum(done, "errors")
+    return {
+        "name": name,
+        "prompts": source.path if licenses.is_hub_id(source.path) else Path(source.path).name,
+        "rows": counts.total(),
+        "failed": failures.total(),
+        "errors": dict(failures.most_common(3)),
+        "per_teacher": {name: {"routed": n} for name, n in counts.most_common()},
+        "router": f"{router.path}@{router.revision}" if router.revision else Path(router.path).name,
+        "warnings": list(warned),
+        "account": merge(line for shard in done for line in shard["account"]),
+        "versions": report.versions(),
+        "max_length": None,
+        **licenses.sources(source, teachers),
+    }
 
 
 def _write_card(stats: Answered, unfinished: Path, output: Path) -> None:

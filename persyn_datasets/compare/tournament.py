@@ -133,6 +133,7 @@ def correlations(table: Table, gains: np.ndarray, level: float = LEVEL) -> dict[
     """
     found: dict[str, Correlation] = {}
     edges = [100 * level / 2, 100 - 100 * level / 2]
+    # The same draw of teachers for gain and signal; texts and prompts are drawn for themselves.
     teachers = np.random.default_rng(0).integers(0, gains.shape[1], (DRAWS, gains.shape[1]))
     gain = np.take_along_axis(_drawn(gains, seed=1), teachers, -1)
     for name, values in table.items():
@@ -243,6 +244,7 @@ def play(recipe: Recipe, rows: Dataset, gains: Mapping[str, np.ndarray]) -> dict
     per_prompt = {name: values for name, values in table.items() if values.ndim == 2}
     measure = next(iter(gains))
     rewards = candidates(recipe, table | {"quality": rewards_of(rows, _names(recipe), "quality")})
+    # Bonferroni: the best of many candidates must not be proven by being the best of many.
     level = LEVEL / len(rewards)
     judged = correlations({str(k): v for k, v in rewards.items()}, gains[measure], level)
     lines: list[dict[str, Any]] = [

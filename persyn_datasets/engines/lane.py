@@ -96,8 +96,10 @@ class Lane:
             row = self._next()
             if (wait := row.due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
+            # Seen before admission: if it is refused with nothing in flight, money has run out.
             reserved = self.account.reserved
             try:
+                # One at a time: two that look at one place, or one limit, would both take it.
                 async with self.gate:
                     await self._first_answer(row)
                     server = await self._server(row)
@@ -181,6 +183,7 @@ class Lane:
             output = await server.ask(at, body, key, request.teacher.timeout)
             response = read_response(request, output, key)
         except Fault as fault:
+            # A failure has written nothing: its tokens are free again for this minute.
             tokens[0] = 0
             if self.refused.learn(request.teacher, body, fault):
                 fault.again = True
@@ -201,6 +204,7 @@ class Lane:
                 response["completion_tokens"] = completion
         if response["prompt_tokens"] is not None and response["completion_tokens"] is not None:
             tokens[0] = response["prompt_tokens"] + response["completion_tokens"]
+            # A running mean: how long the next answers will be is what the tokens per minute go by.
             self.completion += 0.1 * (response["completion_tokens"] - self.completion)
         return response
 

@@ -56,6 +56,7 @@ class SampleEachRow(LogitsProcessor):
         u = torch.tensor(
             [[min(stream.random(), 1 - 2**-24)] for stream in self.streams], device=scores.device
         )
+        # The first token whose cumulative probability exceeds u, scaled: sums may end below 1.
         cdf = scores.float().softmax(-1).cumsum(-1)
         token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
@@ -171,6 +172,7 @@ class _Work:
                     yield part[0].place, failed(part[0].request.teacher, why)
                     continue
                 tokens = sum(len(row.ids) + self._most(row) for row in part)
+                # Later batches learn from it, too.
                 self.tokens = min(self.tokens, tokens) // 2
                 parts = [part[: len(part) // 2], part[len(part) // 2 :], *parts]
                 continue
@@ -184,6 +186,7 @@ class _Work:
         ends = {eos} if isinstance(eos, int) else set(eos or [self.tokenizer.eos_token_id])
         pad = self.tokenizer.pad_token_id
         pad = next(iter(ends)) if pad is None else pad
+        # `generate` goes on from the cache, but wants all ids, the prefix's too.
         cache, prefix = self._encode_prefix(rows)
         input_ids, mask = _padded([row.ids for row in rows], prefix, pad)
         generate: Any = model.generate

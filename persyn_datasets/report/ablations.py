@@ -8,7 +8,7 @@ router of another α were, only a build can tell.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,28 +56,11 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         for row in ranked["responses"]
     ]
 
-    table = ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
-
-    def refit(size: int, alpha: float) -> dict[str, float]:
-        rank = Rank(**asdict(replace(reward, alpha=alpha)))
-        rewards = rewards_of(Dataset(InMemoryTable(rank(table))), names)
-        r = rewards[:size]
-        scores = fit_rewards(x[:size], r)(x[n:])
-        best = scores.argmax(-1)
-        means = (
-            float(_mean(signal[n:][np.arange(len(best)), best]))
-            for signal in (quality, learnability)
-        )
-        return hits(scores, rewards[n:]) | dict(
-            zip(("quality", "learnability"), means, strict=True)
-        )
-
+    refit = _Refit(ranked, n, names, reward, x, quality, learnability)
     sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
-    points = (
-        [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS]
-        if len(sizes) > 1
-        else []
-    )
+    points: list[dict[str, float]] = []
+    if len(sizes) > 1:
+        points = [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS]
     curves = []
     with Bar("Analysis", len(points), unit="refitted heads") as bar:
         for point in points:
@@ -93,6 +76,31 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         "by_size": [point for point in curves if "prompts" in point],
         "by_alpha": [point for point in curves if "alpha" in point],
     }
+
+
+@dataclass(frozen=True)
+class _Refit:
+    """A head fitted to the first prompts, and judged on all from the n-th on."""
+
+    ranked: Dataset
+    n: int
+    names: list[str]
+    reward: Reward
+    x: np.ndarray
+    quality: np.ndarray
+    learnability: np.ndarray
+
+    def __call__(self, size: int, alpha: float) -> dict[str, float]:
+        """Hit@k, and the mean signals of what is chosen; by the reward of this α."""
+        table = self.ranked.select_columns(["prompt_id", "responses"]).with_format("arrow")[:]
+        rank = Rank(**asdict(replace(self.reward, alpha=alpha)))
+        rewards = rewards_of(Dataset(InMemoryTable(rank(table))), self.names)
+        scores = fit_rewards(self.x[:size], rewards[:size])(self.x[self.n :])
+        chosen = np.arange(len(scores)), scores.argmax(-1)
+        return hits(scores, rewards[self.n :]) | {
+            "quality": float(_mean(self.quality[self.n :][chosen])),
+            "learnability": float(_mean(self.learnability[self.n :][chosen])),
+        }
 
 
 def thirds(measure: np.ndarray, chosen: Sequence[str]) -> list[dict[str, Any]]:

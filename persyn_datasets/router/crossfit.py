@@ -126,6 +126,7 @@ def group_means(groups: np.ndarray, rewards: np.ndarray, count: int) -> np.ndarr
     np.add.at(total, groups, y)
     mean = np.where(n > 0, total / np.maximum(n, 1), y.mean(0))
     freedom = max(len(y) - int((n > 0).sum()), 1)
+    # s² of each teacher; then E[n·deviation²] = s² + n·t² gives t², 0 where that is negative.
     within = ((y - mean[groups]) ** 2).sum(0) / freedom
     filled = n[:, 0] > 0
     deviation = (mean - y.mean(0))[filled]
@@ -141,6 +142,7 @@ def nearest(x: np.ndarray, rewards: np.ndarray) -> Callable[[np.ndarray], np.nda
     """
     unit = _unit(x)
     counts = [k for k in NEIGHBOURS if k < len(x)] or [max(len(x) - 1, 1)]
+    # A prompt is no neighbour of its own: each is judged by the others.
     alike = unit @ unit.T
     np.fill_diagonal(alike, -np.inf)
     order = np.argsort(-alike, axis=-1)[:, : max(counts)]

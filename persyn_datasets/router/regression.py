@@ -82,6 +82,8 @@ def rewards_of_pairs(
     np.add.at(ahead, (prompt, b), b_ahead)
     np.add.at(ahead, (prompt, a), -b_ahead)
     degree = compared.sum(-1)
+    # Least squares over a graph of comparisons: L r = (what each teacher was ahead), L its
+    # Laplacian, whose null space, one constant for all, the pseudo-inverse leaves out.
     laplacian = degree[:, :, None] * np.eye(len(names)) - compared
     rewards = (np.linalg.pinv(laplacian, hermitian=True) @ ahead[:, :, None])[:, :, 0]
     messages = list(pairs.select(first_row.values())["messages"])
@@ -133,6 +135,7 @@ class _Regression:
 
     def left_out(self, ridge: float) -> np.ndarray:
         """Each prompt's prediction by the fit to all the others, (prompts, teachers)."""
+        # y_i − ŷ_(i) = (y_i − ŷ_i) / (1 − h_ii), h the hat matrix: no prompt is left out in fact.
         shrunk = self._shrunk(ridge)
         fitted = self.constant * self.y_on_constant + self.along @ (shrunk * self.explained)
         own_part = self.leverage[:, None] + self.along**2 @ shrunk
@@ -186,6 +189,7 @@ def _safety(x: np.ndarray, y: np.ndarray, ridge: float, with_bias: bool) -> floa
             safe[:, single] += safety * deviation if np.isfinite(safety) else np.inf
             chosen = y[own][np.arange(own.sum()), safe.argmax(-1)]
             lead[i, own] = chosen - y[own][:, single]
+    # Not proven to be worse than the best single teacher without a bias: then none.
     if lead[0].mean() + lead[0].std() / np.sqrt(len(x)) >= 0:
         return 0.0
     best = len(SAFETIES) - 1 - int(lead.mean(-1)[::-1].argmax())  # of equals the largest
@@ -199,6 +203,7 @@ def _temperature(scores: np.ndarray, y: np.ndarray) -> float:
     would be put at infinity.
     """
     a, b = np.triu_indices(y.shape[1], 1)
+    # By how much the better of two teachers is ahead in the scores; below 0 where it is behind.
     ahead = np.where(y[:, a] > y[:, b], 1, -1) * (scores[:, a] - scores[:, b])
     ahead = ahead[y[:, a] != y[:, b]]
     deviation = float(y.std())

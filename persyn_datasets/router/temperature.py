@@ -53,6 +53,7 @@ def calibrate(router: Router, held_out: Dataset, output_dir: str) -> tuple[Route
         the latter is cross-fitted, each fold of the prompts at the temperature of the others.
     """
     o, rewards = router.scores(held_out["messages"]), rewards_of(held_out, router.names)
+    # The temperature of all prompts is too good on them: what it is worth is seen fold by fold.
     fold = np.random.default_rng(0).permutation(len(o)) % min(FOLDS, len(o))
     others = {k: temperature(o[fold != k], rewards[fold != k]) for k in set(fold.tolist())}
     divided = o / np.array([others[k] for k in fold.tolist()])[:, None]

@@ -99,11 +99,8 @@ def train_router(
     }
     specifications = [t.to_dict() for t in teachers if t.name in names]
     own.remember(specifications)
-    # What the weights depend on, by content: neither a path nor a fingerprint stands for it.
     learned_from = prefer.numpy() if rewards is None else rewards
-    compared = hashlib.sha256(learned_from.tobytes()).hexdigest()
-    content = [prompts, compared, names, specifications, weights_of(backbone, revision)]
-    address = digest([*content, training])
+    address = _address(prompts, learned_from, names, specifications, training)
     folder = output_dir or str(Path(HF_HOME) / "persyn" / "routers" / address)
     if not output_dir and (Path(folder) / LAST_FILE).exists():
         return Router.from_pretrained(folder)
@@ -120,6 +117,15 @@ def train_router(
     model.config.persyn = {"teachers": specifications, "training": training}
     save(model, tokenizer, folder)
     return Router.from_pretrained(folder)
+
+
+def _address(
+    prompts: Any, learned_from: np.ndarray, names: list[str], specifications: Any, training: Any
+) -> str:
+    """What the weights depend on, by content: neither a path nor a fingerprint stands for it."""
+    compared = hashlib.sha256(learned_from.tobytes()).hexdigest()
+    weights = weights_of(training["backbone"], training["revision"])
+    return digest([prompts, compared, names, specifications, weights, training])
 
 
 def _arguments(

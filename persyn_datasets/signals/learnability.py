@@ -61,6 +61,7 @@ def signals(
         if not len(log_probs):
             yield i, Signals(learnability=None, rsr=None, tokens=0, dropped=left_out)
             continue
+        # Σ_t −log p_θ(y_t | …). r_l is minus its mean; RSR (Eq. 7) divides the clipped ranks by it.
         surprisal = -log_probs.sum()
         rsr = ranks.clamp(max=HIGHEST_RANK).sum() / surprisal
         yield (
@@ -96,6 +97,7 @@ def answer_log_probs(
                 f"The prompt {rows[i][0][-1]['content'][:60]!r} has {text.start} tokens for the "
                 f"student {form.student.model!r}, whose context is {limit}; remove the prompt."
             )
+        # Cut at the end, not at the beginning: the answer is scored behind its whole context.
         if answer := text.answer[: limit - text.start]:
             encoded.append((text.context, answer))
             places.append(i)

@@ -87,6 +87,7 @@ def _whole(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[int, S
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     for i, (x, y) in enumerate(rows):
         ids = torch.tensor([x + y], device=model.device)
+        # Position t predicts y_{t+1}: the last of x gives y_1, the last of y nothing that counts.
         kept = {"logits_to_keep": len(y) + 1} if keeps else {}
         logits = model(ids, use_cache=False, **kept).logits[0, -len(y) - 1 : -1]
         yield i, _scores(logits, ids[0, len(x) :])
@@ -99,6 +100,8 @@ def _shared(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[int, 
         # Without its last token, which goes with the response: it predicts the first.
         of_prompt.setdefault(tuple(x[:-1]), []).append(i)
     prompts = list(of_prompt)
+    # Two loops of like length: prompts whose cache fits into memory together, and within them
+    # responses, shortest padding first, each with its own prompt's part of that cache.
     budget = token_budget(model)
 
     def window(some: list[int]) -> list[tuple[int, Scored]]:
@@ -112,6 +115,7 @@ def _shared(model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[int, 
             scores = _responses(model, ours, mask[prompt], picked)
             return [(places[b][1], one) for b, one in zip(of, scores, strict=True)]
 
+        # What a response costs: its prompt's padded cache, the prompt's last token, and itself.
         lengths = [mask.shape[1] + 1 + len(rows[i][1]) for _, i in places]
         return [scored for part in in_batches(lengths, budget, batch) for scored in part]
 
@@ -124,10 +128,12 @@ def _read(
 ) -> tuple[torch.Tensor, DynamicCache]:
     """A mask (prompts, width), padded on the left, and the cache of the prompts."""
     width = max(map(len, prompts))
+    # Padded on the left, so that each prompt ends where its responses begin.
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
     cache = DynamicCache(config=model.config)
     if width:
+        # Positions count real tokens only: padding must not move a prompt.
         _body(model, ids, mask, mask.cumsum(-1) - 1, cache)
     return mask, cache
 
@@ -148,9 +154,11 @@ def _responses(
     """One batch, whose prompts are in the cache (left-padded, as the mask says)."""
     lengths = torch.tensor([len(y) for _, y in rows])
     width = int(lengths.max())
+    # The prompt's last token goes first: its hidden state gives log p(y_1 | x).
     ids = torch.tensor([x[-1:] + y + [0] * (width - len(y)) for x, y in rows])
     positions = torch.arange(width + 1)
     mask = torch.cat([prompt_mask, (positions <= lengths[:, None]).long()], dim=-1)
+    # A response goes on at the position where its own prompt ends, whatever the batch's padding.
     output = _body(model, ids, mask, prompt_mask.sum(-1, keepdim=True) + positions, cache)
     before = (positions < lengths[:, None]).to(model.device)  # the next token is of the response
     targets = torch.tensor([t for _, y in rows for t in y], device=model.device)
@@ -193,6 +201,8 @@ def _head(
     what its body gives. The logits are made a few positions at a time.
     """
     body = _trunk(model)
+    # Soft caps, scales and tied heads differ by architecture, so the head is not done by hand: the
+    # body is put aside, and the model's forward finds these hidden states in its place.
     size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
     parts = []
     try:
@@ -209,6 +219,7 @@ def _head(
 def _scores(logits: torch.Tensor, targets: torch.Tensor) -> Scored:
     """The target's logit and the sum are rounded alike, so that log p is never above 0."""
     log_probs, ranks = [], []
+    # log p(y_t) = logit of y_t − log Σ_v exp(logit of v), both from the same rounded logits.
     rows = max(1, CACHED // logits.shape[-1])  # what is read three times stays in the cache
     for some, of in zip(logits.split(rows), targets.split(rows), strict=True):
         some = some.float()

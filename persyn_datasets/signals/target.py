@@ -81,12 +81,14 @@ def _train(student: Student, texts: Sequence[Any], target: Target, folder: Path)
     model: Any = loaded.to(models.device())
     rows = _encoded(student, texts, models.context_length(model))
     optimizer = torch.optim.AdamW(model.parameters(), lr=target.learning_rate, weight_decay=0.0)
+    # Few and small steps: θ⁺ is to point towards the target, not to arrive there.
     warm_up = max(1, round(WARM_UP * target.steps))
     schedule = get_cosine_schedule_with_warmup(optimizer, warm_up, target.steps)
     model.train()
     for batch in _batches(rows, target.steps):
         tokens = sum(len(response) for _, response in batch)
         for row in batch:  # one at a time: no padding, and little memory
+            # Gradients add up to that of −(1/T) Σ log p over the T response tokens of the batch.
             (_loss(model, row) / tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -52,6 +52,7 @@ class Pairify:
         r = responses.teachers(responses.numbers("reward"))
         order = responses.order()
         r = np.take_along_axis(r, order, -1)
+        # Zᵀ r of all pairs A < B, Z with −1 at A and +1 at B; C = 1 where it is above 0 (paper §3).
         a, b = np.triu_indices(len(responses.names), 1)
         z_r = r[:, b] - r[:, a]
         prompt, pair = np.nonzero(~np.isnan(z_r) & (z_r != 0))

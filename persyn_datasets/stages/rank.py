@@ -75,6 +75,7 @@ class Rank:
     def _ranked(self, batch: pa.Table) -> pa.Table:
         responses = Responses(batch["responses"])
         r_q, r_l = responses.numbers("quality"), self._r_l(responses)
+        # r needs both signals: whoever lacks one has no reward and takes no part.
         none = responses.failed() | np.isnan(r_q) | np.isnan(r_l)
         r_q, r_l = np.where(none, np.nan, r_q), np.where(none, np.nan, r_l)
 
@@ -83,10 +84,13 @@ class Rank:
         )
         reward = rewards[responses.prompt, responses.place]
         r, learnable = responses.teachers(reward), responses.teachers(r_l)
+        # 1 + how many teachers have a larger reward; a teacher of several samples has their mean.
         rank = np.ones(r.shape, int)
         for of_teacher in r.T:
             rank += of_teacher[:, None] > r
         first = (rank == 1) & ~np.isnan(r)
+        # Ties in r go to the more learnable, and only then to the seed: by list order one teacher
+        # would win them all.
         first &= learnable == np.max(
             learnable, axis=-1, where=first, initial=-np.inf, keepdims=True
         )

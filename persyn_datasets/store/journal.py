@@ -89,6 +89,8 @@ class Journal:
         numbers = _sorted_numbers(wanted)
         found: dict[str, Any] = {}
         read: set[Path] = set()
+        # Another process may merge files while they are read: the folder is listed again until
+        # nothing in it is new, so that no record is missed.
         while (
             files := {f for f in self.folder.iterdir() if f.suffix in (".log", ".parquet")} - read
         ):
@@ -113,6 +115,7 @@ class Journal:
                     self._seal()
                 if not self._log:
                     self._log = (self.folder / f"{uuid.uuid4().hex}.log").open("wb", buffering=0)
+                # Unbuffered: once written, the line outlives this process.
                 if self._log.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if time.time() > self._synced + SYNC_SECONDS:
@@ -140,16 +143,19 @@ class Journal:
                     file.unlink()
                 elif left or (file.suffix == ".parquet" and len(_numbers(file)) < ROWS_PER_PART):
                     small.append(file)
+        # Rarely: rewriting a part costs more than reading it.
         if len(small) > SMALL_PARTS:
             self._merge(small)
 
     def _merge(self, files: list[Path]) -> None:
         with suppress(FileNotFoundError):
             table = pa.Table.from_batches([b for f in files for b in _batches(f)], schema=_SCHEMA)
+            # Files come in any order: of a key that was put twice either record will do.
             rows = dict(zip(table["key"].to_pylist(), range(len(table)), strict=True))
-            table = table.take(pa.array(rows.values(), pa.int64()))  # the last record of each key
+            table = table.take(pa.array(rows.values(), pa.int64()))
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_AT_ONCE)
+            # The part first, then its sources go: a kill between leaves records twice, never none.
             replace_file(self.folder / f"{uuid.uuid4().hex}.parquet", sink.getvalue())
             for file in files:
                 file.unlink()

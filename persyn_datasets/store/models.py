@@ -186,6 +186,8 @@ def prompt_ids(
     found = _special_strings(tokenizer, "\n".join(m["content"] for m in messages))
     if found:
         messages = [m | {"content": m["content"].replace(_MARK, "")} for m in messages]
+    # Special tokens' strings in messages are hidden from the template's own encoding behind marks,
+    # and put back as plain text afterwards.
     for k, string in enumerate(found):
         messages = [
             m | {"content": m["content"].replace(string, f"{_MARK}{k}{_MARK}")} for m in messages

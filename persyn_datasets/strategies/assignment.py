@@ -18,6 +18,7 @@ from persyn_datasets.config.errors import InputError
 
 CORE = 200  # prompts that are assigned exactly, after the multipliers have assigned the others
 CHUNK = 65_536  # prompts that are worked on at once
+NOTHING_FITS = "no assignment is within the budget and the shares; raise one of them."
 
 
 def assign(
@@ -45,27 +46,45 @@ def assign(
         InputError: nothing is within these limits.
     """
     prompts, teachers = reward.shape
-    cheapest = np.where(np.isfinite(reward), cost, np.inf).min(-1).sum(dtype=float)
-    if cheapest > budget * (1 + 1e-9):
-        raise InputError(
-            f"the budget is {budget:,.6g}, and the cheapest teacher for every prompt costs "
-            f"{cheapest:,.6g}."
-        )
     places = np.full(teachers, prompts) if caps is None else np.minimum(caps, prompts)
-    if (room := places[np.isfinite(reward).any(0)].sum()) < prompts:
-        raise InputError(
-            f"the teachers may get {room:,.0f} prompts together, and there are {prompts:,}; raise "
-            "a share."
-        )
+    _check_room(reward, cost, budget, places)
     limits = np.array([min(budget, cost.max(-1).sum(dtype=float)), *places], float)
     multipliers, bound = multipliers_of(reward, cost, limits)
     # Any assignment within the limits has at least this reward, and the bound is above it: else
     # there is none.
     least = np.where(np.isfinite(reward), reward, np.inf).min(-1).sum(dtype=float)
     if bound < least - 1e-6 * prompts:
-        raise InputError("no assignment is within the budget and the shares; raise one of them.")
+        raise InputError(NOTHING_FITS)
     choice, _, margin = choose(reward, cost, multipliers)
-    core = CORE
+    _fill_core(choice, margin, reward, cost, limits)
+    achieved = np.take_along_axis(reward, choice[:, None], 1).sum(dtype=float)
+    return choice, float(multipliers[0]), max(bound - float(achieved), 0.0)
+
+
+def _check_room(reward: np.ndarray, cost: np.ndarray, budget: float, places: np.ndarray) -> None:
+    """Raises `InputError` where one of the limits alone is too small."""
+    cheapest = np.where(np.isfinite(reward), cost, np.inf).min(-1).sum(dtype=float)
+    if cheapest > budget * (1 + 1e-9):
+        raise InputError(
+            f"the budget is {budget:,.6g}, and the cheapest teacher for every prompt costs "
+            f"{cheapest:,.6g}."
+        )
+    if (room := places[np.isfinite(reward).any(0)].sum()) < len(reward):
+        raise InputError(
+            f"the teachers may get {room:,.0f} prompts together, and there are {len(reward):,}; "
+            "raise a share."
+        )
+
+
+def _fill_core(
+    choice: np.ndarray, margin: np.ndarray, reward: np.ndarray, cost: np.ndarray, limits: np.ndarray
+) -> None:
+    """Assign the prompts anew, in place, whose two best teachers are nearly equal.
+
+    There the multipliers do not decide, and the exact programme fills up what the others leave of
+    the limits; over more prompts where these do not suffice.
+    """
+    prompts, core = len(choice), CORE
     while True:
         open_ = np.argpartition(margin, core)[:core] if core < prompts else np.arange(prompts)
         fixed = np.ones(prompts, bool)
@@ -73,14 +92,10 @@ def assign(
         exact = _exact(reward[open_], cost[open_], limits - _used(cost[fixed], choice[fixed]))
         if exact is not None:
             choice[open_] = exact
-            break
+            return
         if core >= prompts:
-            raise InputError(
-                "no assignment is within the budget and the shares; raise one of them."
-            )
+            raise InputError(NOTHING_FITS)
         core *= 2
-    achieved = np.take_along_axis(reward, choice[:, None], 1).sum(dtype=float)
-    return choice, float(multipliers[0]), max(bound - float(achieved), 0.0)
 
 
 def multipliers_of(
@@ -90,6 +105,7 @@ def multipliers_of(
     the bound.
     """
     prompts = len(reward)
+    # g is convex and piecewise linear; its subgradient at (λ, μ) is what the limits have left over.
     unit = np.array(
         [float(cost.mean(dtype=float)) or 1.0, *[1.0] * reward.shape[1]]
     )  # λ and μ on one scale

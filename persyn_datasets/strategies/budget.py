@@ -112,6 +112,7 @@ def mean_win(p: np.ndarray) -> np.ndarray:
         (prompts, teachers), in [0, 1]; −∞ where p is 0. Ordered as the scores are.
     """
     there = p > 0
+    # Against itself p/(p + p) = 1/2, which does not count.
     wins = np.full_like(p, -0.5)  # against itself
     for p_j in p.T:
         wins += np.divide(
@@ -292,6 +293,7 @@ def tradeoff(
 
     places = np.full(len(router.names), len(reward))
     cheapest = np.where(np.isfinite(reward), cost, np.inf).min(-1).sum(dtype=float)
+    # From all prompts to their cheapest teacher, to λ = 0, where money does not count.
     budgets = np.linspace(cheapest, at(0)["spend"] / scale, POINTS)
     alone = zip(router.names, cost.sum(0, dtype=float) * scale, outcome.mean(0), strict=True)
     return {

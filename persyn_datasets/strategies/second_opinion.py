@@ -64,6 +64,7 @@ def least_sure(
         p[:, room.places < 1] = 0
     best = p.max(-1)
     there = np.flatnonzero(best > 0)
+    # |p_A / (p_A + p_B) − 1/2|, A its own teacher and B the best other.
     certainty = abs(of_own[there] / (of_own[there] + best[there]) - 0.5)
     order = there[np.argsort(certainty, kind="stable")]
     most = int(share * len(routed))
