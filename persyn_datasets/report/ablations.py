@@ -58,7 +58,7 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
 
     refit = _Refit(ranked, n, names, reward, x, quality, learnability)
     sizes = [n >> i for i in reversed(range(6)) if n >> i >= FEWEST]
-    points: list[dict[str, float]] = []
+    points: list[dict[str, Any]] = []
     if len(sizes) > 1:
         points = [{"prompts": size} for size in sizes] + [{"alpha": alpha} for alpha in ALPHAS]
     curves = []

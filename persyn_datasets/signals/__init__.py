@@ -1,5 +1,8 @@
 """What a response is worth to the student: one signal a file.
 
+What the student itself says of it: learnability, r_l, is `learnability.py`, and r_t `target.py`;
+both read `log_probs.py`'s log p_θ of each token in the text that `trained_text.py` renders.
+
 Quality, r_q, is any file here with these two functions; a recipe's `quality` names it by its file's
 name (`math-verify` is `math_verify.py`), or by a key of that name that holds what it needs
 (`{reward_model: org/name}`). A callable, or the dotted path of one, is `function.py`.

@@ -33,8 +33,7 @@ def stages_of(recipe: "Recipe") -> list[str]:
     """What a build of this strategy does, in its order: the names of its bars."""
     if recipe.strategy in ROUTED:
         return ["Generate", "Score", "Router", "Route", "Analysis", "Synthesize"]
-    calibrates = recipe.strategy in ("car", "oracle")
-    return ["Generate", "Score", "Synthesize"] if calibrates else ["Synthesize"]
+    return ["Generate", "Score", "Synthesize"] if calibration_size(recipe, 1) else ["Synthesize"]
 
 
 def teachers_of(recipe: "Recipe") -> tuple[Teacher, ...]:
