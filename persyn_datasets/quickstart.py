@@ -58,17 +58,6 @@ UNITS = (
 )
 Problem = tuple[str, int]
 
-WHAT_FOLLOWS = """
-What `persyn build quickstart` does next:
-  Generate    six teachers (two models, asked in six ways) answer 64 of the problems
-  Score       Math-Verify says which answers are right; the student, SmolLM2, how likely each is
-  Rank        both together are the reward: what the student would learn most from
-  Router      learns from the 64 which teacher suits which problem; held-out ones measure it
-  Synthesize  every problem is answered once, by the teacher that the router picks
-The demo shows that the machinery works and that a router tells kinds of problems apart; it
-trains no student. The models' weights are 4-bit ones, dequantised.
-"""
-
 
 def times(r: random.Random) -> Problem:
     a, b = r.randint(2, 15), r.randint(2, 12)
@@ -169,7 +158,6 @@ def main() -> int:
     except InputError as error:
         print(f"persyn: {error}", file=sys.stderr)
         return 1
-    print(WHAT_FOLLOWS)
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from persyn_datasets.report.tables import table
 from persyn_datasets.router.metrics import GROUP, NEAREST, ORACLE, RANDOM, SHARES, SINGLE
+from persyn_datasets.store.statistics import holm
 
 CLUSTER = "best per cluster"
 LINES = (RANDOM, SHARES, SINGLE, GROUP, CLUSTER, NEAREST, "router", ORACLE)
@@ -24,8 +25,6 @@ def write(folder: Path, results: dict[str, Any]) -> None:
 
 
 def tables(results: dict[str, Any]) -> str:
-    from studies.routers import adjusted
-
     parts = [part for part in PARTS if all(part in found for found in results.values())]
     text = [
         rewards(results, part) + "\n\n" + leads(results, part, adjusted(results, part))
@@ -119,3 +118,11 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     right.set_xlabel("calibration prompts")
     right.axhline(-0.002, color="red", lw=0.8, ls=":")
     figure.savefig(path, dpi=110)
+
+
+def adjusted(results: dict[str, Any], part: str) -> dict[tuple[str, str], float]:
+    """Holm's p of the router against every line of every pool."""
+    keys = [(p, line) for p, found in results.items() for line in found[part]["against"]]
+    return dict(
+        zip(keys, holm([results[p][part]["against"][line]["p"] for p, line in keys]), strict=True)
+    )

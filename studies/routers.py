@@ -19,7 +19,7 @@ import numpy as np
 from persyn_datasets.router.crossfit import best_per_group, nearest
 from persyn_datasets.router.metrics import GROUP, NEAREST, SINGLE, compare
 from persyn_datasets.router.regression import fit_rewards
-from persyn_datasets.store.statistics import holm
+from studies import router_tables
 from studies.mmlu_pro.convert import POOLS
 from studies.recorded import Pool
 
@@ -161,17 +161,7 @@ def by_hash(pool: Pool) -> np.ndarray:
     return np.array(sorted(range(len(pool.prompts)), key=lambda i: drawn("all", pool.prompts[i])))
 
 
-def adjusted(results: dict[str, Any], part: str) -> dict[tuple[str, str], float]:
-    """Holm's p of the router against every line of every pool."""
-    keys = [(p, line) for p, found in results.items() for line in found[part]["against"]]
-    return dict(
-        zip(keys, holm([results[p][part]["against"][line]["p"] for p, line in keys]), strict=True)
-    )
-
-
 if __name__ == "__main__":
     name, folder, backbone = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    from studies import router_tables
-
     found = study(name, folder, backbone, final="--final" in sys.argv)
     router_tables.write(Path(__file__).parent / name, found)

@@ -101,15 +101,6 @@ class Analysis(TypedDict):
     by_alpha: list[dict[str, float]]
 
 
-class Luck(TypedDict):
-    """See `luck.luck`."""
-
-    oracle: float
-    shuffled: float
-    with_length: float | None
-    best_single: dict[str, str]
-
-
 class Spend(TypedDict):
     """What a budget is expected to buy: see `budget.within_budget`."""
 
@@ -136,7 +127,6 @@ class Learned(TypedDict):
     routing: Routing | None
     analysis: Analysis | None
     tradeoff: Tradeoff | None
-    luck: NotRequired[Luck]
 
 
 class OfTeacher(TypedDict):

@@ -14,9 +14,6 @@ BLUE, GREY = "#1f5fa8", "#9aa5b1"
 # What each one shows, in the order of the page: the alternative text, too.
 CAPTIONS = {
     "allocation": "Prompts per teacher, beside how often each was the best in calibration",
-    "rewards": (
-        "Mean quality, learnability and reward of each teacher's calibration responses, by its size"
-    ),
     "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
     "router": (
         "How sure the router is, and how often its favourite of two teachers is better (of "
@@ -60,7 +57,6 @@ def _figures(recipe: Recipe, stats: Build) -> Iterator[tuple[str, Figure]]:
         _short(name) + (f" ({sizes[name]:g}B)" if sizes.get(name) else "") for name in teachers
     ]
     yield "allocation", _allocation(labels, list(teachers.values()))
-    yield "rewards", _rewards(labels, list(teachers.values()))
     yield "lengths", _lengths(labels, list(teachers.values()))
     if stats["routing"]:
         yield "router", _router(stats["routing"])
@@ -99,24 +95,6 @@ def _allocation(labels: list[str], teachers: list[OfTeacher]) -> Figure:
         axes.barh([i + shift for i in range(len(labels))], shares, 0.36, color=color, label=label)
     axes.set_xlabel("share in %")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
-def _rewards(labels: list[str], teachers: list[OfTeacher]) -> Figure:
-    figure, panels = _rows(labels, 3)
-    signals = {
-        "quality": [t["quality"] for t in teachers],
-        "learnability": [t["learnability"] for t in teachers],
-        "reward": [t["reward"] for t in teachers],
-    }
-    for axes, (key, means) in zip(panels, signals.items(), strict=True):
-        points = [(mean, i) for i, mean in enumerate(means) if mean is not None]
-        color = BLUE if key == "reward" else GREY
-        axes.scatter([x for x, _ in points], [i for _, i in points], color=color, zorder=3)
-        axes.grid(axis="y", color="#e4e7eb")
-        axes.margins(x=0.15)
-        axes.locator_params(axis="x", nbins=4)
-        axes.set_xlabel(key)
     return figure
 
 

@@ -126,11 +126,6 @@ class Router:
         return teachers_from(values, self.path)
 
     @property
-    def parameters(self) -> int:
-        """How many weights it has."""
-        return load_classifier(self.path, self.revision).num_parameters()
-
-    @property
     def metrics(self) -> Metrics | None:
         """See `metrics.compare`; None if it was not evaluated."""
         return self.config.persyn.get("metrics")
