@@ -67,6 +67,9 @@ REPORT = """Print the tables of a build, and write its figures and one page for 
 needs no network, to DIR/report."""
 
 
+TRAINED = "as for build; its sections training and evaluation count here"
+
+
 def _verbose(command: argparse.ArgumentParser, default: Any) -> None:
     command.add_argument(
         "-v",
@@ -78,12 +81,8 @@ def _verbose(command: argparse.ArgumentParser, default: Any) -> None:
 
 
 def _demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument(
-        "--output",
-        default="outputs/quickstart",
-        metavar="DIR",
-        help="folder for dataset/ and router/ (default: outputs/quickstart)",
-    )
+    what = "folder for dataset/ and router/ (default: outputs/quickstart)"
+    _output(demo, what, default="outputs/quickstart")
 
 
 def _build(build: argparse.ArgumentParser) -> None:
@@ -92,11 +91,7 @@ def _build(build: argparse.ArgumentParser) -> None:
         help="a .yaml file, the name of a recipe that comes with persyn (e.g. quickstart), or a "
         "dataset on the Hub that persyn published",
     )
-    build.add_argument(
-        "--output",
-        metavar="DIR",
-        help="folder for dataset/ and router/ (default: outputs/NAME, or NAME-STRATEGY)",
-    )
+    _output(build, "folder for dataset/ and router/ (default: outputs/NAME, or NAME-STRATEGY)")
     _set(build, "a key of the recipe, e.g. --set reward.alpha=0.2 (may be repeated)")
     build.add_argument(
         "--strategy",
@@ -119,12 +114,7 @@ def _reuse(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "prompts", help="Hub id, folder, or .jsonl, .json, .csv, .tsv or .parquet file"
     )
-    command.add_argument(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="folder for data/*.parquet; opens with load_dataset",
-    )
+    _output(command, "folder for data/*.parquet; opens with load_dataset", required=True)
     command.add_argument(
         "--revision", help="branch, tag or commit of a router on the Hub, e.g. v1.0.0"
     )
@@ -181,9 +171,7 @@ def _push(push: argparse.ArgumentParser) -> None:
 
 
 def _compare(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument(
-        "recipe", help="as for build; its sections training and evaluation count here"
-    )
+    compare.add_argument("recipe", help=TRAINED)
     compare.add_argument(
         "--strategies",
         nargs="+",
@@ -197,11 +185,7 @@ def _compare(compare: argparse.ArgumentParser) -> None:
         action="store_true",
         help="hold a tournament, too: which signal predicts what a student of one teacher gains?",
     )
-    compare.add_argument(
-        "--output",
-        metavar="DIR",
-        help="folder of the datasets, students and results (default: outputs/NAME-compared)",
-    )
+    _output(compare, "folder of datasets, students and results (default: outputs/NAME-compared)")
     _set(compare, "as for build")
     compare.add_argument(
         "--push-to-hub", metavar="ORG/NAME", help="publish the students as ORG/NAME-STRATEGY"
@@ -210,20 +194,18 @@ def _compare(compare: argparse.ArgumentParser) -> None:
 
 
 def _tune(tune: argparse.ArgumentParser) -> None:
-    tune.add_argument(
-        "recipe", help="as for build; its sections training and evaluation count here"
-    )
+    tune.add_argument("recipe", help=TRAINED)
     tune.add_argument("--seeds", type=int, default=1, help="students per teacher (default: 1)")
-    tune.add_argument(
-        "--output",
-        metavar="DIR",
-        help="folder of the students and results (default: outputs/NAME-tuned)",
-    )
+    _output(tune, "folder of the students and results (default: outputs/NAME-tuned)")
     _set(tune, "as for build")
 
 
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("output", metavar="DIR", help="the --output of a build")
+
+
+def _output(command: argparse.ArgumentParser, what: str, **more: Any) -> None:
+    command.add_argument("--output", metavar="DIR", help=what, **more)
 
 
 def _set(command: argparse.ArgumentParser, what: str) -> None:

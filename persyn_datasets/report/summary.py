@@ -19,7 +19,8 @@ NAME, BAR = 32, 30  # characters
 def summary(recipe: Recipe, stats: Build, output: Path) -> str:
     """Who answers how much, the verdict, the cost, and where everything is."""
     answered = stats["rows"] - stats["failed"]
-    lines = [fill(f"{recipe.title}: {answered:,} prompts, each answered by {_who(recipe)}.")]
+    who = STRATEGIES[recipe.strategy]
+    lines = [fill(f"{recipe.title}: {answered:,} prompts, each answered by {who}.")]
     if stats["failed"]:
         lines.append(f"{stats['failed']:,} prompts failed: see the split 'failed'.")
     lines += [fill(note) for note in notes(stats)]
@@ -48,10 +49,6 @@ def demo(stats: Build, examples: Sequence[dict[str, Any]], output: Path, page: P
         f"Next  persyn report {output}   (or your own recipe: persyn build recipe.yaml)",
     ]
     return "\n".join(lines)
-
-
-def _who(recipe: Recipe) -> str:
-    return STRATEGIES[recipe.strategy]
 
 
 def _shares(stats: Build) -> list[str]:
