@@ -145,6 +145,7 @@ def row_of(name: str, folder: Path) -> list[str]:
     plain, thinking, spaced = found = list(form.render(rows))
     trained = trained_by_trl(student.model, form.tokenizer, rows)
     same = [(text.ids, text.loss_from) for text in found] == trained
+    same = same and all(text.loss_from <= text.start for text in found)
     asked = form.tokenizer.apply_chat_template(USER, add_generation_prompt=True)["input_ids"]
     left_out = form.tokenizer.decode(asked[plain.loss_from :])
     if plain.added or left_out:

@@ -27,6 +27,7 @@ from persyn_datasets.config.teacher import Message, Teacher
 from persyn_datasets.data.build import Metrics
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.ceiling import ceiling, sampled_rewards
+from persyn_datasets.router.config_file import for_older_versions, save_config
 from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_lines
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.heads import WithFeatures, head_of
@@ -225,7 +226,7 @@ class Router:
     def record(self, **facts: Any) -> "Router":
         """Write facts (JSON values) into the stored config of a local router."""
         self.config.persyn |= facts
-        self.config.save_pretrained(self.path)
+        save_config(self.config, self.path)
         return Router.from_pretrained(self.path)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -235,6 +236,7 @@ class Router:
     def save_pretrained(self, folder: str) -> None:
         model, tokenizer = self._load()
         model.save_pretrained(folder)
+        for_older_versions(folder)
         readable(folder)
         tokenizer.save_pretrained(folder)
 

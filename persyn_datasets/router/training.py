@@ -29,6 +29,7 @@ from transformers import (
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.router.bradley_terry import bradley_terry_loss, preferences
+from persyn_datasets.router.config_file import for_older_versions
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router, forward, router_text
 from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pairs
@@ -237,17 +238,10 @@ def _positions(model: Any) -> int:
 
 
 def save(model: Any, tokenizer: Any, folder: str) -> None:
-    """Write a router's files, `LAST_FILE` last.
-
-    transformers 5 writes RoPE's base within `rope_parameters` only, and 4.x would take its own
-    default for it without a word: it stands where 4.x reads it, too.
-    """
-    for part in (model.config, model.config.get_text_config()):
-        rope = getattr(part, "rope_parameters", None) or {}
-        if "rope_theta" in rope:
-            part.rope_theta = rope["rope_theta"]
+    """Write a router's files, `LAST_FILE` last."""
     (Path(folder) / LAST_FILE).unlink(missing_ok=True)
     model.save_pretrained(folder)
+    for_older_versions(folder)
     readable(folder)
     tokenizer.save_pretrained(folder)
 

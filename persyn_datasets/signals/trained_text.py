@@ -32,7 +32,8 @@ from persyn_datasets.store.models import load_tokenizer, template_of
 TEMPLATE_DATE = date(2026, 1, 1)
 _MARK = "\ufdd0"  # no character, by Unicode: no text has it
 _TEXTS_AT_ONCE = 256
-_THINKING = "<think>\nOne and one.\n</think>\n\nTwo."
+_THOUGHT = "<think>"
+_THINKING = f"{_THOUGHT}\nOne and one.\n</think>\n\nTwo."
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class TrainedText:
     """A row as the trainer reads it.
 
     ids: all token ids. Those from `loss_from` on carry loss.
-    start, end: `ids[start:end]` is the answer. Behind it are the end of the turn and what the
-        template writes after that. All of it carries loss, but for a `<think>` with which both
-        the answer and the generation prompt begin.
+    start, end: `ids[start:end]` is the answer, without a `<think>` with which both it and the
+        generation prompt begin: that is given, and carries no loss. Behind it are the end of the
+        turn and what the template writes after that, which carry loss, too.
     added: what the template writes between prompt and answer that carries loss.
     dropped: what the template leaves out of the answer.
     """
@@ -94,10 +95,13 @@ class ChatFormat:
 
     def identity(self) -> dict[str, Any]:
         """What a score depends on besides the weights."""
+        asked = self._apply([{"role": "user", "content": "x"}], add_generation_prompt=True)
         return {
             "template": digest(self.template),
             "chat_template_kwargs": self.options,
             "date": TEMPLATE_DATE.isoformat(),
+            # Once it counted where the generation prompt has it.
+            **({"given": _THOUGHT} if _THOUGHT in asked else {}),
         }
 
     def render(self, rows: Sequence[tuple[list[Message], str]]) -> Iterator[TrainedText]:
@@ -127,8 +131,8 @@ class ChatFormat:
         loss_from = common_prefix(prompt.ids, ids)
         spans = self._spans(text, ids, begin, stop) if offsets is None else _spans(offsets)
         inside = [i for i, span in enumerate(spans) if _overlaps(span, begin, stop)]
-        # The first token of all is predicted from nothing, and so never trained.
-        start = max(inside[0], 1) if inside else max(loss_from, 1)
+        # What is given carries no loss, nor does the first token of all, predicted from nothing.
+        start = max(inside[0] if inside else 0, loss_from, 1)
         end = max(inside[-1] + 1, start) if inside else start
         trained_from = spans[loss_from][0] if loss_from < len(spans) else len(text)
         return TrainedText(ids, loss_from, start, end, text[trained_from:begin], dropped)

@@ -190,12 +190,56 @@ def test_a_tokenizer_that_ends_texts_with_its_padding_token(tmp_path):
 
 
 def test_what_other_programs_read_of_a_router(tmp_path):
-    """No chat template (vLLM would apply it); RoPE's base where transformers 4 looks for it."""
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1234.0}}
-    router = train(save_backbone(tmp_path / "b", "Qwen2", rope), tmp_path / "r")
+    """No chat template: vLLM would apply it."""
+    router = train(save_backbone(tmp_path / "b", "Qwen2"), tmp_path / "r")
     assert transformers.AutoTokenizer.from_pretrained(router.path).chat_template is None
-    config = json.loads((tmp_path / "r" / "config.json").read_text())
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1234.0
-    again = transformers.AutoConfig.from_pretrained(router.path)
-    assert again.rope_parameters["rope_theta"] == 1234.0
     assert Router.from_pretrained(router.path).names == NAMES
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+LINEAR_SCALE = {"rope_type": "linear", "factor": 8.0}
+NEAR = {"rope_type": "default", "rope_theta": 300.0}
+BY_LAYER = {"layer_types": ["full_attention", "sliding_attention"]}
+# What transformers 5 writes of RoPE, and what 4.57's configs of that architecture read.
+ROPES = {
+    "Qwen2": ({"rope_type": "default", "rope_theta": 1234.0}, {"rope_theta": 1234.0}, {}),
+    "Llama": (LLAMA3 | {"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": LLAMA3}, {}),
+    "Phi3": (
+        {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        {"rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        {},
+    ),
+    "ModernBert": (
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 7e4},
+            "sliding_attention": NEAR,
+        },
+        {"global_rope_theta": 7e4, "local_rope_theta": 300.0},
+        KINDS["ModernBert"] | {"local_attention": 8} | BY_LAYER,
+    ),
+    "Gemma3Text": (
+        {"full_attention": LINEAR_SCALE | {"rope_theta": 7e5}, "sliding_attention": NEAR},
+        {"rope_theta": 7e5, "rope_local_base_freq": 300.0, "rope_scaling": LINEAR_SCALE},
+        {"sliding_window": 8} | BY_LAYER,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_what_transformers_4_reads_of_rope(kind, tmp_path):
+    """Also once facts are recorded, as every build does; and version 5 makes the same of it.
+
+    `docs/scripts/older_transformers.py` opens such routers in 4.57 itself.
+    """
+    rope, read_by_4, more = ROPES[kind]
+    backbone = save_backbone(tmp_path / "b", kind, {"rope_parameters": rope} | more)
+    router = train(backbone, tmp_path / "r")
+    before = router.scores([user(text) for text in TEXTS])
+    router = router.record(note=1).record(note=2)
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert read_by_4.items() <= config.items()
+    assert transformers.AutoConfig.from_pretrained(router.path).rope_parameters == rope
+    assert np.array_equal(router.scores([user(text) for text in TEXTS]), before)
+    router.save_pretrained(str(tmp_path / "copy"))
+    assert read_by_4.items() <= json.loads((tmp_path / "copy/config.json").read_text()).items()

