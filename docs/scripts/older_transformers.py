@@ -2,8 +2,7 @@
 
     python docs/scripts/older_transformers.py /path/to/python-with-transformers-4.57
 
-The routers are tiny and random, made here, and recorded in as a build does. Where the other version
-refuses a router's tokenizer, this is said, and its `tokenizer.json` is read in its place.
+The routers are tiny and random, made here, and recorded in as a build does.
 """
 
 import json
@@ -24,18 +23,12 @@ READER = """
 import json, sys
 import torch, transformers
 folder, texts = sys.argv[1], json.loads(sys.argv[2])
-refused = ""
-try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-except ValueError as error:
-    refused = str(error)
-    file = folder + "/tokenizer.json"
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
 options = dict(truncation=True, max_length=128, return_tensors="pt", return_token_type_ids=False)
 with torch.inference_mode():
     scores = [model(**tokenizer(text, **options)).logits[0].float().tolist() for text in texts]
-print(json.dumps([transformers.__version__, refused, scores]))
+print(json.dumps([transformers.__version__, scores]))
 """
 
 
@@ -55,11 +48,11 @@ def main(python: str) -> None:
                 capture_output=True,
                 text=True,
             )
-        theirs, refused, scores = json.loads(out.stdout.splitlines()[-1])
+        theirs, scores = json.loads(out.stdout.splitlines()[-1])
         other = int((np.array(scores).argmax(-1) != ours.argmax(-1)).sum())
         print(
             f"{kind}: {other} of {len(TEXTS)} other choices in transformers {theirs} than in "
-            f"{version('transformers')}" + (f"; tokenizer refused: {refused}" if refused else "")
+            f"{version('transformers')}"
         )
 
 

@@ -27,14 +27,14 @@ from persyn_datasets.config.teacher import Message, Teacher
 from persyn_datasets.data.build import Metrics
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.ceiling import ceiling, sampled_rewards
-from persyn_datasets.router.config_file import for_older_versions, save_config
 from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_lines
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.heads import WithFeatures, head_of
 from persyn_datasets.router.metrics import compare, first_rows, mean_by_prompt
+from persyn_datasets.router.older_versions import save_config, save_model, save_tokenizer
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import content_hash
-from persyn_datasets.store.models import batches, load_classifier, load_tokenizer, readable
+from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
 
 # A CPU is quickest with what its cache holds.
 TOKENS_PER_BATCH = {"cuda": 16_384, "cpu": 1024}
@@ -235,10 +235,8 @@ class Router:
 
     def save_pretrained(self, folder: str) -> None:
         model, tokenizer = self._load()
-        model.save_pretrained(folder)
-        for_older_versions(folder)
-        readable(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, folder)
+        save_tokenizer(tokenizer, folder)
 
 
 @lru_cache(maxsize=8)

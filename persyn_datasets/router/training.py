@@ -29,14 +29,14 @@ from transformers import (
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.router.bradley_terry import bradley_terry_loss, preferences
-from persyn_datasets.router.config_file import for_older_versions
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router, forward, router_text
+from persyn_datasets.router.older_versions import save_model, save_tokenizer
 from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pairs
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
-from persyn_datasets.store.models import device, dtype, free, readable
+from persyn_datasets.store.models import device, dtype, free
 from persyn_datasets.store.progress import Bar
 
 # The file that is written last: with it, a router is whole.
@@ -240,10 +240,8 @@ def _positions(model: Any) -> int:
 def save(model: Any, tokenizer: Any, folder: str) -> None:
     """Write a router's files, `LAST_FILE` last."""
     (Path(folder) / LAST_FILE).unlink(missing_ok=True)
-    model.save_pretrained(folder)
-    for_older_versions(folder)
-    readable(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
 
 
 def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], rewards: np.ndarray) -> Head:

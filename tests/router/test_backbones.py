@@ -196,6 +196,22 @@ def test_what_other_programs_read_of_a_router(tmp_path):
     assert Router.from_pretrained(router.path).names == NAMES
 
 
+def test_what_transformers_4_reads_of_a_tokenizer(tmp_path):
+    """A class that it knows, and special tokens where it looks for them; 5 makes the same of it."""
+    tokenizer = make_tokenizer(None)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
+    router = train(save_backbone(tmp_path / "b", "Llama", tokenizer=tokenizer), tmp_path / "r")
+    router.save_pretrained(str(tmp_path / "copy"))
+    for folder in ("r", "copy"):
+        config = json.loads((tmp_path / folder / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert config["additional_special_tokens"] == ["<a>", "<b>"]
+        assert "extra_special_tokens" not in config
+        again = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert again("x<a>y <b>")["input_ids"] == tokenizer("x<a>y <b>")["input_ids"]
+        assert set(again.all_special_tokens) == set(tokenizer.all_special_tokens)
+
+
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}
 LINEAR_SCALE = {"rope_type": "linear", "factor": 8.0}

@@ -1,14 +1,17 @@
-"""A router's config.json, as transformers 4 reads it, too.
+"""A router's files, as transformers 4 reads them, too.
 
 transformers 5 writes all of RoPE into `rope_parameters`. Version 4.57 does not know that key, takes
 its own defaults, and chooses other teachers without a word. So the keys that it reads stand beside
-it; version 5 makes the same of them. Written again and again, as it drops them when it loads a
-config.
+it; version 5 makes the same of them, and drops them: whoever saves a config, saves it by this
+module. Of tokenizers 4.57 does not know version 5's class, nor its list of special tokens.
 """
 
 import json
 from pathlib import Path
 from typing import Any
+
+from persyn_datasets.store.journal import replace_file
+from persyn_datasets.store.models import readable
 
 # What version 4 keeps outside of `rope_scaling`.
 _OUTSIDE = ("rope_theta", "partial_rotary_factor")
@@ -19,18 +22,39 @@ _BASES = {
 }
 
 
+def save_model(model: Any, folder: str | Path) -> None:
+    model.save_pretrained(folder)
+    _add_rope(Path(folder))
+    readable(folder)
+
+
 def save_config(config: Any, folder: str | Path) -> None:
     config.save_pretrained(folder)
-    for_older_versions(folder)
+    _add_rope(Path(folder))
 
 
-def for_older_versions(folder: str | Path) -> None:
-    """Add to a saved config what transformers 4 reads of RoPE."""
-    path = Path(folder) / "config.json"
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(values.get("extra_special_tokens"), list):
+        values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    _write(path, values)
+
+
+def _add_rope(folder: Path) -> None:
+    path = folder / "config.json"
     values = json.loads(path.read_text())
     for part in (values, values.get("text_config") or {}):
         part.update(_older(part.get("rope_parameters") or {}))
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    _write(path, values)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+    replace_file(path, f"{text}\n".encode())
 
 
 def _older(rope: dict[str, Any]) -> dict[str, Any]:
