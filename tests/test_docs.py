@@ -23,6 +23,15 @@ def test_every_link_leads_somewhere(page):
         assert (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "cards").glob("*.md"))], ids=lambda p: p.name
+)
+def test_every_snippet_of_a_router_truncates(page):
+    """A pipeline does not by itself: a long prompt would end in another teacher, or a crash."""
+    for call in re.findall(r'pipeline\(\s*"text-classification"[^)]*\)', page.read_text()):
+        assert "truncation=True" in call
+
+
 def test_every_equation_has_its_function_and_its_test():
     rows = re.findall(
         r"^\| .*\| `([^`]+)` \| `([^`]+)` \|$", (ROOT / "docs/method.md").read_text(), re.M

@@ -1,8 +1,9 @@
 """The config `messages` in other trainers, each in an environment of its own (docs/trainers.md).
 
-PERSYN_LLAMAFACTORY and PERSYN_MS_SWIFT name the Python of an environment that has the tool. Without
-torchvision and torchaudio of the same build as torch, LLaMA-Factory cannot be imported; no text
-needs them.
+PERSYN_LLAMAFACTORY, PERSYN_MS_SWIFT and PERSYN_AXOLOTL name the Python of an environment that has
+the tool. Without torchvision and torchaudio of the same build as torch, LLaMA-Factory cannot be
+imported; no text needs them. Of axolotl, which wants Python 3.12 and a GPU, only what reads and
+encodes rows is used: its unpacked wheel on PYTHONPATH is enough.
 """
 
 import json
@@ -46,6 +47,21 @@ template = get_template(processor, template_type="qwen3")
 template.set_mode("train")
 labels = [[x for x in template.encode(row)["labels"] if x >= 0] for row in rows]
 print(json.dumps([processor.decode(row) for row in labels]))
+"""
+AXOLOTL = """
+import json, sys
+from datasets import load_dataset
+from transformers import AutoTokenizer
+from axolotl.prompt_strategies.chat_template import load
+from axolotl.utils.dict import DictDefault
+folder, model = sys.argv[1:]
+rows = load_dataset("parquet", data_files=folder + "/train.parquet", split="train")
+tokenizer = AutoTokenizer.from_pretrained(model)
+options = {"sequence_len": 4096, "train_on_inputs": False, "chat_template": "tokenizer_default"}
+entry = {"path": "x", "type": "chat_template", "field_messages": "messages"}
+strategy = load(tokenizer, DictDefault(options), ds_cfg=DictDefault(entry))
+labels = [[x for x in strategy.tokenize_prompt(row)["labels"] if x >= 0] for row in rows]
+print(json.dumps([tokenizer.decode(row) for row in labels]))
 """
 INFO = {
     "file_name": "train.parquet",
@@ -104,9 +120,14 @@ def test_a_conversation_is_prompt_and_answer_and_failed_rows_have_none(answered)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tool", "script"), [("LLAMAFACTORY", LLAMAFACTORY), ("MS_SWIFT", MS_SWIFT)]
+    ("tool", "script", "end"),
+    [
+        ("LLAMAFACTORY", LLAMAFACTORY, "<|im_end|>"),
+        ("MS_SWIFT", MS_SWIFT, "<|im_end|>"),
+        ("AXOLOTL", AXOLOTL, "</s>"),
+    ],
 )
-def test_the_tool_trains_every_answer(answered, chat_model, tmp_path, tool, script):
+def test_the_tool_trains_every_answer(answered, chat_model, tmp_path, tool, script, end):
     python = os.environ.get(f"PERSYN_{tool}")
     if not python:
         pytest.skip(f"PERSYN_{tool} names no Python")
@@ -122,6 +143,6 @@ def test_the_tool_trains_every_answer(answered, chat_model, tmp_path, tool, scri
     )
     assert run.returncode == 0, run.stderr[-2000:]
     first, second, third = json.loads(run.stdout.splitlines()[-1])
-    assert "It is 2.<|im_end|>" in first
-    assert f"{THOUGHT}It is 3.<|im_end|>" in second
-    assert "It is 4.<|im_end|>" in third
+    assert f"It is 2.{end}" in first
+    assert f"{THOUGHT}It is 3.{end}" in second
+    assert f"It is 4.{end}" in third
