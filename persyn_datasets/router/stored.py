@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_datasets.router.model import Router
-from persyn_datasets.store.models import readable
+from persyn_datasets.router.older_versions import save_model, save_tokenizer
 
 
 def opened(router: Router) -> Any:
@@ -24,9 +24,9 @@ def keep(model: Any, router: Router, folder: str) -> Router:
     """The model as the router in this folder, with the tokenizer of the one it was opened from."""
     # The weights may be mapped from the very files that are to be replaced.
     fresh = Path(f"{folder}.new")
-    model.save_pretrained(fresh)
-    readable(fresh)
-    AutoTokenizer.from_pretrained(router.path, revision=router.revision).save_pretrained(fresh)
+    save_model(model, fresh)
+    tokenizer = AutoTokenizer.from_pretrained(router.path, revision=router.revision)
+    save_tokenizer(tokenizer, fresh)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for file in fresh.iterdir():
         file.replace(Path(folder) / file.name)
