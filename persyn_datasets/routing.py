@@ -19,6 +19,7 @@ from persyn_datasets.data.build import Learned, Metrics, Tradeoff
 from persyn_datasets.data.tables import write_tables
 from persyn_datasets.report import measure
 from persyn_datasets.report.ablations import analyse
+from persyn_datasets.report.luck import luck
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.simple_routes import reassigned
 from persyn_datasets.router.temperature import calibrate
@@ -71,6 +72,7 @@ def route(
         router=metrics,
         routing=measure.measure_routing(calibration["test"], routed, router.names, temperature),
         analysis=analyse(router, calibration, routed, recipe.effective_reward),
+        luck=luck(ranked, router.names, recipe.effective_reward),
         tradeoff=None,
     )
     paid = set(ranked["prompt_id"])

@@ -101,6 +101,19 @@ class Analysis(TypedDict):
     by_alpha: list[dict[str, float]]
 
 
+class Luck(TypedDict):
+    """See `luck.luck`."""
+
+    oracle: float
+    shuffled: float
+    with_length: float | None
+    best_single: dict[str, str]
+    with_bold: NotRequired[float | None]
+    bold: NotRequired[dict[str, float]]
+    largest_mean: NotRequired[str]
+    most_wins: NotRequired[str]
+
+
 class Spend(TypedDict):
     """What a budget is expected to buy: see `budget.within_budget`."""
 
@@ -127,6 +140,7 @@ class Learned(TypedDict):
     routing: Routing | None
     analysis: Analysis | None
     tradeoff: Tradeoff | None
+    luck: NotRequired[Luck]
 
 
 class OfTeacher(TypedDict):

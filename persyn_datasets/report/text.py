@@ -15,6 +15,7 @@ from persyn_datasets.data import contamination
 from persyn_datasets.data.build import Analysis, Build, Metrics, Tradeoff
 from persyn_datasets.engines.account import wall
 from persyn_datasets.report import thinking
+from persyn_datasets.report.luck import in_words as luck_words
 from persyn_datasets.report.tables import TERMINAL, Table, account_table, explained, table
 from persyn_datasets.report.verdict import judged_on, verdict, verdict_table
 from persyn_datasets.router.ceiling import in_words
@@ -55,6 +56,7 @@ def facts(recipe: Recipe, stats: Build) -> dict[str, Any]:
         "difficulty_of_thinking": thinking.difficulty_table(thoughts) if thoughts else "",
         "router_table": router_table(router) if router else "",
         "ceiling": ceiling_words(router) if router else "",
+        "luck": luck_words(stats["luck"]) if stats.get("luck") else "",
         "curves": CURVES,
         "curve_table": curve_table(analysis) if analysis and analysis["by_size"] else "",
         "saved": saved(stats),
