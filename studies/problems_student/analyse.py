@@ -72,16 +72,28 @@ def strategies(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dic
                 k: float(v[rows, places].mean()) for k, v in of_taught.items()
             }
             result[name]["shares"] = {t: picked.count(t) / len(picked) for t in study.names}
-    compared = {
-        name: difference(runs[REFERENCE], np.broadcast_to(v, runs[REFERENCE].shape))
-        if name == "untrained"
-        else difference(runs[REFERENCE], v)
-        for name, v in runs.items()
-        if name != REFERENCE
-    }
+    runs["untrained"] = np.broadcast_to(untrained, runs[REFERENCE].shape)
+    return {"strategies": result, "comparisons": compare(runs, REFERENCE)}
+
+
+def compare(runs: dict[str, np.ndarray], ours: str) -> dict[str, Any]:
+    """`ours` minus each other one; the values are (seeds, problems)."""
+    compared = {name: difference(runs[ours], of) for name, of in runs.items() if name != ours}
     for line, p in zip(compared.values(), holm([c["p"] for c in compared.values()]), strict=True):
         line["p_holm"] = p
-    return {"strategies": result, "comparisons": compared}
+    return compared
+
+
+def with_references(study: Study, made: dict[str, Any]) -> dict[str, Any]:
+    """Students that are taught the target's references beside a strategy's answers."""
+    runs = {name: right(study.output, files) for name, files in made["with references"].items()}
+    if "references and persyn" not in runs:
+        return {"strategies": {}, "comparisons": {}}
+    shown = {
+        name: by_family(study, "held-out", values) | {"seeds": values.mean(-1).tolist()}
+        for name, values in runs.items()
+    }
+    return {"strategies": shown, "comparisons": compare(runs, "references and persyn")}
 
 
 def tournament(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dict[str, Any]:
@@ -146,6 +158,7 @@ def main(output: Path) -> None:
         "setting": made["setting"],
         "development": development,
         **strategies(study, made, untrained),
+        "with references": with_references(study, made),
         "tournament": tournament(study, made, untrained),
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))

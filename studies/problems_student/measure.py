@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,11 @@ SIZES = {
 }
 SETTINGS = ((15, 1e-4), (15, 3e-4), (24, 1e-4))  # steps of 8, rate
 STRONG_SHARE = 0.2
+FEW = 12  # references, two of each kind
+SETTINGS_OF_FEW = ((6, 1e-4), (12, 1e-4), (24, 1e-4))
 LONG = 96  # tokens for the untrained student, beside the table
 ALPHA = 0.4
+BESIDE = "persyn", "random"  # whose answers are learnt beside the references
 TARGET, PAPER = "target", "log-probability"
 
 
@@ -58,17 +61,20 @@ class Study:
     Attributes:
         parts: the problems, see `SIZES`.
         names: of the teachers.
+        references: how many the target has.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, references: int = SIZES["target"]) -> None:
         self.output, self.parts = output, draw(SIZES, seed=0)
+        self.parts["target"] = self.parts["target"].select(range(references))
+        self.suffix = "" if references == SIZES["target"] else f"-{references}"
         self.teachers = teachers()
         self.names = [t.name for t in self.teachers]
         self.student = Student(str(quickstart.FOLDER / quickstart.MODELS[0]), family="smollm2")
         self._ranked: dict[tuple[str, str], Dataset] = {}
 
     def target(self) -> Target:
-        file = self.output / "target.jsonl"
+        file = self.output / f"target{self.suffix}.jsonl"
         if not file.exists():
             rows = self.parts["target"].select_columns(["messages", "response"]).to_list()
             file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -76,7 +82,7 @@ class Study:
 
     def scored(self, part: str) -> Dataset:
         """Every teacher's answers with their signals."""
-        file = self.output / f"{part}.parquet"
+        file = self.output / f"{part}{self.suffix}.parquet"
         if not file.exists():
             batch = self.parts[part].remove_columns("response").to_dict()
             batch |= Generate(self.teachers)(batch)
@@ -92,6 +98,11 @@ class Study:
             ranked = Rank(alpha=ALPHA, learnability=learnability)(batch)
             self._ranked[key] = Dataset.from_dict(batch | ranked)
         return self._ranked[key]
+
+    def references(self) -> list[Example]:
+        """The target's."""
+        rows = self.parts["target"]
+        return list(zip(rows["messages"], rows["response"], strict=True))
 
     def examples(self, picked: list[str]) -> list[Example]:
         """The answer of each taught problem's teacher; one without a word is left out."""
@@ -171,11 +182,68 @@ def taught(study: Study, examples: list[Example], setting: Setting, seed: int, p
     return path
 
 
-def best_setting(study: Study, picked: list[str]) -> Setting:
-    """The best for students of random teachers on the development problems; of equals the first."""
-    examples = study.examples(picked)
-    found = {s: np.load(taught(study, examples, s, 0, "development"))["right"] for s in SETTINGS}
-    return max(SETTINGS, key=lambda s: found[s].mean())
+def best_setting(study: Study, examples: list[Example], settings: Sequence[Setting]) -> Setting:
+    """The best on the development problems, with seed 0; of equals the first."""
+    found = {s: np.load(taught(study, examples, s, 0, "development"))["right"] for s in settings}
+    return max(settings, key=lambda s: found[s].mean())
+
+
+class Made:
+    """Which file has which student; written whenever one is made."""
+
+    def __init__(self, study: Study, setting: Setting) -> None:
+        self.study, self.setting = study, setting
+        kinds = ("students", "teachers", "with references", "few references", "assignments")
+        self.record: dict[str, Any] = {"setting": setting} | {kind: {} for kind in kinds}
+
+    def learn(
+        self,
+        kind: str,
+        name: str,
+        examples: list[Example],
+        seed: int,
+        setting: Setting | None = None,
+    ) -> None:
+        path = taught(self.study, examples, setting or self.setting, seed, "held-out")
+        self.record[kind].setdefault(name, {})[str(seed)] = path.name
+        (self.study.output / "made.json").write_text(json.dumps(self.record, indent=1))
+
+
+def learn_strategies(made: Made, seeds: int, seen: np.ndarray, asked: np.ndarray) -> None:
+    study = made.study
+    for seed in range(seeds):
+        picked = assignments(study, seed, seen, asked)
+        made.record["assignments"][str(seed)] = picked
+        for name, of in picked.items():
+            made.learn("students", name, study.examples(of), seed)
+        made.learn("students", "target alone", study.references(), seed)
+        if seed == 0:
+            for name in study.names:
+                made.learn("teachers", name, study.examples([name] * SIZES["taught"]), seed)
+
+
+def learn_beside_references(made: Made, seeds: int) -> None:
+    study, (steps, rate) = made.study, made.setting
+    twice = 2 * steps, rate  # there are twice as many examples
+    for seed in range(seeds):
+        picked = made.record["assignments"][str(seed)]
+        beside = {f"references and {of}": study.examples(picked[of]) for of in BESIDE}
+        for name, examples in {"references alone": [], **beside}.items():
+            made.learn("with references", name, study.references() + examples, seed, twice)
+
+
+def learn_by_few_references(made: Made, seeds: int, seen: np.ndarray, asked: np.ndarray) -> None:
+    study, few = made.study, Study(made.study.output, FEW)
+    routed = fit_rewards(seen, rewards(few, TARGET))(asked).argmax(-1)
+    answers = study.examples([study.names[i] for i in routed])
+    models.free()
+    alone = best_setting(few, few.references(), SETTINGS_OF_FEW)
+    made.record["setting of few references"] = alone
+    for seed in range(seeds):
+        made.learn("few references", f"{FEW} references", few.references(), seed, alone)
+        made.learn("few references", f"persyn by {FEW}", answers, seed)
+        both = few.references() + answers
+        made.learn("few references", f"{FEW} and persyn by them", both, seed)
 
 
 def main(output: Path, seeds: int) -> None:
@@ -199,25 +267,11 @@ def main(output: Path, seeds: int) -> None:
     for part in ("calibration", "taught"):
         study.scored(part)
     models.free()  # the teachers' memory: students are trained from here on
-    chosen = best_setting(study, assignments(study, 0, seen, asked)["random"])
-    made: dict[str, Any] = {"setting": chosen, "students": {}, "teachers": {}, "assignments": {}}
-
-    def learn(kind: str, name: str, examples: list[Example], seed: int) -> None:
-        path = taught(study, examples, chosen, seed, "held-out")
-        made[kind].setdefault(name, {})[str(seed)] = path.name
-        (output / "made.json").write_text(json.dumps(made, indent=1))
-
-    references = study.parts["target"]
-    for seed in range(seeds):
-        picked = assignments(study, seed, seen, asked)
-        made["assignments"][str(seed)] = picked
-        for name, of in picked.items():
-            learn("students", name, study.examples(of), seed)
-        target_only = list(zip(references["messages"], references["response"], strict=True))
-        learn("students", "target alone", target_only, seed)
-        if seed == 0:
-            for name in study.names:
-                learn("teachers", name, study.examples([name] * SIZES["taught"]), seed)
+    of_random = study.examples(assignments(study, 0, seen, asked)["random"])
+    made = Made(study, best_setting(study, of_random, SETTINGS))
+    learn_strategies(made, seeds, seen, asked)
+    learn_beside_references(made, seeds)
+    learn_by_few_references(made, seeds, seen, asked)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def describe(results: dict[str, Any]) -> str:
         _compared(results["comparisons"]),
         "Differences in exact match, paired by problem and seed; 95% bootstrap over problems and "
         "seeds; p by sign flips over problems, Holm over this table.",
+        *_with_references(results["with references"]),
         "## Shares of the teachers",
         _shares(results["strategies"]),
         "## Teachers, and the student of each alone",
@@ -62,7 +63,19 @@ def _longer(of: dict[str, float] | None) -> str:
     )
 
 
-def _compared(comparisons: dict[str, Any]) -> str:
+def _with_references(of: dict[str, Any]) -> list[str]:
+    if not of["strategies"]:
+        return []
+    return [
+        "## With references at hand",
+        _students(of["strategies"]),
+        "Students of the target's references and a strategy's answers together, for twice as many "
+        "steps.",
+        _compared(of["comparisons"], "references and persyn minus"),
+    ]
+
+
+def _compared(comparisons: dict[str, Any], ours: str = "persyn minus") -> str:
     rows = [
         [
             name,
@@ -73,7 +86,7 @@ def _compared(comparisons: dict[str, Any]) -> str:
         ]
         for name, of in sorted(comparisons.items(), key=lambda item: item[1]["mean"])
     ]
-    return table(["persyn minus", "difference", "p", "p (Holm)", "seeds"], rows)
+    return table([ours, "difference", "p", "p (Holm)", "seeds"], rows)
 
 
 def _shares(strategies: dict[str, Any]) -> str:
