@@ -18,7 +18,7 @@ from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.stages.rank import combined_reward
 from persyn_datasets.store.statistics import holm, paired
 from studies.problems_student import tables
-from studies.problems_student.measure import ALPHA, LONG, SIZES, Study
+from studies.problems_student.measure import ALPHA, FEW, LONG, SIZES, Study
 from studies.problems_student.problems import FAMILIES
 
 HERE = Path(__file__).parent
@@ -84,16 +84,16 @@ def compare(runs: dict[str, np.ndarray], ours: str) -> dict[str, Any]:
     return compared
 
 
-def with_references(study: Study, made: dict[str, Any]) -> dict[str, Any]:
-    """Students that are taught the target's references beside a strategy's answers."""
-    runs = {name: right(study.output, files) for name, files in made["with references"].items()}
-    if "references and persyn" not in runs:
+def beside(study: Study, students: dict[str, dict[str, str]], ours: str) -> dict[str, Any]:
+    """Students that are taught references, too; `ours` against the others."""
+    runs = {name: right(study.output, files) for name, files in students.items()}
+    if ours not in runs:
         return {"strategies": {}, "comparisons": {}}
     shown = {
         name: by_family(study, "held-out", values) | {"seeds": values.mean(-1).tolist()}
         for name, values in runs.items()
     }
-    return {"strategies": shown, "comparisons": compare(runs, "references and persyn")}
+    return {"strategies": shown, "comparisons": compare(runs, ours)}
 
 
 def tournament(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dict[str, Any]:
@@ -158,7 +158,9 @@ def main(output: Path) -> None:
         "setting": made["setting"],
         "development": development,
         **strategies(study, made, untrained),
-        "with references": with_references(study, made),
+        "with references": beside(study, made["with references"], "references and persyn"),
+        "few references": beside(study, made["few references"], f"{FEW} and persyn by them"),
+        "setting of few references": made.get("setting of few references"),
         "tournament": tournament(study, made, untrained),
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))

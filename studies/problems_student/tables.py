@@ -3,7 +3,7 @@
 from typing import Any
 
 from persyn_datasets.report.tables import table
-from studies.problems_student.measure import LONG
+from studies.problems_student.measure import FEW, LONG, SIZES
 from studies.problems_student.problems import FAMILIES, SHORT
 
 KINDS = tuple(f.__name__ for f in FAMILIES)
@@ -21,7 +21,19 @@ def describe(results: dict[str, Any]) -> str:
         _compared(results["comparisons"]),
         "Differences in exact match, paired by problem and seed; 95% bootstrap over problems and "
         "seeds; p by sign flips over problems, Holm over this table.",
-        *_with_references(results["with references"]),
+        *_beside(
+            results["with references"],
+            "With references at hand",
+            f"Students of the target's {SIZES['target']} references and a strategy's answers "
+            "together, for twice as many steps.",
+        ),
+        *_beside(
+            results["few references"],
+            f"With {FEW} references",
+            f"{FEW} references take the place of the {SIZES['target']}: in the signal, for the "
+            f"router, and as what is taught (alone: steps and rate "
+            f"{results['setting of few references']}).",
+        ),
         "## Shares of the teachers",
         _shares(results["strategies"]),
         "## Teachers, and the student of each alone",
@@ -63,15 +75,15 @@ def _longer(of: dict[str, float] | None) -> str:
     )
 
 
-def _with_references(of: dict[str, Any]) -> list[str]:
+def _beside(of: dict[str, Any], title: str, caption: str) -> list[str]:
     if not of["strategies"]:
         return []
+    ours = max(of["strategies"], key=lambda name: name not in of["comparisons"])
     return [
-        "## With references at hand",
+        f"## {title}",
         _students(of["strategies"]),
-        "Students of the target's references and a strategy's answers together, for twice as many "
-        "steps.",
-        _compared(of["comparisons"], "references and persyn minus"),
+        caption,
+        _compared(of["comparisons"], f"{ours}, minus"),
     ]
 
 
