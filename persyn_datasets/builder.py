@@ -39,7 +39,7 @@ from persyn_datasets.report import figures, measure
 from persyn_datasets.router.model import Router
 from persyn_datasets.runners import check
 from persyn_datasets.runners.local import run
-from persyn_datasets.signals import signal_of
+from persyn_datasets.signals import asks, signal_of
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import COLUMNS, Rank
@@ -237,6 +237,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "max_length": longest(recipe.student, chats) if self._calibration_size else None,
             **learned,
             **measure.measure(ranked, answered, names),
+            **account.notes,
             "preferences": (self.folder / "preferences").exists(),
             **plan.plan(recipe, len(prompts)),
             **self._sources(),
@@ -263,7 +264,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         samples = recipe.calibration.samples
         generate = Generate(recipe.teachers, recipe.max_failed, account, samples=samples)
         generated = self._run(prompts, generate, schema.GENERATED)
-        return self._judge(generated, Rank(**asdict(recipe.effective_reward)))
+        return self._judge(generated, Rank(**asdict(recipe.effective_reward)), account)
 
     def _try_quality(self, prompts: Dataset) -> None:
         """One real row through what judges, before the first answer is paid for. Its score is kept
@@ -289,11 +290,15 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
                 "Are its weights whole? Take another reward model."
             )
 
-    def _judge(self, generated: Dataset, rank: Any) -> Dataset:
+    def _judge(self, generated: Dataset, rank: Any, account: Account) -> Dataset:
         recipe = self.recipe
         of = schema.with_target if recipe.target else dict
         reads = as_trained(recipe.keep_reasoning)
-        score = Score(recipe.student, recipe.quality, recipe.target, reads)
+        score = Score(recipe.student, recipe.quality, recipe.target, reads, account)
+        if asks(recipe.quality):  # by the one process that keeps the account
+            alone = replace(score, student=None, target=None)
+            generated = run(generated, alone, schema.SCORED, batch_size=None)
+            score = replace(score, quality=None)
         scored = self._run(generated, score, of(schema.SCORED)).with_format("arrow")
         return run(scored, rank, of(schema.RANKED), batch_size=None).with_format(None)
 

@@ -96,7 +96,7 @@ def stated(recipe: Recipe) -> dict[str, Any]:
         if values[section]:
             values[section] = {k: v for k, v in values[section].items() if k not in places}
     if isinstance(recipe.quality, dict):
-        places = ("reward_model", "revision")
+        places = ("reward_model", "revision", "judge")
         values["quality"] = {k: v for k, v in recipe.quality.items() if k not in places}
     values["teachers"] = [
         {k: v for k, v in t.to_dict().items() if k not in ("model", "revision")}

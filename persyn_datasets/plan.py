@@ -9,7 +9,7 @@ from persyn_datasets import signals
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
-from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data.build import Estimate, Line, Planned, Use
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load, prompts_of
@@ -86,6 +86,8 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
         recipe.quality,
         prompts if routed and recipe.second_opinion else calibration(recipe, prompts),
     )
+    if judge := signals.asks(recipe.quality):
+        check_prices([judge], recipe.max_cost)
     _check_model("student.model", recipe.student.model, recipe.student.revision)
     thinking = recipe.keep_reasoning == "inline" and any(map(_thinks, recipe.teachers))
     trained_text.check(recipe.student, prompts["messages"], thinking)
@@ -289,6 +291,8 @@ def describe(recipe: Recipe, prompts: Dataset, account: Sequence[Line] = ()) -> 
             f"Target: {len(load(recipe.target)):,} reference answers; the student takes "
             f"{recipe.target.steps} steps on them, and the calibration's responses are scored twice"
         )
+    if p["calibration"] and (judge := signals.asks(recipe.quality)):
+        words.append(_judge_words(recipe, p, prompts, judge))
     if recipe.prompts.decontaminate and (found := contamination(recipe)[1]):
         words.append(in_words(found))
     return "\n".join(fill(line) if "  " not in line else line for line in words)
@@ -320,6 +324,23 @@ def _cost_words(e: Estimate) -> str:
         f"{usd(e['generate_then_select'])}; all prompts to {e['dearest']['name']} "
         f"{usd(e['dearest']['usd'])}"
     )
+
+
+def _judge_words(recipe: Recipe, p: Planned, prompts: Dataset, judge: Teacher) -> str:
+    """How often the judge is asked, and what that costs if answers are as long as they may be: about,
+    since it counts the teachers' answers in its own tokens.
+    """
+    signal, spec = signals.signal_of(recipe.quality)
+    asked = p["calibration"] * signal.requests_of_prompt(spec, p["teachers"] * p["samples"])
+    words = f"The judge {judge.model} is asked {asked:,} times"
+    if not judge.price:
+        return f"{words} (not priced)"
+    answers = [(t.sampling or recipe.sampling).max_tokens for t in recipe.teachers]
+    shown = (2 if spec.get("pairwise") else 1) * sum(answers) / len(answers)
+    shown += sum(map(by_bytes, prompts["messages"])) / len(prompts)
+    shown += by_bytes(judge.conversation([{"role": "user", "content": signal.template(spec)}]))
+    written = (judge.sampling or recipe.sampling).max_tokens
+    return f"{words}, for about {usd(asked * judge.price.of(shown, written))}"
 
 
 def _time_words(e: Estimate) -> list[str]:

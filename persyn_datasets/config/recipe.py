@@ -293,6 +293,11 @@ def teachers_from(values: dict[str, Any], where: str) -> list[Teacher]:
     return list(teachers.values())
 
 
+def judge_from(values: dict[str, Any]) -> Teacher:
+    """The judge of `quality.judge`, which is stated as a teacher is."""
+    return _validated(Teacher, values, "", "quality", "judge")
+
+
 def budget_from(value: Any) -> Budget:
     """The value of `budget`: a number of USD, or the keys of `Budget`.
 
@@ -320,7 +325,7 @@ def _explain(error: Any) -> str:
     *above, key = error["loc"] or ("recipe",)
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
-        sections = _sections(Recipe)
+        sections = _sections(Recipe) | {"judge": Teacher}
         section = next((sections[p] for p in reversed(above) if p in sections), Recipe)
         known = [f.name for f in fields(section)]
         nearest = get_close_matches(str(key), known, n=1, cutoff=0)[0]

@@ -272,6 +272,24 @@ class SecondOpinions(TypedDict):
     better: int
 
 
+class Judged(TypedDict):
+    """What is known of the judge of the calibration.
+
+    It was `asked` so many times; `failed` requests had no answer, `unread` ones no verdict. Of
+    `pairs` of answers it said the same of `agreed` in both orders. `spread` is the sum of the
+    standard deviations of its scores of an answer, over the `repeated` ones.
+    """
+
+    name: str
+    asked: int
+    failed: int
+    unread: int
+    pairs: NotRequired[int]
+    agreed: NotRequired[int]
+    repeated: NotRequired[int]
+    spread: NotRequired[float]
+
+
 class Added(TypedDict):
     """Rows of a later `persyn synthesize` that were published with a build."""
 
@@ -297,6 +315,7 @@ class Build(Learned, Measured, Planned, Sources, Files):
     versions: dict[str, str]
     cost: Cost | None
     max_length: NotRequired[int | None]
+    judge: NotRequired[Judged]
     preferences: NotRequired[bool]
     added: NotRequired[list[Added]]
 

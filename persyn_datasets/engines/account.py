@@ -69,6 +69,7 @@ class Account:
 
     Attributes:
         said: the teachers of which something was said that is to be said once.
+        notes: what a stage found out beside its rows, e.g. of its `judge`.
     """
 
     def __init__(self, max_cost: float | None = None, before: float = 0.0):
@@ -76,6 +77,7 @@ class Account:
         self.closed = threading.Event()  # set: engines stop asking, and drop what is in flight
         self.stage = ""
         self.said: set[str] = set()
+        self.notes: dict[str, Any] = {}
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._reserved: dict[Key, float] = {}
         self._counted: set[Key] = set()

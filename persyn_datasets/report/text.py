@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from persyn_datasets import signals
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.data import contamination
-from persyn_datasets.data.build import Analysis, Build, Metrics, Tradeoff
+from persyn_datasets.data.build import Analysis, Build, Judged, Metrics, Tradeoff
 from persyn_datasets.engines.account import wall
 from persyn_datasets.report import thinking
 from persyn_datasets.report.luck import in_words as luck_words
@@ -276,12 +277,12 @@ def saved(stats: Build) -> str:
 
 def reward_words(recipe: Recipe) -> str:
     """The combined reward, as an equation and its parts."""
-    quality = recipe.quality if isinstance(recipe.quality, str) else recipe.quality["reward_model"]
     reward = recipe.effective_reward
     return (
         f"Reward r = (1 − α)·r_q + α·r_l with α = {reward.alpha}, each signal normalised by "
-        f"`{reward.normalize}`. r_q: {quality}. r_l: {R_L[reward.learnability]} of the response "
-        "under the student." + (f" Target: {_named(recipe.target.path)}." if recipe.target else "")
+        f"`{reward.normalize}`. r_q: {signals.shown(recipe.quality)}. "
+        f"r_l: {R_L[reward.learnability]} of the response under the student."
+        + (f" Target: {_named(recipe.target.path)}." if recipe.target else "")
     )
 
 
@@ -293,7 +294,22 @@ def _named(path: str) -> str:
 def notes(stats: Build) -> list[str]:
     """What else a reader has to know of the rows."""
     extras = ((second_opinion, stats["second_opinions"]), (contamination, stats["contamination"]))
-    return [module.in_words(numbers) for module, numbers in extras if numbers]
+    found = [module.in_words(numbers) for module, numbers in extras if numbers]
+    return found + ([judge_words(stats["judge"])] if "judge" in stats else [])
+
+
+def judge_words(of: Judged) -> str:
+    """How far the judge can be relied on, as it says itself."""
+    words = f"Judge {of['name'].removeprefix('judge ')}: asked {of['asked']:,} times"
+    if of["failed"] or of["unread"]:
+        words += f", {of['failed']:,} failed, {of['unread']:,} without a verdict"
+    if pairs := of.get("pairs", 0):
+        same = of["agreed"] / pairs
+        words += f"; of {pairs:,} pairs, {same:.0%} got the same verdict in both orders"
+    if repeated := of.get("repeated", 0):
+        spread = of["spread"] / repeated
+        words += f"; its scores of one answer differ by {spread:.2f} (standard deviation, mean)"
+    return f"{words}."
 
 
 def to_yaml(values: dict[str, Any]) -> str:

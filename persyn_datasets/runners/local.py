@@ -61,7 +61,7 @@ def run(
         if isinstance(stage, Generate | Synthesize):
             stage = replace(stage, ask=ray_runner.ask)
     elif (gpus := min(torch.cuda.device_count(), len(rows))) > 1:
-        if isinstance(stage, Score | Route):
+        if isinstance(stage, Route) or (isinstance(stage, Score) and stage.student is not None):
             return _on_each_gpu(rows, stage, gpus, options | {"features": features})
         if isinstance(stage, Generate | Synthesize):
             _fill_journal(rows, stage, gpus, options)

@@ -22,6 +22,8 @@ and, where the defaults do not fit, these facts about itself:
     CUT = 0.0                   of an answer that `max_tokens` cut off; default: its score
     KEYS = {"judge", "prompt"}  the keys that a recipe may give it; default: the signal's name
     NAME = "math-verify"        how recipes write it; default: its file's name
+    asked(spec) -> Teacher      whom it asks over a server; then `score` also takes the `account`,
+                                and `requests_of_prompt(spec, answers)` says how often it asks
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +34,7 @@ from types import ModuleType
 from typing import Any
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.teacher import Teacher
 
 Quality = str | Mapping[str, Any] | Callable[..., Any]
 FUNCTION = "function"
@@ -81,11 +84,31 @@ def check(quality: Quality, prompts: Any) -> None:
     signal.check(spec, prompts)
 
 
+def asks(quality: Quality) -> Teacher | None:
+    """Whom the signal asks for its scores, if anybody."""
+    signal, spec = signal_of(quality)
+    asked: Teacher | None = signal.asked(spec) if hasattr(signal, "asked") else None
+    return asked
+
+
+def shown(quality: Quality) -> str:
+    """The signal in a few words."""
+    if judge := asks(quality):
+        how = "pairwise" if signal_of(quality)[1].get("pairwise") else "pointwise"
+        return f"{judge.name}, {how}"
+    signal, spec = signal_of(quality)
+    return str(spec[_written(_last(signal))]) if spec else _written(_last(signal))
+
+
 def identity(quality: Quality) -> dict[str, Any]:
     """Every fact that the scores depend on beside the rows, as JSON values."""
     signal, spec = signal_of(quality)
     facts = signal.identity(spec) if hasattr(signal, "identity") else spec
-    return {"signal": signal.__name__.rpartition(".")[2], **facts}
+    return {"signal": _last(signal), **facts}
+
+
+def _last(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def _module(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
@@ -19,6 +19,7 @@ from persyn_datasets.config.teacher import Message
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.data.reasoning import read
+from persyn_datasets.engines.account import Account
 from persyn_datasets.signals import Quality, identity, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
@@ -29,6 +30,8 @@ from persyn_datasets.store.models import dtype, use_device
 from persyn_datasets.store.progress import Bar
 
 logger = logging.getLogger(__name__)
+
+SIGNALS = ("quality", "learnability", "rsr")
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,33 @@ class Score:
     `signals.target`); `Rank` can take either for learnability.
 
     Args:
-        student: Hub id or local folder of the model that is to learn, or a `Student`.
+        student: Hub id or local folder of the model that is to learn, or a `Student`. None: quality
+            alone.
         quality: `"math-verify"` (compares the final answer with the column `answer`: 1 right, 0
             wrong; a response that was cut off by `max_tokens` has no final answer: 0),
             `{"reward_model": id}` (also `revision`, `trust_remote_code`), a dotted path to a reward
-            function with TRL's signature `f(prompts, completions, **columns) -> list[float]`, or
-            such a function.
+            function with TRL's signature `f(prompts, completions, **columns) -> list[float]`, such
+            a function, or `{"judge": {"model": …, "base_url": …}}` and other signals by their keys.
+            None: the responses have their quality already.
         target: reference answers of the kind the student shall become good at.
         reads: what of a response the student's signals are of: `both`, the thought and the answer
             as one text; `answer`; or `reasoning`. Default: what `Synthesize` by default puts into
             the completion, on which the student is trained. Quality is always that of the answer
             alone.
+        account: counts what a judge costs, and keeps to its `max_cost`.
     """
 
-    student: str | Student
-    quality: Quality = "math-verify"
+    student: str | Student | None
+    quality: Quality | None = "math-verify"
     target: Target | None = None
     reads: Reads = "both"
+    account: Account = field(default_factory=Account, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.student, str):
             object.__setattr__(self, "student", Student(self.student))
-        signal_of(self.quality)
+        if self.quality is not None:
+            signal_of(self.quality)
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
@@ -73,24 +81,29 @@ class Score:
         schema.require(batch, "responses", "Score")
         messages = messages_of(batch)
         responses = [[dict(r) for r in row] for row in batch["responses"]]
-        names = ("quality", "learnability", "rsr", *(("target",) if self.target else ()))
+        names = ["quality"] if self.quality is not None else []
+        if self.student is not None:
+            names += ["learnability", "rsr", *(["target"] if self.target else [])]
         for row in responses:
             for r in row:
-                r.update(dict.fromkeys(names))
+                r.update(dict.fromkeys(SIGNALS, None) | r | dict.fromkeys(names))
         places = [(i, r) for i, row in enumerate(responses) for r in row if not r["error"]]
         columns = {
             k: [batch[k][i] for i, _ in places]
             for k in batch
             if k not in ("messages", "prompt", "responses")
         }
-        self._add_quality([(messages[i], r) for i, r in places], columns)
-        self._add_of_student([(messages[i], r) for i, r in places if read(r, self.reads)])
+        if self.quality is not None:
+            self._add_quality([(messages[i], r) for i, r in places], columns)
+        if self.student is not None:
+            self._add_of_student([(messages[i], r) for i, r in places if read(r, self.reads)])
         return {"responses": responses}
 
     def _add_quality(
         self, places: list[tuple[list[Message], dict[str, Any]]], columns: dict[str, list[Any]]
     ) -> None:
         """Of the answers alone."""
+        assert self.quality is not None
         cut = getattr(signal_of(self.quality)[0], "CUT", None)
         rows = [(messages, r["text"]) for messages, r in places]
         for (_, r), quality in zip(places, self.of_quality(rows, columns), strict=True):
@@ -152,7 +165,10 @@ class Score:
         self, rows: list[tuple[list[Message], str]], columns: dict[str, list[Any]]
     ) -> list[float | None]:
         """r_q of each row, from the journal or by the signal, where it says that it is kept."""
+        assert self.quality is not None
         signal, spec = signal_of(self.quality)
+        if hasattr(signal, "asked"):
+            spec = spec | {"account": self.account}
         if not getattr(signal, "JOURNALLED", True):
             scored: list[float | None] = signal.score(rows, columns, **spec)
             return scored
