@@ -73,7 +73,7 @@ REQUIRES := import re; from importlib.metadata import requires; \
 
 test-vllm: .venv-vllm/installed  ## the vllm engine with real vllm; a recipe against real servers
 	$(VLLM)/python -m pytest tests/engines/test_vllm.py tests/engines/test_real_vllm.py tests/engines/test_real_servers.py \
-	  tests/router/test_vllm_classify.py
+	  tests/router/test_vllm_classify.py tests/signals/test_reward_server.py
 
 bench-vllm: .venv-vllm/installed  ## what the vllm engine adds to vllm's own time
 	$(VLLM)/python benchmarks/vllm_engine.py

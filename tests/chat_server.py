@@ -40,6 +40,7 @@ class ChatServer:
             JSON.
         models: the names that GET /v1/models lists.
         models_reply: what it answers instead.
+        route: to which POST requests go.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class ChatServer:
         reply: Callable[[dict[str, Any], int], Reply] = echo,
         models: Sequence[str] = (),
         models_reply: Reply | None = None,
+        route: str = "/v1/chat/completions",
     ) -> None:
         listing = {"object": "list", "data": [{"id": name, "object": "model"} for name in models]}
+        self.route = route
         self.reply, self.models_reply = reply, models_reply or (200, {}, listing)
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[
@@ -123,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._note()
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-        found = self.path.split("?")[0] == "/v1/chat/completions"
+        found = self.path.split("?")[0] == self.server.chat.route
         self._send(
             *(self.server.chat.chat(body) if found else (404, {}, {"error": f"no {self.path}"}))
         )

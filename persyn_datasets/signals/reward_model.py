@@ -1,5 +1,6 @@
 """Quality by a reward model: the raw output of a sequence classifier with one label for the whole
-conversation, by its own chat template (paper §3, r_q for instructions: Skywork-Reward).
+conversation, by its own chat template (paper §3, r_q for instructions: Skywork-Reward). With a
+`base_url` it is asked at a server: see `reward_server`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.signals import reward_server
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.models import (
     batches,
@@ -21,7 +23,7 @@ from persyn_datasets.store.models import (
 if TYPE_CHECKING:  # torch takes seconds to import, and the identity of a model needs none
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-KEYS = frozenset({"reward_model", "revision", "trust_remote_code"})
+KEYS = frozenset({"reward_model", "revision", "trust_remote_code", "base_url", "api_key_env"})
 TOKENS_PER_BATCH = 16_384
 TOKENS_PER_BATCH_ON_CPU = 1024  # which wants its cache
 _logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ def score(
     reward_model: str,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base_url: str | None = None,
+    api_key_env: str | None = None,
 ) -> list[float | None]:
     """The raw scalar output (no activation) of each conversation.
 
@@ -42,6 +46,9 @@ def score(
     Raises:
         InputError: the model cannot be loaded, has not one label, or no chat template.
     """
+    if base_url:
+        conversations = [[*messages, _assistant(text)] for messages, text in rows]
+        return reward_server.score(conversations, reward_model, base_url, api_key_env)
     loaded, tokenizer = _load(reward_model, revision, trust_remote_code)
     ids = [_ids(tokenizer, [*messages, _assistant(text)]) for messages, text in rows]
     limit = context_length(loaded)
@@ -88,6 +95,9 @@ def check(spec: Mapping[str, Any], prompts: Any) -> None:
     Raises:
         InputError: one of these is missing, or the model is not found.
     """
+    if base_url := spec.get("base_url"):
+        reward_server.check(spec["reward_model"], base_url, spec.get("api_key_env"))
+        return
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -122,6 +132,8 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: they are not found.
     """
+    if base_url := spec.get("base_url"):
+        return {"model": spec["reward_model"], "base_url": base_url}
     try:
         return {"weights": weights_of(spec["reward_model"], spec.get("revision"))}
     except InputError as error:
