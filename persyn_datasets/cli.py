@@ -6,6 +6,7 @@ What takes seconds to import is imported where it is needed, after the cheap che
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -224,10 +225,45 @@ def _route(options: argparse.Namespace) -> None:
 
     router, prompts, names = _reused(options)
     _warn(reuse.warnings(router, prompts))
+    teachers = _distilling(options, router, prompts, names) if options.distill_into else []
     counts = reuse.route(
-        router, prompts, Path(options.output), names, _budget(options), options.runner
+        router,
+        prompts,
+        Path(options.output),
+        [teacher.name for teacher in teachers] or names,
+        _budget(options),
+        options.runner,
+        distill=bool(teachers),
     )
     _done(counts, options.output)
+    if teachers:
+        _write_servers(teachers, Path(options.output))
+
+
+def _distilling(
+    options: argparse.Namespace, router: Any, prompts: Any, names: list[str] | None
+) -> list[Any]:
+    """Those of the available teachers that can score what the student says."""
+    from itertools import islice
+
+    from persyn_datasets.config.teacher import Teacher
+    from persyn_datasets.data.distillation import TEXTS, sharing
+
+    known = [Teacher.from_dict(values) for values in router.config.persyn["teachers"]]
+    known = [teacher for teacher in known if not names or teacher.name in names]
+    texts = [row["messages"][-1]["content"] for row in islice(prompts, TEXTS)]
+    shared = sharing(known, options.distill_into, texts)
+    return [teacher for teacher in known if teacher.name in shared]
+
+
+def _write_servers(teachers: list[Any], output: Path) -> None:
+    from persyn_datasets.data.distillation import SERVERS, servers
+
+    urls, commands = servers(teachers)
+    (output / SERVERS).write_text(json.dumps(urls, indent=2) + "\n")
+    print(f"teacher_server_urls: {output / SERVERS}")
+    for line in commands:
+        print(f"Start a server: {line}")
 
 
 def _synthesize(options: argparse.Namespace) -> None:

@@ -37,7 +37,14 @@ def parser() -> argparse.ArgumentParser:
 
     _demo(command("demo", "try it: build a dataset and a router on real small models", DEMO))
     _build(command("build", "build a recipe's dataset and router", BUILD))
-    _reuse(command("route", "assign a teacher to each prompt", ROUTE))
+    route = command("route", "assign a teacher to each prompt", ROUTE)
+    _reuse(route)
+    route.add_argument(
+        "--distill-into",
+        metavar="STUDENT",
+        help="route among the teachers that share this student's tokenizer, and write the prompts "
+        "with a teacher_id and the map of servers for TRL's AsyncDistillationTrainer",
+    )
     synthesize = command("synthesize", "assign a teacher to each prompt and let it answer", SYNTH)
     _reuse(synthesize)
     _synthesize(synthesize)

@@ -25,6 +25,7 @@ from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Answered, Line
 from persyn_datasets.data.conversations import conversations
+from persyn_datasets.data.distillation import teacher_ids
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.hub import cards, licenses
@@ -77,6 +78,7 @@ def route(
     names: Sequence[str] | None = None,
     budget: Budget | None = None,
     runner: str = "local",
+    distill: bool = False,
 ) -> Counter[str]:
     """Write the prompts with their teacher; returns prompts per teacher.
 
@@ -84,6 +86,7 @@ def route(
         names: the teachers that are available. Default: all.
         budget: see `Budget`; at the prices in the router.
         runner: see `run`.
+        distill: write them as `teacher_ids` does.
 
     Raises:
         InputError: the `budget` is too small, or cannot be kept.
@@ -92,15 +95,14 @@ def route(
     if budget:
         teachers = [Teacher.from_dict(t) for t in router.config.persyn["teachers"]]
         prompts = _routed(prompts, routing, budget, teachers, runner)
-    done = _by_shard(
-        prompts,
-        unfinished_of(output),
-        digest([router.content, names]),
-        lambda rows, _: (
-            rows if budget else run(rows, routing, schema.ROUTED, runner, batch_size=ROWS),
-            [],
-        ),
-    )
+
+    def routed(rows: Dataset, _: Any) -> tuple[Dataset, list[Line]]:
+        if not budget:
+            rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
+        return (teacher_ids(rows) if distill else rows), []
+
+    what = [router.content, names, *(["teacher_id"] if distill else [])]
+    done = _by_shard(prompts, unfinished_of(output), digest(what), routed)
     _finish(output)
     return _sum(done, "counts")
 
