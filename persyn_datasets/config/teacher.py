@@ -285,6 +285,14 @@ class Teacher:
         )
 
 
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The conversation without a system message: its text begins the first user turn."""
+    system, *rest = messages
+    first = next(i for i, message in enumerate(rest) if message["role"] == "user")
+    text = f"{system['content']}\n\n{rest[first]['content']}"
+    return [*rest[:first], rest[first] | {"content": text}, *rest[first + 1 :]]
+
+
 def check_names(teachers: Sequence[Teacher]) -> None:
     names = [t.name for t in teachers]
     twice = sorted({n for n in names if names.count(n) > 1})

@@ -37,6 +37,11 @@ def to_messages(cell: Any, where: str) -> list[Message]:
     if not isinstance(cell, Sequence) or isinstance(cell, bytes) or not cell:
         raise InputError(f"{where}: found {_shown(cell)}; {_EXPECTED}.")
     for i, message in enumerate(cell):
+        if isinstance(message, Mapping) and (kind := _not_text(message.get("content"))):
+            raise InputError(
+                f"{where}: message {i} has a part of type {kind!r}, and only texts are asked; "
+                "remove the row, or leave that part out."
+            )
         if not isinstance(message, Mapping) or not all(
             isinstance(message.get(k), str) for k in ("role", "content")
         ):
@@ -51,6 +56,13 @@ def to_messages(cell: Any, where: str) -> list[Message]:
     if not cell[-1]["content"].strip():
         raise InputError(f"{where}: the prompt is empty; {_EXPECTED}. Remove the row or fill it.")
     return [{"role": m["role"], "content": m["content"]} for m in cell]
+
+
+def _not_text(content: Any) -> str:
+    """The type of the first part that is no text, e.g. `image_url`; empty if there is none."""
+    parts = content if isinstance(content, list) else []
+    types = (str(part.get("type", "")) for part in parts if isinstance(part, Mapping))
+    return next((kind for kind in types if kind not in ("", "text")), "")
 
 
 def _from_json(text: str, where: str) -> Any:

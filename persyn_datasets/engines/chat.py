@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.config.teacher import Teacher, fold_system
 from persyn_datasets.engines import Request, Response, answered, failed
 from persyn_datasets.engines.server import Fault, message, short, storable
 
@@ -14,6 +14,12 @@ REFUSALS = re.compile(
     "unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|forbidden"
     "|deprecated|only the default|not available|not implemented|removed|cannot be (used|set|spec)"
     "|invalid (param|arg|field)|extra (input|field)|additional propert",
+    re.IGNORECASE,
+)
+# Of chat templates, as servers pass it on: Gemma's, Mistral's.
+NO_SYSTEM = re.compile(
+    "system (role|message|prompt)s? (is |are )?(not|un)|(roles|messages) must alternate"
+    "|only user(,| and) assistant",
     re.IGNORECASE,
 )
 OPTIONAL = ("temperature", "top_p", "seed", "stop")  # the server's defaults are then in force
@@ -31,6 +37,7 @@ class Refused:
 
     def __init__(self) -> None:
         self.without: set[str] = set()
+        self.folds = False  # system messages into the first user turn
         self.renamed: dict[str, str] = {}
 
     def learn(self, teacher: Teacher, body: dict[str, Any], fault: Fault) -> bool:
@@ -40,6 +47,16 @@ class Refused:
         """
         if fault.status not in (400, 422):
             return False
+        if body["messages"][0]["role"] == "system" and NO_SYSTEM.search(fault.words):
+            if not self.folds:
+                self.folds = True
+                logger.warning(
+                    "Teacher %r does not take system messages, so they are put before the first "
+                    "user message (%s).",
+                    teacher.name,
+                    fault,
+                )
+            return True
         for name, other in RENAMED.items():
             if name in body and other in fault.words:
                 if name not in self.renamed:
@@ -89,10 +106,11 @@ def _fields(body: Any) -> Iterator[str]:
 
 
 def request_body(request: Request, refused: Refused) -> dict[str, Any]:
-    sampling = request.sampling
+    sampling, messages = request.sampling, request.messages
+    folds = refused.folds and messages[0]["role"] == "system"
     body = {
         "model": request.teacher.model,
-        "messages": request.messages,
+        "messages": fold_system(messages) if folds else messages,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,

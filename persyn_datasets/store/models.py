@@ -6,6 +6,7 @@ What takes seconds to import is imported by what needs it: who renders a prompt 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from persyn_datasets.config.teacher import Message
+from jinja2 import TemplateError
+
+from persyn_datasets.config.teacher import Message, fold_system
 from persyn_datasets.store.identity import file_facts
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
 
+logger = logging.getLogger(__name__)
 _MARK = "\ufdd0"  # no character, by Unicode: no text has it
 
 
@@ -192,13 +196,7 @@ def prompt_ids(
         messages = [
             m | {"content": m["content"].replace(string, f"{_MARK}{k}{_MARK}")} for m in messages
         ]
-    text: Any = tokenizer.apply_chat_template(
-        messages,
-        chat_template=template_of(tokenizer),
-        add_generation_prompt=True,
-        tokenize=False,
-        **switches,
-    )
+    text = _rendered(tokenizer, messages, switches)
     first, *rest = re.split(f"{_MARK}(\\d+){_MARK}", text) if found else [text]
     ids = list(tokenizer(first, add_special_tokens=False)["input_ids"])
     for place, after in zip(rest[::2], rest[1::2], strict=True):
@@ -206,6 +204,45 @@ def prompt_ids(
             tokenizer(after, add_special_tokens=False)["input_ids"]
         )
     return ids
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], switches: Mapping[str, Any]
+) -> str:
+    """The prompt as a text. A template that refuses a system message, as Gemma 2's and Mistral's
+    first ones do, gets it at the beginning of the first user turn.
+    """
+
+    def render(conversation: list[Message]) -> str:
+        text: Any = tokenizer.apply_chat_template(
+            conversation,
+            chat_template=template_of(tokenizer),
+            add_generation_prompt=True,
+            tokenize=False,
+            **switches,
+        )
+        return str(text)
+
+    try:
+        return render(messages)
+    except TemplateError as refusal:
+        if messages[0]["role"] != "system":
+            raise
+        try:
+            text = render(fold_system(messages))
+        except TemplateError:
+            raise refusal from None  # of the conversation as it is
+        _say_folded(tokenizer.name_or_path)
+        return text
+
+
+@lru_cache
+def _say_folded(model: str) -> None:
+    logger.warning(
+        "The chat template of %s refuses system messages; they are put before the first user "
+        "message.",
+        model,
+    )
 
 
 def batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Iterator[list[int]]:

@@ -54,6 +54,14 @@ def test_what_is_not_a_prompt_is_named_with_its_place(cell, found):
     assert "expected" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["image", "image_url", "input_audio"])
+def test_images_are_refused_in_one_sentence(kind):
+    parts = [{"type": "text", "text": "What is this?"}, {"type": kind, kind: "…"}]
+    said = f"here: message 0 has a part of type '{kind}', and only texts are asked; remove the row"
+    with pytest.raises(InputError, match=said):
+        to_messages([{"role": "user", "content": parts}], "here")
+
+
 def test_messages_win_over_prompt_and_one_must_be_there():
     assert messages_of({"prompt": ["no"], "messages": [USER]}) == [USER]
     assert messages_of({"prompt": ["Why?"]}) == [USER]

@@ -7,6 +7,7 @@ from asking import answers, ask, one, teach
 from chat_server import ChatServer, Reply, completion
 
 from persyn_datasets import Generate, InputError, Sampling, Teacher, engines
+from persyn_datasets.engines import Request
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.chat import reasoning_tokens, text_of, usage
 from persyn_datasets.engines.dispatch import respond
@@ -146,6 +147,39 @@ def test_what_a_model_refuses_is_learnt_once(
         assert last.get("max_tokens", last.get("max_completion_tokens")) == 9
     said = [r.getMessage() for r in caplog.records if "asked without" in r.getMessage()]
     assert len(said) == len(set(names) - {"max_tokens", "top_p"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "Only user and assistant roles are supported!",
+        "Template error: syntax error: System message not supported",
+    ],
+)
+def test_a_server_that_refuses_system_messages_gets_them_in_the_first_user_turn(
+    words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Words of Gemma's, Mistral's and others' templates, as vLLM and TGI pass them on."""
+
+    def picky(request: dict[str, Any], nth: int) -> Reply:
+        if request["messages"][0]["role"] == "system":
+            return 400, {}, {"error": {"message": words}}
+        return 200, {}, completion("fine")
+
+    with ChatServer(picky) as server:
+        teacher = teach(server, concurrency=1, system_prompt="Be brief.")
+        asked = [
+            Request(teacher, text, teacher.conversation([{"role": "user", "content": text}]))
+            for text in ("a", "b")
+        ]
+        for _ in range(2):
+            assert [r["text"] for r in answers(asked)] == ["fine", "fine"]
+        assert server.count == 5
+        assert server.bodies[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nb"}]
+    said = [r for r in caplog.records if "does not take system messages" in r.getMessage()]
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(

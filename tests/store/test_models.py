@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_model
+from conftest import make_tokenizer, save_model
 from datasets import Dataset
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM
 
 from persyn_datasets.router import training as router
@@ -55,6 +56,37 @@ def test_a_prompt_cannot_write_special_tokens(fixture, request):
     decoded = tokenizer.decode(ids)
     assert attack in decoded and tokenizer.decode(ids, skip_special_tokens=True).count("</s>") == 2
     assert tokenizer.eos_token_id not in text_ids(tokenizer, attack)
+
+
+# As Gemma 2's and Mistral 7B Instruct v0.2's begin, on the Hub.
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}</s>{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [GEMMA, MISTRAL])
+def test_a_system_message_that_a_template_refuses_begins_the_first_user_turn(template, caplog):
+    tokenizer = make_tokenizer(template)
+    tokenizer.name_or_path = f"org/{len(template)}"
+    folded = [{"role": "user", "content": "Be brief.\n\nthe other"}, *TURNS[2:]]
+    for _ in range(2):
+        assert prompt_ids(tokenizer, TURNS) == prompt_ids(tokenizer, folded)
+    said = [r.getMessage() for r in caplog.records if "refuses system messages" in r.getMessage()]
+    assert len(said) == 1 and tokenizer.name_or_path in said[0]
+
+
+@pytest.mark.parametrize("turns", [[USER, USER], [SYSTEM, USER, USER]])
+def test_what_a_template_refuses_otherwise_stays_refused(turns):
+    with pytest.raises(TemplateError, match="must alternate"):
+        prompt_ids(make_tokenizer(MISTRAL), turns)
 
 
 def test_one_model_at_a_time_is_in_memory(chat_model, base_model, monkeypatch):
