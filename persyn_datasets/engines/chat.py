@@ -143,6 +143,10 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
     said = choice.get("message")
     said = said if isinstance(said, dict) else {}
     text, thought = text_of(said.get("content")), thought_of(said)
+    if thought and not text and teacher.chat_template_kwargs.get("enable_thinking") is False:
+        # vLLM's parser deepseek_r1 takes all for a thought that no tag ends, while the template has
+        # ended it in the prompt.
+        text, thought = thought, ""
     if reason == "error" or (choice.get("error") and not text):
         words = short(message(choice.get("error") or output), key) if choice.get("error") else ""
         why = f"the server broke off (finish_reason error){': ' * bool(words)}{words}"

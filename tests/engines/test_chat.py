@@ -287,6 +287,17 @@ def test_a_thought_that_was_cut_off_is_kept(message: dict[str, Any]) -> None:
         assert server.count == 1
 
 
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+def test_a_teacher_that_does_not_think_has_no_thought(key: str) -> None:
+    """vLLM 0.32's `deepseek_r1` puts an answer without tags into the reasoning."""
+    body = completion(None)
+    body["choices"][0]["message"][key] = "It is 7."
+    response, _ = one(
+        lambda request, nth: (200, {}, body), chat_template_kwargs={"enable_thinking": False}
+    )
+    assert (response["text"], response["reasoning"], response["error"]) == ("It is 7.", "", "")
+
+
 def test_a_thought_without_an_answer_that_was_not_cut_off_is_an_error() -> None:
     body = thoughtful(content=None, reasoning="3 and 4")
     response, _ = one(lambda request, nth: (200, {}, body))
