@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow coverage test-trainers test-lowest test-newest test-wheel test-vllm bench-vllm lint bench study-gsm8k study-problems study-routers clean
+.PHONY: demo test test-slow coverage test-trainers test-lowest test-newest test-wheel test-vllm test-designer bench-vllm lint bench study-gsm8k study-problems study-routers clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -74,6 +74,17 @@ REQUIRES := import re; from importlib.metadata import requires; \
 test-vllm: .venv-vllm/installed  ## the vllm engine with real vllm; a recipe against real servers
 	$(VLLM)/python -m pytest tests/engines/test_vllm.py tests/engines/test_real_vllm.py tests/engines/test_real_servers.py \
 	  tests/router/test_vllm_classify.py tests/signals/test_reward_server.py
+
+# Data Designer pins other versions, hence an environment of its own.
+DESIGNER := .venv-designer/bin
+.venv-designer/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-designer
+	$(DESIGNER)/pip install --quiet --upgrade pip
+	$(DESIGNER)/pip install --quiet data-designer==0.9.7 --editable . pytest
+	touch $@
+
+test-designer: .venv-designer/installed  ## the column for Data Designer with real data-designer
+	$(DESIGNER)/python -m pytest tests/test_designer.py
 
 bench-vllm: .venv-vllm/installed  ## what the vllm engine adds to vllm's own time
 	$(VLLM)/python benchmarks/vllm_engine.py

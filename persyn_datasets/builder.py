@@ -221,7 +221,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """What is known of the build, but for its id and its files."""
         recipe, prompts = self.recipe, self._prompts
         names = [t.name for t in strategies.teachers_of(recipe)]
-        return {
+        record: Build = {
             "build": "",
             "version": __version__,
             "name": recipe.title,
@@ -237,11 +237,13 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "max_length": longest(recipe.student, chats) if self._calibration_size else None,
             **learned,
             **measure.measure(ranked, answered, names),
-            **account.notes,
             "preferences": (self.folder / "preferences").exists(),
             **plan.plan(recipe, len(prompts)),
             **self._sources(),
         }
+        if judged := account.notes.get("judge"):
+            record["judge"] = judged
+        return record
 
     @property
     def _calibration_size(self) -> int:

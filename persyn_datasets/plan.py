@@ -327,8 +327,8 @@ def _cost_words(e: Estimate) -> str:
 
 
 def _judge_words(recipe: Recipe, p: Planned, prompts: Dataset, judge: Teacher) -> str:
-    """How often the judge is asked, and what that costs if answers are as long as they may be: about,
-    since it counts the teachers' answers in its own tokens.
+    """How often the judge is asked, and about what that costs if answers are as long as they may
+    be: it counts the teachers' answers in tokens of its own.
     """
     signal, spec = signals.signal_of(recipe.quality)
     asked = p["calibration"] * signal.requests_of_prompt(spec, p["teachers"] * p["samples"])

@@ -375,7 +375,8 @@ def _write(rows: Dataset, account: list[Line], note: Path) -> dict[str, Any]:
     }
     for split, file in files.items():
         pq.write_table(parts[split], note.with_name(file))
-    counts = Counter(table["teacher"].to_pylist())
+    named = "teacher_id" if "teacher_id" in table.column_names else "teacher"
+    counts = Counter(table[named].to_pylist())
     shard = {"files": files, "counts": counts, "errors": errors, "account": account}
     replace_file(note, json.dumps(shard).encode())
     return shard

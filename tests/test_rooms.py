@@ -24,7 +24,7 @@ FLOORS = [
     {"inputs", "plan", "builder", "routing", "reuse"},
     {"tasks"},
     {"compare"},
-    {"quickstart", "options", "cli", "__main__"},
+    {"quickstart", "options", "cli", "__main__", "designer"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -307,7 +307,7 @@ def judge_words(of: Judged) -> str:
         same = of["agreed"] / pairs
         words += f"; of {pairs:,} pairs, {same:.0%} got the same verdict in both orders"
     if repeated := of.get("repeated", 0):
-        spread = of["spread"] / repeated
+        spread = of.get("spread", 0.0) / repeated
         words += f"; its scores of one answer differ by {spread:.2f} (standard deviation, mean)"
     return f"{words}."
 

@@ -108,7 +108,8 @@ def score(
     else:
         values = _by_score(rows, columns, prompt or PROMPT, scale, said)
     before = account.notes.get("judge", {})
-    counted = {key: before.get(key, 0) + value for key, value in said.counts.items()}
+    found = dict[str, float](said.counts) | ({"spread": said.spread} if said.spread else {})
+    counted = {key: before.get(key, 0) + value for key, value in found.items()}
     account.notes["judge"] = counted | {"name": asking.name}
     if missing := sum(value is None for value in values):
         logger.warning(
@@ -193,6 +194,7 @@ class _Said:
     def __init__(self, judge: Teacher, samples: int, account: Account) -> None:
         self.judge, self.samples, self.account = judge, samples, account
         self.counts: Counter[str] = Counter()  # as in `Judged`
+        self.spread = 0.0
 
     def read(
         self, texts: Sequence[str], verdict_of: Callable[[str], float | None]
@@ -228,7 +230,8 @@ def _by_score(
     ]
     scores = said.read(texts, lambda text: _number(text, low, high))
     several = [pstdev(of) for of in scores if len(of) > 1]
-    said.counts.update(repeated=len(several), spread=sum(several))
+    said.counts.update(repeated=len(several))
+    said.spread += sum(several)
     return [fmean(of) if of else None for of in scores]
 
 
