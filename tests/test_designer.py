@@ -1,7 +1,8 @@
 """A router as a column of real Data Designer, whose models are at `ChatServer`.
 `make test-designer` brings what it needs."""
 
-import importlib.util
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,7 @@ pytestmark = [
         not find_spec("data_designer"), reason="`make test-designer` brings its own data-designer"
     ),
 ]
-EXAMPLE = Path(__file__).parents[1] / "examples" / "data_designer.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "designer_column.py"
 
 
 def answers(body, nth):
@@ -43,12 +44,11 @@ def test_each_row_is_answered_by_the_model_that_the_router_picks(tmp_path, chat_
     texts = [prompt for prompt, _ in problems()][:8]
     prompts = write_lines(tmp_path / "seed.jsonl", [{"prompt": text} for text in texts])
 
-    spec = importlib.util.spec_from_file_location("example", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     output = tmp_path / "answers.parquet"
     with ChatServer(answers, models=TEACHERS) as server:
-        example.main(router, server.url, prompts, str(output), rows=8)
+        command = [sys.executable, str(EXAMPLE), router, server.url, prompts, str(output)]
+        run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
 
     rows = {row["prompt"]: row for row in pd.read_parquet(output).to_dict("records")}
     expected = Route(Router.from_pretrained(router))({"prompt": texts})["teacher"]

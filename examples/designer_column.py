@@ -1,6 +1,6 @@
 """A persyn router within NeMo Data Designer: each row is answered by the model it picks.
 
-    python examples/data_designer.py ROUTER http://host:8000/v1 PROMPTS.jsonl ANSWERS.parquet
+    python examples/designer_column.py ROUTER http://host:8000/v1 PROMPTS.jsonl ANSWERS.parquet
 
 The server has a model by the name of each of the router's teachers; PROMPTS has a column `prompt`.
 """
