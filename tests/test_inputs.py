@@ -284,8 +284,8 @@ def test_a_model_that_changes_while_a_build_reads_it_stops_the_build(small, monk
     folder, values = small
     judge = PersynBuilder._judge
 
-    def meanwhile(self, generated, rank):
-        ranked = judge(self, generated, rank)
+    def meanwhile(self, generated, rank, account):
+        ranked = judge(self, generated, rank, account)
         train_on(folder / "student")
         return ranked
 
