@@ -146,7 +146,7 @@ def test_a_hold_out_that_failed_says_why(chat_model, tmp_path, monkeypatch):
 
 def test_rewards_that_are_all_equal_say_so(chat_model, tmp_path):
     values = make_recipe(
-        tmp_path, chat_model, reward={"alpha": 0}, quality="test_builder.the_same_for_all"
+        tmp_path, chat_model, reward={"alpha": 0}, quality="test_builder_again.the_same_for_all"
     )
     with pytest.raises(BuildError, match="rewards"):
         build(values, tmp_path / "out")
