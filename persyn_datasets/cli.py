@@ -1,5 +1,5 @@
 """The command line: `persyn demo`, `build`, `route`, `synthesize`, `push`, `compare`, `tune`,
-`report`.
+`report`, `batches`.
 
 What takes seconds to import is imported where it is needed, after the cheap checks.
 """
@@ -345,6 +345,24 @@ def _report(options: argparse.Namespace) -> None:
     print(f"{describe(recipe, stats)}\nPage: {path}")
 
 
+def _batches(options: argparse.Namespace) -> None:
+    from persyn_datasets.engines.batch import standing
+    from persyn_datasets.engines.batch_orders import everything
+    from persyn_datasets.report.tables import table
+
+    orders, rows = everything(), []
+    known = [order.batch for order in orders]
+    for name in options.cancel or []:
+        if name not in known:
+            raise InputError(f"There is no batch {name!r}; there is {', '.join(known) or 'none'}.")
+    for order in orders:
+        chosen = not options.cancel or order.batch in options.cancel
+        how_far = standing(order, cancel=options.cancel is not None and chosen)
+        count = sum(row is not None for row in order.rows)
+        rows.append([order.teacher["name"], order.batch, f"{count:,}", how_far])
+    print(table(["teacher", "batch", "requests", "state"], rows).plain() if rows else "none")
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "demo": _demo,
     "build": _build,
@@ -354,6 +372,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "tune": _tune,
     "report": _report,
+    "batches": _batches,
 }
 
 

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _compare(command("compare", "train and evaluate students of several strategies", COMPARE))
     _tune(command("tune", "find the signal that predicts what your student gains", TUNE))
     _report(command("report", "tables, figures and a page of a build", REPORT))
+    _batches(command("batches", "batches that were sent and not yet taken", BATCHES))
     return top
 
 
@@ -75,6 +76,8 @@ needs no network, to DIR/report."""
 
 
 TRAINED = "as for build; its sections training and evaluation count here"
+BATCHES = """Batches that builds have sent, and how far they are. A build takes them when it runs
+again; cancelled, they give it what is answered by then, and the rest is sent anew."""
 
 
 def _verbose(command: argparse.ArgumentParser, default: Any) -> None:
@@ -84,6 +87,15 @@ def _verbose(command: argparse.ArgumentParser, default: Any) -> None:
         action="store_true",
         default=default,
         help="show the libraries' own messages, and where an error came from",
+    )
+
+
+def _batches(batches: argparse.ArgumentParser) -> None:
+    batches.add_argument(
+        "--cancel",
+        nargs="*",
+        metavar="ID",
+        help="cancel these batches; without an ID, all of them",
     )
 
 

@@ -13,7 +13,7 @@ from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data.build import Estimate, Line, Planned, Use
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load, prompts_of
-from persyn_datasets.engines import check_keys, engine_of, facts_of
+from persyn_datasets.engines import check_keys, engine_of, facts_of, price_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, by_bytes, tokens_counted
 from persyn_datasets.report.tables import Table, table
@@ -196,7 +196,7 @@ def _answers(recipe: Recipe, prompts: Dataset, account: Sequence[Line]) -> dict[
             "prompt_tokens": expected,
             "prompt_tokens_at_most": most,
             "completion_tokens": written,
-            "usd": t.price.of(most, written) if t.price else 0.0,
+            "usd": price.of(most, written) if (price := price_of(t)) else 0.0,
             "seconds": _seconds(t, written, account),
         }
     return answer

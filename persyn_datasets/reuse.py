@@ -28,6 +28,7 @@ from persyn_datasets.data.conversations import conversations
 from persyn_datasets.data.distillation import teacher_ids
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
+from persyn_datasets.engines.dispatch import identity_of
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import rows_hash
 from persyn_datasets.report import measure as report
@@ -35,7 +36,6 @@ from persyn_datasets.router.model import Router
 from persyn_datasets.runners.local import run
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.synthesize import Synthesize
-from persyn_datasets.store.identity import teacher_identity
 from persyn_datasets.store.journal import digest, replace_file
 from persyn_datasets.strategies.budget import Budget, within_budget
 
@@ -161,7 +161,7 @@ def synthesize(
         rows = run(rows, stage, schema.SYNTHESIZED, runner, batch_size=None)
         return rows.remove_columns(schema.steering(rows.column_names)), account.to_list()
 
-    address = digest([router.content, names, [teacher_identity(t) for t in teachers], keep])
+    address = digest([router.content, names, [identity_of(t) for t in teachers], keep])
     unfinished = unfinished_of(output)
     done = _by_shard(prompts, unfinished, address, answer, "persyn-", max_failed)
     _write_conversations(unfinished)

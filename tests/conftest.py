@@ -141,3 +141,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it blocks loopback too
     monkeypatch.setenv("HF_TOKEN", "hf_must_not_leave")
     monkeypatch.setenv("TEST_KEY", KEY)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are looked at again within milliseconds."""
+    from persyn_datasets.engines import batch
+    from persyn_datasets.engines.lane import refused
+
+    for name in ("FIRST_LOOK", "LAST_LOOK", "FULL_PAUSE", "LAST_PAUSE", "STEP"):
+        monkeypatch.setattr(batch, name, 0.005)
+    monkeypatch.setattr(batch, "SETTLE", 0.05)
+    refused.cache_clear()

@@ -150,14 +150,16 @@ class Teacher:
             `recorded` a Hub dataset id, folder or file with its answers; see `columns`.
         name: the name in the data, unique among the teachers. Default: `model`.
         engine: `transformers` (in this process), `vllm` (in a process of its own), `endpoint` (any
-            OpenAI-compatible server) or `recorded`.
+            OpenAI-compatible server), `batch` (a provider's batch API, at half the price) or
+            `recorded`.
         revision: branch, tag or commit of `model` on the Hub.
         engine_args: of `vllm`, as `vllm.LLM` takes them, e.g. `{"tensor_parallel_size": 8}`.
         num_gpus: that a copy of a local model takes on a Ray cluster; 0.5: two copies share one.
             Default: vLLM's `tensor_parallel_size` (times `pipeline_parallel_size`); of
             `transformers` 1.
-        base_url: of an `endpoint`, up to and with `/v1`; or several that serve the same model. The
-            first one names the endpoint in the journal: add and remove others as you like.
+        base_url: of an `endpoint` or a `batch`, up to and with `/v1`; or, of an `endpoint`, several
+            that serve the same model. The first one names the endpoint in the journal: add and
+            remove others as you like.
         api_key_env: name of the environment variable that holds the endpoint's key. Never the key
             itself.
         concurrency: requests in flight per base_url, at most. It is lowered while a server pushes
@@ -177,7 +179,8 @@ class Teacher:
             several teachers share these, `teacher`, and `reasoning` if thoughts lie apart: a
             column, or a field of one as `column.field`. Default: columns of these names. Without
             `teacher` every row is this teacher's.
-        price: see `Price`; used in plans and accounts.
+        price: see `Price`; used in plans and accounts. Of a `batch` the usual price, half of which
+            is counted.
         tokens_per_second: of its answers, with as many requests in flight as it is given; used in
             plans. Accounts measure it.
         size: billions of parameters; used to order teachers in reports.

@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypedDict, cast
 
 from persyn_datasets.config.errors import InputError
-from persyn_datasets.config.teacher import Message, Sampling, Teacher
+from persyn_datasets.config.teacher import Message, Price, Sampling, Teacher
 from persyn_datasets.data.reasoning import split
 
 EMPTY = "empty response"
@@ -55,6 +55,10 @@ class Facts:
             take no time.
         renders: it renders and encodes prompts itself, by the tokenizer of the model: what a prompt
             costs is known before it is asked.
+        whole: it wants all requests of a stage at once, from one process.
+        share_of_price: of a teacher's `price`, what its engine is billed.
+        answers_as: the engine whose answers are the same as its own, and which names them in the
+            journal. Default: itself.
         keys: those of a `Teacher` that only this engine reads, besides those of all.
         needs: those of `keys` that it cannot do without.
     """
@@ -64,6 +68,9 @@ class Facts:
     retried: bool = False
     journalled: bool = True
     renders: bool = False
+    whole: bool = False
+    share_of_price: float = 1.0
+    answers_as: str = ""
     keys: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
@@ -226,6 +233,14 @@ def facts_of(teacher: Teacher) -> Facts:
     facts = engine_of(teacher).FACTS
     assert isinstance(facts, Facts)
     return facts
+
+
+def price_of(teacher: Teacher) -> Price | None:
+    """What its engine is billed: its price, or a share of it."""
+    share = facts_of(teacher).share_of_price
+    if not teacher.price or share == 1:
+        return teacher.price
+    return Price(share * teacher.price.input, share * teacher.price.output)
 
 
 def check_keys(teacher: Teacher) -> None:

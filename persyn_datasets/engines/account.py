@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.build import Line
-from persyn_datasets.engines import Request, Response, facts_of
+from persyn_datasets.engines import Request, Response, facts_of, price_of
 from persyn_datasets.engines.bound import tokens_at_most
 
 Key: TypeAlias = tuple[str, str, int]  # of a request: teacher, prompt, sample
@@ -129,6 +129,13 @@ class Account:
             self._since.setdefault(name, time.monotonic())
             return True
 
+    def carry(self, request: Request) -> None:
+        """It was sent by an earlier run: its highest price is set aside, whatever the limit."""
+        name = request.teacher.name
+        with self._lock:
+            self._reserved[key_of(request)] = self._factor[name] * highest_price(request)
+            self._since.setdefault(name, time.monotonic())
+
     def _passes(self, usd: float) -> bool:
         return self.max_cost is not None and self.spent + self.reserved + usd > self.max_cost
 
@@ -178,7 +185,7 @@ class Account:
         tally.prompt_tokens += prompt or 0
         tally.completion_tokens += completion or 0
         tally.reasoning_tokens += response["reasoning_tokens"] or 0
-        if not (price := request.teacher.price):
+        if not (price := price_of(request.teacher)):
             return
         if prompt is not None and completion is not None:
             usd = price.of(prompt, completion)
@@ -235,7 +242,7 @@ class Account:
 
 def highest_price(request: Request) -> float:
     """USD that an answer can cost at most; see `tokens_at_most`."""
-    if not (price := request.teacher.price):
+    if not (price := price_of(request.teacher)):
         return 0.0
     return float(
         price.of(tokens_at_most(request.teacher, request.messages), request.sampling.max_tokens)

@@ -89,6 +89,12 @@ def respond(
     return [answers.responses[key_of(r)] | {"teacher": r.teacher.name} for r in requests]
 
 
+def identity_of(teacher: Teacher) -> dict[str, Any]:
+    """A teacher's address in the journal; engines whose answers are the same share one."""
+    engine = facts_of(teacher).answers_as or teacher.engine
+    return teacher_identity(replace(teacher, engine=engine))
+
+
 class _Answers:
     """The responses of one call of `respond` as they come, with their journals."""
 
@@ -119,7 +125,7 @@ class _Answers:
             keys[name, sample].append(prompt_id)
             if (name, sample) not in self.journals and facts_of(request.teacher).journalled:
                 teacher = replace(request.teacher, sampling=request.sampling)
-                journal = Journal("responses", teacher.model, teacher_identity(teacher))
+                journal = Journal("responses", teacher.model, identity_of(teacher))
                 self.journals[name, sample] = stack.enter_context(journal)
         for (name, sample), journal in self.journals.items():
             for prompt_id, record in journal.get(keys[name, sample]).items():

@@ -79,8 +79,8 @@ def check(teacher: Teacher) -> None:
 
 def _check(teacher: Teacher, base_url: str) -> None:
     url, key, who = (
-        _url(teacher, base_url, "/models"),
-        _key(teacher, base_url),
+        url_of(teacher, base_url, "/models"),
+        api_key(teacher, base_url),
         f"Teacher {teacher.name!r}: {base_url}",
     )
     try:
@@ -155,7 +155,7 @@ async def _answer_all(
             teacher = pending[0].request.teacher
             try:
                 keys = {
-                    _url(teacher, url, "/chat/completions"): _key(teacher, url)
+                    url_of(teacher, url, "/chat/completions"): api_key(teacher, url)
                     for url in teacher.base_urls
                 }
             except InputError as error:
@@ -189,7 +189,7 @@ async def _answer_all(
             await asyncio.gather(answered, *workers, return_exceptions=True)
 
 
-def _key(teacher: Teacher, base_url: str) -> str | None:
+def api_key(teacher: Teacher, base_url: str) -> str | None:
     """The key to send: of `api_key_env`; else to Hugging Face's own servers the user's token, to
     others none.
     """
@@ -206,12 +206,12 @@ def _key(teacher: Teacher, base_url: str) -> str | None:
                 "character."
             )
         return key
-    url = _url(teacher, base_url, "")
+    url = url_of(teacher, base_url, "")
     ours = url.startswith("https:") and of_hugging_face(url)
     return get_token_to_send(None) if ours else None
 
 
-def _url(teacher: Teacher, base_url: str, path: str) -> str:
+def url_of(teacher: Teacher, base_url: str, path: str) -> str:
     with suppress(httpx.InvalidURL):
         url = httpx.URL(base_url)
         if url.scheme in ("http", "https") and url.host and not url.userinfo:

@@ -151,17 +151,8 @@ class Server:
             ) from None
         finally:
             self._idle.append(session)
-        status = reply.status_code
-        if status >= 300:
-            wait = _retry_after(reply)
-            raise Fault(
-                f"HTTP {status}: {says(reply, key)}",
-                again=status in (408, 409, 425, 429) or status >= 500,
-                busy=status in (408, 429, 503, 504),
-                down=status in (502, 503) and not wait,
-                wait=wait,
-                reply=reply,
-            )
+        if reply.status_code >= 300:
+            raise fault_of(reply, key)
         try:
             return reply.json()
         except ValueError as error:
@@ -207,6 +198,19 @@ class Server:
     def _open(self) -> None:
         self._opening = None
         self.wake()
+
+
+def fault_of(reply: httpx.Response, key: str | None) -> Fault:
+    """What an answer that is none says."""
+    status, wait = reply.status_code, _retry_after(reply)
+    return Fault(
+        f"HTTP {status}: {says(reply, key)}",
+        again=status in (408, 409, 425, 429) or status >= 500,
+        busy=status in (408, 429, 503, 504),
+        down=status in (502, 503) and not wait,
+        wait=wait,
+        reply=reply,
+    )
 
 
 def async_session(url: str) -> httpx.AsyncClient:

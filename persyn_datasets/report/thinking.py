@@ -9,6 +9,7 @@ from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data.build import OfThird, Thinking, Thoughts
 from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.engines import price_of
 from persyn_datasets.report.tables import table
 
 THIRDS = ("hardest third", "middle third", "easiest third")
@@ -83,7 +84,7 @@ def _mean_of(rewards: np.ndarray) -> float | None:
 
 def cost_table(recipe: Recipe, thinking: Thinking) -> str:
     """Of each teacher that thinks: how much, and what that costs."""
-    prices = {t.name: t.price for t in recipe.teachers}
+    prices = {t.name: price_of(t) for t in recipe.teachers}
     rows = []
     for name, of in thinking["teachers"].items():
         if not of["thoughts"]:

@@ -81,9 +81,9 @@ def ask(requests: list[Request], account: Account, keep: Callable[..., None]) ->
     `concurrency` and limits per minute between them; meanwhile local teachers work one after
     another, with a copy on as many GPUs as there are.
 
-    Under a `max_cost`, endpoints with a price are asked from here, where the account is; to local
-    teachers with a price requests are sent as far as their highest prices fit, and when these are
-    answered, more are.
+    Batches are sent from here; under a `max_cost` endpoints with a price are asked from here, too,
+    since the account is here; to local teachers with a price requests are sent as far as their
+    highest prices fit, and when these are answered, more are.
     """
     connect()
     groups: dict[str, list[Request]] = {}
@@ -91,7 +91,7 @@ def ask(requests: list[Request], account: Account, keep: Callable[..., None]) ->
     for request in requests:
         facts = facts_of(request.teacher)
         limited = account.max_cost is not None and request.teacher.price
-        if not facts.journalled or (facts.remote and limited):
+        if not facts.journalled or facts.whole or (facts.remote and limited):
             here.append(request)
         else:
             groups.setdefault(_group(request.teacher), []).append(request)

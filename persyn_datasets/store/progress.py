@@ -141,6 +141,11 @@ class Bar(tqdm):
         super().close()
 
 
+def say(words: str) -> None:
+    """A line above the bars, for what takes hours."""
+    tqdm.write(words, file=sys.stderr)
+
+
 def finished(stage: str, count: int, unit: str, seconds: float) -> None:
     """The line of a finished stage where nobody watches bars."""
     if not is_watched():

@@ -18,6 +18,7 @@ from persyn_datasets.config.teacher import Message, Price, Teacher
 from persyn_datasets.data.build import Spend, Tradeoff
 from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.engines import price_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.strategies.second_opinion import Room
 
@@ -228,7 +229,7 @@ def estimates(
     `within_budget`.
     """
     names, expected = router.names, router.expected
-    prices = {t.name: t.price for t in teachers}
+    prices = {t.name: price_of(t) for t in teachers}
     answered, rewards, costs = set(answered), [], []
     columns = routed.select_columns(["prompt_id", "messages", "router_scores"]).with_format("arrow")
     for batch in columns.iter(batch_size=CHUNK):

@@ -3,8 +3,8 @@
     python -m studies.fewer_answers.measure MMLU_PRO THREE_DOMAINS ZEROEVAL [FIRST_SEED]
 
 MMLU_PRO and THREE_DOMAINS are the folders that those studies' `convert` wrote; ZEROEVAL is a clone
-of WildEval/ZeroEval. Writes results-FIRST_SEED.jsonl beside this file, a line for each order, and goes on
-where it was stopped. PROTOCOL.md says what is compared and how.
+of WildEval/ZeroEval. Writes results-FIRST_SEED.jsonl beside this file, a line for each order, and
+goes on where it was stopped. PROTOCOL.md says what is compared and how.
 """
 
 import json
