@@ -1,20 +1,22 @@
 """Rules that ask for fewer calibration answers, on recorded pools.
 
-    python -m studies.fewer_answers.measure MMLU_PRO THREE_DOMAINS ZEROEVAL [FIRST_SEED]
+    python -m studies.fewer_answers.measure MMLU_PRO THREE_DOMAINS ZEROEVAL [FIRST_SEED [RULE …]]
 
 MMLU_PRO and THREE_DOMAINS are the folders that those studies' `convert` wrote; ZEROEVAL is a clone
-of WildEval/ZeroEval. Writes results-FIRST_SEED.jsonl beside this file, a line for each order, and
-goes on where it was stopped. PROTOCOL.md says what is compared and how.
+of WildEval/ZeroEval; RULE one to be measured (default: the first seven). Writes
+results-FIRST_SEED.jsonl beside this file, a line for each order, and goes on where it was stopped.
+PROTOCOL.md says what is compared and how.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from persyn_datasets.router.crossfit import best_per_group
 from persyn_datasets.router.regression import fit_rewards
 from studies import recorded
 from studies.gsm8k_student.prepare import MODELS
@@ -27,6 +29,10 @@ SIZE = 2500
 ORDERS = 20
 DIRECTIONS = 128
 CLUSTERS = 8
+FIRST_RULES = (
+    *("fewer prompts", "stop by chance", "halving"),
+    *("thirds", "thirds by group", "thirds by chance"),
+)
 SHRINK = 10.0  # prompts that a cluster's mean is pulled towards the teacher's mean by
 
 # Keeps so many teachers, of those that are left, by the rewards and features so far.
@@ -84,6 +90,22 @@ def best_by_group(rewards: np.ndarray, x: np.ndarray, left: np.ndarray, count: i
     return np.sort(left[kept])
 
 
+def best_by_cluster(rewards: np.ndarray, x: np.ndarray, left: np.ndarray, count: int) -> np.ndarray:
+    """Those whose best predicted reward is the largest over the prompts, chosen one by one. Means
+    of clusters, shrunk as far as the prompts say, predict; what adds nothing comes by its mean.
+    """
+    y = rewards[:, left]
+    predicted = best_per_group(x, y)(x, None)
+    covered, kept = np.full(len(y), -np.inf), list[int]()
+    for _ in range(count):
+        gains = np.maximum(predicted, covered[:, None]).mean(0)
+        gains[kept] = -np.inf
+        ties = np.flatnonzero(gains >= gains.max() - 1e-9)
+        kept.append(int(ties[y[:, ties].mean(0).argmax()]))
+        covered = np.maximum(covered, predicted[:, kept[-1]])
+    return np.sort(left[kept])
+
+
 def by_chance(rng: np.random.Generator) -> Keep:
     def keep(rewards: np.ndarray, x: np.ndarray, left: np.ndarray, count: int) -> np.ndarray:
         return np.sort(rng.choice(left, count, replace=False))
@@ -130,12 +152,16 @@ def rules(
         ("thirds by group", best_by_group, thirds),
         ("thirds by chance", by_chance(rng), thirds),
     ]
+    later = [(0.04, m), (0.2, max(3, half)), (1.0, third)]
+    plans += [("later thirds", best, later), ("later thirds by cluster", best_by_cluster, later)]
     for name, keep, plan in plans:
         left, asked = rounds(x, rewards, keep, plan)
         yield name, left, c, asked
 
 
-def one_order(pool: Pool, x: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+def one_order(
+    pool: Pool, x: np.ndarray, seed: int, only: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """What each rule asks for, and what its router gets on the held-out prompts."""
     order = np.random.default_rng([seed, 0]).permutation(len(pool.prompts))
     c = SIZES.get(pool.name, SIZE)
@@ -143,6 +169,8 @@ def one_order(pool: Pool, x: np.ndarray, seed: int) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
     fixed = np.zeros(0)
     for name, left, prompts, asked in rules(x[seen], pool.rewards[seen], seed):
+        if name not in ("fixed", *only):
+            continue
         rows = seen[:prompts]
         scores = fit_rewards(x[rows], pool.rewards[np.ix_(rows, left)])(x[held_out])
         got = pool.rewards[held_out, left[scores.argmax(-1)]]
@@ -166,7 +194,7 @@ def pools(mmlu_pro: Path, three_domains: Path, zeroeval: str) -> Iterator[Pool]:
         yield Pool.read(name, mmlu_pro, POOLS[name])
 
 
-def main(mmlu_pro: str, three_domains: str, zeroeval: str, first: str = "0") -> None:
+def main(mmlu_pro: str, three_domains: str, zeroeval: str, first: str = "0", *only: str) -> None:
     path = Path(__file__).parent / f"results-{first}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     done = {tuple(json.loads(line)[key] for key in ("pool", "features", "seed")) for line in lines}
@@ -180,7 +208,7 @@ def main(mmlu_pro: str, three_domains: str, zeroeval: str, first: str = "0") -> 
                 if (pool.name, name, seed) in done:
                     continue
                 row = {"pool": pool.name, "features": name, "seed": seed}
-                row["rules"] = one_order(pool, x, seed)
+                row["rules"] = one_order(pool, x, seed, only or FIRST_RULES)
                 with path.open("a") as file:
                     file.write(json.dumps(row) + "\n")
         print(pool.name, len(pool.prompts), flush=True)
