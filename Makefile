@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow coverage test-trainers test-lowest test-newest test-wheel test-vllm test-designer bench-vllm lint bench study-gsm8k study-problems study-routers clean
+.PHONY: demo test test-slow coverage test-trainers test-lowest test-newest test-wheel test-vllm test-designer bench-vllm bench-gpu lint bench study-gsm8k study-problems study-routers clean
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
@@ -95,6 +95,9 @@ lint: .venv/installed  ## style and types
 	$(BIN)/mypy
 
 BENCHMARKS := scoring reward_model router_training routing overhead journal endpoint
+bench-gpu: .venv/installed  ## the claims about a GPU, each beside its peer
+	$(BIN)/python benchmarks/gpu.py
+
 bench: .venv/installed  ## the benchmarks that run on a CPU; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py $(foreach b,$(BENCHMARKS),"$(BIN)/python benchmarks/$(b).py") \
 	  "$(BIN)/python benchmarks/scoring.py --shape qwen2.5-0.5b --rows 19 --batch-sizes 4" \

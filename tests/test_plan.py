@@ -153,6 +153,17 @@ def test_expected_and_at_most_are_two_columns_where_they_differ(
     assert max(map(len, [line for line in words.splitlines() if chat_model not in line])) <= 80
 
 
+def test_a_batch_is_planned_at_half_the_price(tmp_path, chat_model):
+    values, usd = local(tmp_path, chat_model), {}
+    for engine in ("endpoint", "batch"):
+        for teacher in values["teachers"]:
+            teacher |= {"engine": engine, "base_url": "http://127.0.0.1:1/v1"}
+        recipe = Recipe.from_dict(values)
+        usd[engine] = plan.estimate(recipe, load(recipe.prompts))
+    assert 0 < usd["batch"]["Generate"]["usd"] == usd["endpoint"]["Generate"]["usd"] / 2
+    assert usd["batch"]["dearest"]["usd"] == usd["endpoint"]["dearest"]["usd"] / 2
+
+
 def test_costs_are_those_counted_answer_by_answer(tmp_path, chat_model):
     values = make_recipe(tmp_path, chat_model, sampling={"max_tokens": 1000})
     for teacher, usd in zip(values["teachers"], (1e3, 2e3, 9e3), strict=True):

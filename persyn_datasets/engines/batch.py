@@ -108,7 +108,7 @@ def standing(order: Order, cancel: bool = False) -> str:
         if not order.batch:
             order.batch, _ = dialect.find(client, order)
         if not order.batch:
-            return "not there, or not to be told from others yet"
+            return "not found: it was never made, or cannot be identified yet"
         if cancel:
             dialect.cancel(client, order)
         state: State = dialect.state(client, order)
@@ -281,7 +281,7 @@ class _Lane:
         return False
 
     def _take(self, batch: _Batch, state: State) -> Iterator[tuple[int, Response]]:
-        """Answers first: a teacher that fails is told from one that never answered."""
+        """Answers come before failures, so that a teacher that answers is not taken for dead."""
         order, faults = batch.order, dict[int, Fault]()
         if not state.full:
             self.pause = FULL_PAUSE
