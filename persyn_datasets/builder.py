@@ -45,7 +45,7 @@ from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
-from persyn_datasets.store import files, models, own
+from persyn_datasets.store import files, meter, models, own
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
@@ -128,7 +128,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             shutil.rmtree(self.folder / optional, ignore_errors=True)
         replace_file(self.folder / "recipe.yaml", cards.to_yaml(self.recipe.to_dict()).encode())
         kwargs |= {"file_format": "parquet", "download_mode": DownloadMode.REUSE_CACHE_IF_EXISTS}
-        with stages(strategies.stages_of(self.recipe)):
+        with stages(strategies.stages_of(self.recipe)), meter.build() as self._works:
             super().download_and_prepare(str(self.folder / "data"), *args, **kwargs)
         for lock in self.folder.glob("*.lock"):
             lock.unlink()
@@ -233,6 +233,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "account": account.to_list(),
             "versions": measure.versions(),
             "cost": measure.cost(account.to_list(), len(prompts)),
+            "compute": dict(self._works),
             # Without a calibration nobody looked for the student.
             "max_length": longest(recipe.student, chats) if self._calibration_size else None,
             **learned,

@@ -27,6 +27,8 @@ from persyn_datasets.router.training import train_router
 from persyn_datasets.runners.local import run
 from persyn_datasets.stages.pairify import Pairify
 from persyn_datasets.stages.route import Route
+from persyn_datasets.store import models
+from persyn_datasets.store.meter import metered
 from persyn_datasets.store.statistics import seeded_uniform
 from persyn_datasets.strategies import budget
 
@@ -47,9 +49,12 @@ def route(
 
     options = {k: v for k, v in asdict(recipe.router).items() if k != "holdout"}
     folder = str(output / "router")
-    router = train_router(pairs, teachers=recipe.teachers, output_dir=folder, **options)
-    router, temperature = calibrate(router, calibration["test"], router.path)
-    metrics = _judge(router, recipe, calibration, ranked)
+    gpus = int(models.device().type == "cuda")
+    with metered("Router training", gpus):
+        router = train_router(pairs, teachers=recipe.teachers, output_dir=folder, **options)
+        router, temperature = calibrate(router, calibration["test"], router.path)
+    with metered("Router evaluation", gpus):
+        metrics = _judge(router, recipe, calibration, ranked)
     router = router.record(
         student=asdict(recipe.student),
         reward=asdict(recipe.effective_reward),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from persyn_datasets.store.files import Files
+from persyn_datasets.store.meter import Work
 from persyn_datasets.store.statistics import Interval
 
 STATS = "stats.json"
@@ -314,6 +315,7 @@ class Build(Learned, Measured, Planned, Sources, Files):
     account: list[Line]
     versions: dict[str, str]
     cost: Cost | None
+    compute: NotRequired[dict[str, Work]]
     max_length: NotRequired[int | None]
     judge: NotRequired[Judged]
     preferences: NotRequired[bool]

@@ -1,11 +1,12 @@
 """Tables, rendered for Markdown, for HTML and for a terminal from the same cells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from markupsafe import Markup, escape
 
 from persyn_datasets.data.build import Line
+from persyn_datasets.store.meter import Work
 
 TERMINAL = 80  # columns
 LEAST_HEAD = 8  # characters of a head's line
@@ -153,6 +154,20 @@ def account_table(lines: list[Line]) -> str:
         [f"{line['stage']} · {line['teacher']}", *_numbers([line]), _speed(line)] for line in lines
     ]
     return table(head, [*rows, ["all", *_numbers(lines), "–"]])
+
+
+def compute_table(works: Mapping[str, Work]) -> str:
+    """What this machine worked on; see `meter.Work`."""
+    head = ["work", "seconds", "CPU seconds", "GPU seconds"]
+    rows = [
+        [what, *("–" if value is None else f"{value:,.1f}" for value in _seconds(work))]
+        for what, work in works.items()
+    ]
+    return table(head, rows)
+
+
+def _seconds(work: Work) -> tuple[float, float | None, float | None]:
+    return work["seconds"], work["cpu_seconds"], work["gpu_seconds"]
 
 
 def _numbers(lines: Sequence[Line]) -> list[str]:

@@ -17,7 +17,14 @@ from persyn_datasets.data.build import Analysis, Build, Judged, Metrics, Tradeof
 from persyn_datasets.engines.account import wall
 from persyn_datasets.report import thinking
 from persyn_datasets.report.luck import in_words as luck_words
-from persyn_datasets.report.tables import TERMINAL, Table, account_table, explained, table
+from persyn_datasets.report.tables import (
+    TERMINAL,
+    Table,
+    account_table,
+    compute_table,
+    explained,
+    table,
+)
 from persyn_datasets.report.verdict import judged_on, verdict, verdict_table
 from persyn_datasets.router.ceiling import in_words
 from persyn_datasets.router.metrics import GROUP, NEAREST, ORACLE, RANDOM, SHARES, SINGLE
@@ -64,6 +71,7 @@ def facts(recipe: Recipe, stats: Build) -> dict[str, Any]:
         "budget": budget_words(tradeoff) if tradeoff else "",
         "tradeoff": tradeoff_table(tradeoff) if tradeoff else "",
         "account": account_table(stats["account"]),
+        "compute": compute_table(stats["compute"]) if stats.get("compute") else "",
         "estimate": estimate_table(recipe, stats),
     }
 

@@ -25,6 +25,7 @@ from persyn_datasets.stages.rank import Rank
 from persyn_datasets.stages.route import Route
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
+from persyn_datasets.store.meter import metered
 from persyn_datasets.store.progress import bars_of_datasets, title
 
 BYTES_AT_ONCE = 2**28  # of texts; a batch in memory takes several times as much
@@ -53,6 +54,16 @@ def run(
         if isinstance(stage, Rank) and stage.normalize == "corpus":
             return _rank_in_parts(rows, stage, features, most)
         options["batch_size"] = most
+    if not isinstance(stage, Score | Route):
+        return _run(rows, stage, features, runner, options)
+    gpus = min(torch.cuda.device_count(), len(rows))
+    with metered(type(stage).__name__, gpus, on_cluster=runner == "ray"):
+        return _run(rows, stage, features, runner, options)
+
+
+def _run(
+    rows: Dataset, stage: Any, features: Features, runner: str, options: dict[str, Any]
+) -> Dataset:
     if runner == "ray":
         from persyn_datasets.runners import ray as ray_runner  # an extra
 

@@ -34,6 +34,7 @@ from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store import models
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import default_root, digest
+from persyn_datasets.store.meter import metered
 
 BATCH_SIZE = 8
 WARM_UP = 0.1  # of all steps
@@ -59,7 +60,8 @@ def theta_plus(student: Student, target: Target) -> Student:
     with WeakFileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-            _train(student, texts, target, unfinished)
+            with metered("Target training", gpus=int(models.device().type == "cuda")):
+                _train(student, texts, target, unfinished)
             unfinished.rename(folder)
     return replace(student, model=str(folder), revision=None)
 

@@ -157,3 +157,12 @@ def test_a_figure_follows_its_numbers(done, tmp_path):
 def test_nothing_to_report(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "holds no finished build" in capsys.readouterr().err
+
+
+def test_a_build_knows_what_its_machine_worked_on(done):
+    works = done.stats["compute"]
+    assert set(works) == {"Score", "Router training", "Router evaluation", "Route"}
+    assert all(w["seconds"] > 0 and w["cpu_seconds"] >= 0 for w in works.values())
+    shown = text.facts(done.recipe, done.stats)["compute"]
+    assert all(f"{works[name]['seconds']:,.1f}" in shown for name in works)
+    assert text.facts(done.recipe, {**done.stats, "compute": {}})["compute"] == ""
