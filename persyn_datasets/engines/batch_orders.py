@@ -12,14 +12,14 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import Request
 from persyn_datasets.engines.dispatch import identity_of
-from persyn_datasets.store.journal import default_root, digest, replace_file
+from persyn_datasets.store.journal import Journal, default_root, digest, replace_file
 
 
 @dataclass
@@ -79,6 +79,17 @@ class Order:
         self.since = time.time()
         self.save()
 
+    def drop_answered(self) -> None:
+        """A run that was killed while it took them had put some into the journal."""
+        teacher, found = Teacher.from_dict(self.teacher), set[tuple[str, int]]()
+        for sample in {row[1] for row in self.rows if row}:
+            asked = replace(teacher, sampling=Request(teacher, "", [], sample).sampling)
+            journal = Journal("responses", teacher.model, identity_of(asked))
+            keys = [row[0] for row in self.rows if row and row[1] == sample]
+            found |= {(key, sample) for key in journal.get(keys)}
+        if found:
+            self.take([i for i, row in enumerate(self.rows) if row in found])
+
     def take(self, rows: Collection[int]) -> None:
         """These need not be found again."""
         for row in rows:
@@ -91,8 +102,10 @@ class Order:
 
 def sent_for(teacher: Teacher) -> list[Order]:
     """What earlier runs sent to this teacher and did not take, the newest first."""
-    folder = Order(teacher.to_dict(), []).path.parent
-    return _read(folder.glob("*.json"))
+    orders = _read(Order(teacher.to_dict(), []).path.parent.glob("*.json"))
+    for order in orders:
+        order.drop_answered()
+    return [order for order in orders if any(order.rows)]
 
 
 def everything() -> list[Order]:
