@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 def test_answers_land_in_their_rows_and_overlap() -> None:
     def slow_start(request: dict[str, Any], nth: int) -> Any:
-        time.sleep(0.3 if nth <= 8 else 0.1)  # long enough to overlap on a busy machine
+        time.sleep(0.4)  # long enough to overlap on a busy machine
         return echo(request, nth)
 
     with ChatServer(slow_start) as first, ChatServer(slow_start) as second:
@@ -42,7 +42,7 @@ def test_answers_land_in_their_rows_and_overlap() -> None:
         requests = [ask(teachers[i % 3], f"prompt {i}")[0] for i in range(240)]
         began = time.monotonic()
         order = [index for index, _ in endpoint.generate(requests, Account())]
-        assert time.monotonic() - began < 4.5  # one after the other: 25 s
+        assert time.monotonic() - began < 20  # one after the other: 96 s
         assert order != sorted(order) == list(range(240))
         assert 8 < first.max_active <= 32 and 8 < second.max_active <= 32
         for request, response in zip(requests, answers(requests), strict=True):
