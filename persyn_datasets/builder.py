@@ -343,7 +343,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             reward.normalize,
             *second_opinion.signals_of(ranked, column),
         )
-        judge = partial(self._judge, rank=rank)
+        judge = partial(self._judge, rank=rank, account=synthesize.account)
         answered, both, better = second_opinion.keep_better(
             routed, answered, rows, teachers, ask, judge
         )

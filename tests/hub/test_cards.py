@@ -62,7 +62,8 @@ def written(value):
     if value is None or isinstance(value, bool):
         return set()
     whole = {f"{value:,.0f}", f"{value:.0f}"} if value == int(value) else set()
-    return whole | {f"{value:.3f}", f"{value:+.3f}", f"{value:,.2f}", f"{value:,.4f}", str(value)}
+    rounded = {f"{value:,.1f}", f"{value:.3f}", f"{value:+.3f}", f"{value:,.2f}", f"{value:,.4f}"}
+    return whole | rounded | {str(value)}
 
 
 @pytest.mark.parametrize("kind", ["dataset", "router"])
