@@ -99,9 +99,8 @@ class Study:
             self._ranked[key] = Dataset.from_dict(batch | ranked)
         return self._ranked[key]
 
-    def references(self) -> list[Example]:
-        """The target's."""
-        rows = self.parts["target"]
+    def references(self, part: str = "target") -> list[Example]:
+        rows = self.parts[part]
         return list(zip(rows["messages"], rows["response"], strict=True))
 
     def examples(self, picked: list[str]) -> list[Example]:
@@ -112,6 +111,13 @@ class Study:
             for messages, row, name in zip(rows["messages"], rows["responses"], picked, strict=True)
         ]
         return [(messages, text) for messages, text in chosen if text.strip()]
+
+    @staticmethod
+    def name_of(part: str, examples: list[Example], setting: Setting, seed: int) -> str:
+        """A student's file, named by what it was taught: equal assignments are one."""
+        steps, rate = setting
+        content = hashlib.sha256(json.dumps(examples).encode()).hexdigest()[:12]
+        return f"{part}-{content}-{steps}-{rate:g}-{seed}.npz"
 
 
 def rewards(study: Study, learnability: str) -> np.ndarray:
@@ -168,10 +174,8 @@ def piece(path: Path, measured: Callable[[], dict[str, np.ndarray]]) -> dict[str
 
 
 def taught(study: Study, examples: list[Example], setting: Setting, seed: int, part: str) -> Path:
-    """A student, named by what it was taught: equal assignments are one."""
     steps, rate = setting
-    content = hashlib.sha256(json.dumps(examples).encode()).hexdigest()[:12]
-    path = study.output / f"{part}-{content}-{steps}-{rate:g}-{seed}.npz"
+    path = study.output / study.name_of(part, examples, setting, seed)
     folder = Path(study.student.model)
 
     def measured() -> dict[str, np.ndarray]:
@@ -246,13 +250,17 @@ def learn_by_few_references(made: Made, seeds: int, seen: np.ndarray, asked: np.
         made.learn("few references", f"{FEW} and persyn by them", both, seed)
 
 
-def main(output: Path, seeds: int) -> None:
+def prepare(output: Path) -> Study:
     output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PERSYN_JOURNAL", str(output / "journal"))
     torch.set_float32_matmul_precision("medium")  # products in bfloat16
     # The package computes in float32 on a CPU, which takes four times as long; see student.py.
     models.dtype = lambda: torch.bfloat16
-    study = Study(output)
+    return Study(output)
+
+
+def main(output: Path, seeds: int) -> None:
+    study = prepare(output)
     folder = Path(study.student.model)
     for part in ("development", "held-out"):
         piece(

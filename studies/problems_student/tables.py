@@ -18,7 +18,7 @@ def describe(results: dict[str, Any]) -> str:
         "answers that the student was taught (seed 0).",
         _longer(results["untrained, more tokens"]),
         "## persyn against the others",
-        _compared(results["comparisons"]),
+        compared(results["comparisons"]),
         "Differences in exact match, paired by problem and seed; 95% bootstrap over problems and "
         "seeds; p by sign flips over problems, Holm over this table.",
         *_beside(
@@ -83,11 +83,11 @@ def _beside(of: dict[str, Any], title: str, caption: str) -> list[str]:
         f"## {title}",
         _students(of["strategies"]),
         caption,
-        _compared(of["comparisons"], f"{ours}, minus"),
+        compared(of["comparisons"], f"{ours}, minus"),
     ]
 
 
-def _compared(comparisons: dict[str, Any], ours: str = "persyn minus") -> str:
+def compared(comparisons: dict[str, Any], ours: str = "persyn minus") -> str:
     rows = [
         [
             name,
