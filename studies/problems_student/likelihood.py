@@ -105,13 +105,13 @@ def summary(of_judge: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for judge, runs in of_judge.items():
         before = runs["untrained"]
+        gains = {name: of - before for name, of in runs.items() if name != "untrained"}
         every = runs | {"untrained": np.broadcast_to(before, runs[REFERENCE].shape)}
         result[judge] = {
             "texts": before.shape[1],
             "gain": {
-                name: {"mean": float((of - before).mean()), "seeds": (of - before).mean(-1).tolist()}
-                for name, of in runs.items()
-                if name != "untrained"
+                name: {"mean": float(gain.mean()), "seeds": gain.mean(-1).tolist()}
+                for name, gain in gains.items()
             },
             "comparisons": compare(every, REFERENCE),
         }
