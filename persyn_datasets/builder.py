@@ -39,7 +39,7 @@ from persyn_datasets.report import figures, measure
 from persyn_datasets.router.model import Router
 from persyn_datasets.runners import check
 from persyn_datasets.runners.local import run
-from persyn_datasets.signals import asks, signal_of
+from persyn_datasets.signals import facts_of
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import COLUMNS, Rank
@@ -279,8 +279,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         Raises:
             InputError: it cannot be loaded, or has no score for the row.
         """
-        signal, _ = signal_of(self.recipe.quality)
-        if self.runner != "local" or not getattr(signal, "JOURNALLED", True):
+        if self.runner != "local" or not facts_of(self.recipe.quality).journalled:
             return
         columns = {name: prompts[name][:1] for name in prompts.column_names if name != "messages"}
         score = Score(self.recipe.student, self.recipe.quality)
@@ -298,7 +297,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         of = schema.with_target if recipe.target else dict
         reads = as_trained(recipe.keep_reasoning)
         score = Score(recipe.student, recipe.quality, recipe.target, reads, account)
-        if asks(recipe.quality):  # by the one process that keeps the account
+        if facts_of(recipe.quality).asks:  # by the one process that keeps the account
             alone = replace(score, student=None, target=None)
             generated = run(generated, alone, schema.SCORED, batch_size=None)
             score = replace(score, quality=None)

@@ -85,8 +85,6 @@ def check(teacher: Teacher) -> None:
         )
     dialect, client = dialect_of(teacher), client_of(teacher)
     dialect.check(teacher)
-    if dialect is batch_openai:
-        endpoint.check(teacher)
     try:
         client.get(dialect.PATH, limit=1)
     except (Fault, OfflineModeIsEnabled) as fault:

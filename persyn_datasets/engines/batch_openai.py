@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub.utils import httpx
 
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.engines import Request, server
+from persyn_datasets.engines import Request, endpoint, server
 from persyn_datasets.engines.batch_client import Client
 from persyn_datasets.engines.batch_orders import Order
 from persyn_datasets.engines.batch_state import FULL, State
@@ -30,7 +30,8 @@ def headers(key: str | None) -> dict[str, str]:
 
 
 def check(teacher: Teacher) -> None:
-    """It takes whatever the endpoint engine sends."""
+    """As for the endpoint engine: the same address, key and models answer both."""
+    endpoint.check(teacher)
 
 
 def body(request: Request, refused: Refused) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 What the student itself says of it: learnability, r_l, is `learnability.py`, and r_t `target.py`;
 both read `log_probs.py`'s log p_θ of each token in the text that `trained_text.py` renders.
 
-Quality, r_q, is any file here with these two functions; a recipe's `quality` names it by its file's
+Quality, r_q, is any file here with these three names; a recipe's `quality` names it by its file's
 name (`math-verify` is `math_verify.py`), or by a key of that name that holds what it needs
 (`{reward_model: org/name}`). A callable, or the dotted path of one, is `function.py`.
 
+    FACTS: Facts
+        What the rest of the package needs to know about it.
     score(rows, columns, **spec) -> list[float | None]
         The quality of each row (messages, response text); None: it has none and takes no part.
         `columns` are the other columns, one cell per row.
@@ -14,19 +16,11 @@ name (`math-verify` is `math_verify.py`), or by a key of that name that holds wh
         Raises `InputError` for what would not work with these prompts, before anything is paid for,
         without loading weights: where scores are kept, one row is scored when a build begins.
 
-and, where the defaults do not fit, these facts about itself:
-
-    identity(spec) -> dict      what its scores depend on, as JSON values; default: `spec`
-    JOURNALLED = False          its scores are made each time; default: they are kept
-    COLUMNS = ("answer",)       the columns that its scores depend on; default: none
-    CUT = 0.0                   of an answer that `max_tokens` cut off; default: its score
-    KEYS = {"judge", "prompt"}  the keys that a recipe may give it; default: the signal's name
-    NAME = "math-verify"        how recipes write it; default: its file's name
-    asked(spec) -> Teacher      whom it asks over a server; then `score` also takes the `account`,
-                                and `requests_of_prompt(spec, answers)` says how often it asks
+Optional: `identity(spec) -> dict`, what its scores depend on, as JSON values; default: `spec`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
@@ -38,6 +32,29 @@ from persyn_datasets.config.teacher import Teacher
 
 Quality = str | Mapping[str, Any] | Callable[..., Any]
 FUNCTION = "function"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a quality signal says about itself.
+
+    Attributes:
+        name: how recipes write it. Default: its file's name.
+        keys: those that a recipe may give it. Default: its name.
+        columns: those of the prompts that its scores depend on.
+        journalled: its scores are kept in the journal. Else they are made each time.
+        cut: the score of an answer that `max_tokens` cut off. Default: as of any other.
+        asks: it asks a model behind a server. Then `score` also takes the `account`, and the file
+            has `asked(spec) -> Teacher`, `template(spec)`, the text that asks, and
+            `requests_of_prompt(spec, answers)`, how often it asks about a prompt.
+    """
+
+    name: str = ""
+    keys: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    journalled: bool = True
+    cut: float | None = None
+    asks: bool = False
 
 
 def names() -> list[str]:
@@ -67,7 +84,7 @@ def signal_of(quality: Quality) -> tuple[ModuleType, dict[str, Any]]:
             f"({', '.join(names())})."
         )
     module = _module(found[0])
-    known = module.KEYS if hasattr(module, "KEYS") else {found[0]}
+    known = module.FACTS.keys or (found[0],)
     for key in quality:
         if key not in known:
             near = get_close_matches(key, known, n=1)
@@ -76,6 +93,12 @@ def signal_of(quality: Quality) -> tuple[ModuleType, dict[str, Any]]:
                 f"{', '.join(sorted(known))}." + (f" Did you mean {near[0]!r}?" if near else "")
             )
     return module, dict(quality)
+
+
+def facts_of(quality: Quality) -> Facts:
+    """What the signal says about itself."""
+    facts: Facts = signal_of(quality)[0].FACTS
+    return facts
 
 
 def check(quality: Quality, prompts: Any) -> None:
@@ -87,7 +110,7 @@ def check(quality: Quality, prompts: Any) -> None:
 def asks(quality: Quality) -> Teacher | None:
     """Whom the signal asks for its scores, if anybody."""
     signal, spec = signal_of(quality)
-    asked: Teacher | None = signal.asked(spec) if hasattr(signal, "asked") else None
+    asked: Teacher | None = signal.asked(spec) if signal.FACTS.asks else None
     return asked
 
 
@@ -116,16 +139,16 @@ def _module(name: str) -> ModuleType:
 
 
 def _is_quality(module: ModuleType) -> bool:
-    return hasattr(module, "score") and hasattr(module, "check")
+    return hasattr(module, "FACTS")
 
 
 def _named(key: str) -> str | None:
     """The file of a signal's name."""
     name = key.replace("-", "_")
     files = {module.name for module in iter_modules(__path__)} - {FUNCTION}
-    return name if name in files and key == _written(name) and _is_quality(_module(name)) else None
+    found = name in files and _is_quality(_module(name)) and key == _written(name)
+    return name if found else None
 
 
 def _written(name: str) -> str:
-    module = _module(name)
-    return getattr(module, "NAME", name)
+    return _module(name).FACTS.name or name

@@ -21,10 +21,9 @@ from typing import Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.signals import Facts
 
-NAME = "code-tests"
-COLUMNS = ("tests",)
-CUT = 0.0  # of a program that `max_tokens` cut off
+FACTS = Facts(name="code-tests", columns=("tests",), cut=0.0)
 RULES = 1  # raised whenever a verdict may change
 CPU_SECONDS = 10
 WALL_SECONDS = 60  # on a busy machine, of the same work

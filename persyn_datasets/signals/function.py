@@ -12,8 +12,9 @@ from typing import Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.signals import Facts
 
-JOURNALLED = False  # it may ask a judge, or draw: it is called each time
+FACTS = Facts(journalled=False)  # it may ask a judge, or draw: it is called each time
 RewardFunction = Callable[..., Sequence[float | None]]
 
 

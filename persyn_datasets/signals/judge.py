@@ -23,10 +23,14 @@ from persyn_datasets.data.prompts import prompt_id
 from persyn_datasets.engines import Request, check_keys, engine_of, facts_of
 from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.dispatch import respond
+from persyn_datasets.signals import Facts
 from persyn_datasets.store.identity import teacher_identity
 
-KEYS = frozenset({"judge", "prompt", "scale", "samples", "pairwise"})
-JOURNALLED = False  # what it answers is kept, as answers are
+FACTS = Facts(
+    keys=("judge", "prompt", "scale", "samples", "pairwise"),
+    journalled=False,  # its answers are, as a teacher's
+    asks=True,
+)
 STAGE = "Judge"  # in the account
 SCALE = (1, 10)
 PROMPT = """Judge the answer of an assistant to the conversation below. Is it right, helpful and to

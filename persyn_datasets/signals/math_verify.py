@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
-from persyn_datasets.signals import expressions
+from persyn_datasets.signals import Facts, expressions
 from persyn_datasets.signals.answers import (
     Statement,
     after_thinking,
@@ -25,12 +25,11 @@ from persyn_datasets.signals.answers import (
 )
 from persyn_datasets.signals.quantities import Quantity, bare, in_base, quantity, unify
 
-NAME = "math-verify"
-COLUMNS = ("answer",)
+# A cut-off answer has no end, so it states no final answer.
+FACTS = Facts(name="math-verify", columns=("answer",), cut=0.0)
 RULES = 2  # raised whenever a verdict may change: verdicts of other rules are made again
 PARSERS = ("math-verify", "latex2sympy2-extended", "sympy")
 MOST_WORDS = 6
-CUT = 0.0  # what an answer is worth that `max_tokens` cut off: it has no end, so no final answer
 
 _MATHEMATICS = frozenset("pi infinity infty inf sqrt theta sin cos tan cot sec csc log ln".split())
 _WORD = r"[^\W\d_]+(?:[-'’][^\W\d_]+)*"

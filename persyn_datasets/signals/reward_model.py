@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
-from persyn_datasets.signals import reward_server
+from persyn_datasets.signals import Facts, reward_server
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.models import (
     batches,
@@ -23,7 +23,7 @@ from persyn_datasets.store.models import (
 if TYPE_CHECKING:  # torch takes seconds to import, and the identity of a model needs none
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-KEYS = frozenset({"reward_model", "revision", "trust_remote_code", "base_url", "api_key_env"})
+FACTS = Facts(keys=("reward_model", "revision", "trust_remote_code", "base_url", "api_key_env"))
 TOKENS_PER_BATCH = 16_384
 TOKENS_PER_BATCH_ON_CPU = 1024  # which wants its cache
 _logger = logging.getLogger(__name__)

@@ -23,6 +23,10 @@ IN_FLIGHT = 16
 TRIES = 6
 BACKOFF_SECONDS = 1.0  # doubles with each try
 TIMEOUT_SECONDS = 600.0
+PROBE: list[Message] = [
+    {"role": "user", "content": "Hi."},
+    {"role": "assistant", "content": "Hello."},
+]
 logger = logging.getLogger(__name__)
 
 
@@ -69,13 +73,7 @@ def check(model: str, base_url: str, api_key_env: str | None) -> None:
             api_key_env=api_key_env,
         )
     )
-    score(
-        [[{"role": "user", "content": "Hi."}, _assistant("Hello.")]], model, base_url, api_key_env
-    )
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+    score([PROBE], model, base_url, api_key_env)
 
 
 def _route(base_url: str) -> str:

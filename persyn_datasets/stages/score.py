@@ -20,7 +20,7 @@ from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.data.reasoning import read
 from persyn_datasets.engines.account import Account
-from persyn_datasets.signals import Quality, identity, signal_of
+from persyn_datasets.signals import Quality, facts_of, identity, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
 from persyn_datasets.signals.trained_text import ChatFormat
@@ -104,7 +104,7 @@ class Score:
     ) -> None:
         """Of the answers alone."""
         assert self.quality is not None
-        cut = getattr(signal_of(self.quality)[0], "CUT", None)
+        cut = facts_of(self.quality).cut
         rows = [(messages, r["text"]) for messages, r in places]
         for (_, r), quality in zip(places, self.of_quality(rows, columns), strict=True):
             r["quality"] = cut if cut is not None and r["finish_reason"] == "length" else quality
@@ -167,17 +167,18 @@ class Score:
         """r_q of each row, from the journal or by the signal, where it says that it is kept."""
         assert self.quality is not None
         signal, spec = signal_of(self.quality)
-        if hasattr(signal, "asked"):
+        facts = facts_of(self.quality)
+        if facts.asks:
             spec = spec | {"account": self.account}
-        if not getattr(signal, "JOURNALLED", True):
+        if not facts.journalled:
             scored: list[float | None] = signal.score(rows, columns, **spec)
             return scored
-        used = [name for name in getattr(signal, "COLUMNS", ()) if name in columns]
+        used = [name for name in facts.columns if name in columns]
         keys = [
             digest([row, {name: columns[name][i] for name in used}]) for i, row in enumerate(rows)
         ]
-        facts = identity(self.quality) | {"dtype": str(dtype())}
-        with Journal("quality", facts["signal"], facts) as journal:
+        depends_on = identity(self.quality) | {"dtype": str(dtype())}
+        with Journal("quality", depends_on["signal"], depends_on) as journal:
             known = journal.get(keys)
             todo = list({key: i for i, key in enumerate(keys) if key not in known}.values())
             if todo:

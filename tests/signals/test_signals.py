@@ -1,12 +1,16 @@
 """A quality signal is one file."""
 
+import sys
+
 import pytest
 
 from persyn_datasets import InputError, Score, signals
 
 MINE = '''
 """Shorter is better."""
-COLUMNS = ("limit",)
+from persyn_datasets.signals import Facts
+
+FACTS = Facts(keys=("short_answers", "per"), columns=("limit",))
 
 def score(rows, columns, per=1):
     calls.append(len(rows))
@@ -16,7 +20,6 @@ def check(spec, prompts):
     checked.append(spec)
 
 calls, checked = [], []
-KEYS = {"short_answers", "per"}
 '''.replace("per=1", "short_answers=None, per=1")
 
 
@@ -25,7 +28,7 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "short_answers.py").write_text(MINE)
     monkeypatch.setattr(signals, "__path__", [*signals.__path__, str(tmp_path)])
     yield
-    __import__("sys").modules.pop("persyn_datasets.signals.short_answers", None)
+    sys.modules.pop("persyn_datasets.signals.short_answers", None)
 
 
 def test_a_signal_of_its_own_is_one_file(mine, chat_model):
