@@ -8,13 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from chat_server import completion
+from loopback import Handler, Loopback
 
 OPENAI = {
     "expired": ("batch_expired", "This request could not be executed in time."),
@@ -42,7 +40,7 @@ class Batch:
         return [body["messages"][-1]["content"] for body in self.rows.values()]
 
 
-class BatchServer:
+class BatchServer(Loopback):
     """Counts what was bought.
 
     Args:
@@ -62,14 +60,7 @@ class BatchServer:
         self.at: dict[str, Callable[[], Any]] = {}
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.batch = self
-        self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-
-    @property
-    def host(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_Handler)
 
     def url(self, dialect: str) -> str:
         return f"{self.host}/{dialect}/v1"
@@ -88,34 +79,13 @@ class BatchServer:
     def reach(self, step: str) -> Any:
         return self.at.get(step, lambda: None)()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-    disable_nagle_algorithm = True
-
-    @property
-    def of(self) -> BatchServer:
-        return self.server.batch
-
+class _Handler(Handler):
     def do_GET(self) -> None:
         self._serve(b"")
 
     def do_POST(self) -> None:
-        self._serve(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self._serve(self.read())
 
     def _serve(self, data: bytes) -> None:
         parts = urlsplit(self.path)
@@ -131,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(reply, list):
             self._send_lines(reply)
         elif reply is not None:
-            self._send(*reply)
+            self.send(*reply)
 
     def _openai(self, path: list[str], query: dict[str, str], data: bytes) -> Any:
         match self.command, *path:
@@ -299,21 +269,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         except OSError:  # the client has gone
             self.close_connection = True
-
-    def _send(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-            self.wfile.flush()
-        except OSError:
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 def _answer(body: dict[str, Any]) -> str:

@@ -5,10 +5,10 @@ server.url`.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
-from types import TracebackType
-from typing import Any, Self
+from threading import Lock
+from typing import Any
+
+from loopback import Handler, Loopback
 
 Reply = tuple[int, dict[str, str], Any]
 
@@ -31,7 +31,7 @@ def echo(request: dict[str, Any], nth: int) -> Reply:
     )
 
 
-class ChatServer:
+class ChatServer(Loopback):
     """Answers POST /v1/chat/completions with `reply(request, n)`, n counting from 1, and GET
     /v1/models.
 
@@ -54,21 +54,16 @@ class ChatServer:
         self.route = route
         self.reply, self.models_reply = reply, models_reply or (200, {}, listing)
         self.bodies: list[dict[str, Any]] = []
-        self.headers: list[
-            dict[str, str]
-        ] = []  # of every request, /models too; names in lower case
+        # Of every request, /models too; names in lower case.
+        self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.active = self.max_active = 0  # chat requests in progress
         self._lock = Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.chat = self
-        self._thread = Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        )
+        super().__init__(_Handler)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"{self.host}/v1"
 
     @property
     def count(self) -> int:
@@ -87,69 +82,23 @@ class ChatServer:
             with self._lock:
                 self.active -= 1
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-    chat: ChatServer
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    wbufsize = (
-        -1
-    )  # one packet for head and body: else Nagle's algorithm holds back each answer by 40 ms
-    disable_nagle_algorithm = True
-
+class _Handler(Handler):
     def do_GET(self) -> None:
         self._note()
-        found = self.path.split("?")[0] == "/v1/models"
-        self._send(
-            *(self.server.chat.models_reply if found else (404, {}, {"error": f"no {self.path}"}))
-        )
+        listed = self.path.split("?")[0] == "/v1/models"
+        self._answer(self.of.models_reply if listed else None)
 
     def do_POST(self) -> None:
         self._note()
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-        found = self.path.split("?")[0] == self.server.chat.route
-        self._send(
-            *(self.server.chat.chat(body) if found else (404, {}, {"error": f"no {self.path}"}))
-        )
+        body = json.loads(self.read())
+        found = self.path.split("?")[0] == self.of.route
+        self._answer(self.of.chat(body) if found else None)
 
     def _note(self) -> None:
-        self.server.chat.paths.append(self.path)
-        self.server.chat.headers.append(
-            {name.lower(): value for name, value in self.headers.items()}
-        )
+        self.of.paths.append(self.path)
+        self.of.headers.append({name.lower(): value for name, value in self.headers.items()})
 
-    def _send(self, status: int, headers: dict[str, str], body: Any) -> None:
-        body = body if isinstance(body, str | bytes) else json.dumps(body)
-        data = body.encode() if isinstance(body, str) else body
-        try:
-            self.send_response(status)
-            for name, value in ({"Content-Type": "application/json"} | headers).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-            self.wfile.flush()
-        except OSError:  # the client has gone
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+    def _answer(self, reply: Reply | None) -> None:
+        status, headers, body = reply or (404, {}, {"error": f"no {self.path}"})
+        self.send(status, body, headers)

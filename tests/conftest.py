@@ -94,7 +94,8 @@ def save_model(
     }
     tiny |= {"initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
-    model_class = getattr(transformers, f"{kind}For{head}")
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}For{head}"
+    model_class = getattr(transformers, name)
     model = model_class(model_class.config_class(**(tiny | config)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -119,6 +120,35 @@ def base_model(models_folder):
 @pytest.fixture(scope="session")
 def reward_model(models_folder):
     return save_model(models_folder / "reward", head="SequenceClassification", num_labels=1)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What any engine is asked to generate, as (teacher, prompt)."""
+    from pool import CountingEngine
+
+    counter = CountingEngine()
+    for engine in ("transformers", "endpoint", "recorded"):
+        monkeypatch.setattr(f"persyn_datasets.engines.{engine}.generate", counter)
+    return counter.asked
+
+
+@pytest.fixture(scope="session")
+def done(chat_model, models_folder):
+    """One finished build, for many tests to look at and none to change."""
+    from pool import build, make_recipe
+
+    folder = models_folder / "done"
+    folder.mkdir()
+    return build(make_recipe(folder, chat_model), folder / "out")
+
+
+@pytest.fixture
+def published(hub, chat_model, models_folder):
+    """The folder of a build that is on the Hub, with its recorded answers and new prompts."""
+    from reusing import publish_answers
+
+    return publish_answers(hub, chat_model, models_folder)
 
 
 @pytest.fixture

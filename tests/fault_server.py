@@ -7,7 +7,6 @@ import json
 import random
 from collections import Counter
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 from chat_server import completion
@@ -106,12 +105,7 @@ class FaultServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

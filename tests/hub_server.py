@@ -7,14 +7,13 @@ repositories; writes need one whose name does not start with `hf_read`.
 import base64
 import hashlib
 import json
-import threading
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from hub_store import LICENSES, Commit, Hub, Repo, blob, entry, is_lfs, metadata
+from loopback import Handler, Loopback
 
 
 class _Error(Exception):
@@ -22,25 +21,21 @@ class _Error(Exception):
         self.status, self.text, self.code = status, text, code
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1
-    disable_nagle_algorithm = True
-
+class _Handler(Handler):
     def handle_any(self) -> None:
-        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        hub: Hub = self.of
         split = urlsplit(self.path)
         path, query = unquote(split.path), {k: v[0] for k, v in parse_qs(split.query).items()}
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.read()
         with hub.lock:
             hub.requests.append((self.command, path))
             fault = hub.fault(len(hub.requests), self.command, path)
             if isinstance(fault, int):
-                return self.reply(fault, {"error": "the server is on fire"})
+                return self.send(fault, {"error": "the server is on fire"})
             try:
                 answer = None if fault == "drop" else self.serve(hub, path, query, body)
             except _Error as error:
-                return self.reply(
+                return self.send(
                     error.status,
                     {"error": error.text},
                     {"X-Error-Code": error.code} if error.code else {},
@@ -48,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault:
             self.close_connection = True
         elif answer is not None:
-            self.reply(*answer)
+            self.send(*answer)
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
 
@@ -308,34 +303,15 @@ class _Handler(BaseHTTPRequestHandler):
             return 206, part, headers | {"Content-Range": f"bytes {first}-{end}/{len(content)}"}
         return 200, content, headers
 
-    def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in (
-            {"Content-Length": str(len(data)), "Content-Type": "application/json"} | (headers or {})
-        ).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-        self.wfile.flush()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-class HubServer(Hub):
-    """A `Hub` at `url`."""
+class HubServer(Hub, Loopback):
+    """A `Hub` at `url`, from now on."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.hub = self  # type: ignore[attr-defined]
-        threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        ).start()
+        Hub.__init__(self)
+        Loopback.__init__(self, _Handler)
+        self.__enter__()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self.host

@@ -3,7 +3,6 @@ counting engine.
 """
 
 import json
-from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -74,15 +73,6 @@ def save(folder: Path, values, name="recipe.yaml"):
     path = folder / name
     path.write_text(yaml.safe_dump(values))
     return str(path)
-
-
-@lru_cache
-def built(folder: Path, model) -> PersynBuilder:
-    """One finished build for many tests to look at."""
-    folder.mkdir()
-    builder = PersynBuilder(Recipe.from_dict(make_recipe(folder, model)), folder / "out")
-    builder.download_and_prepare()
-    return builder
 
 
 class CountingEngine:

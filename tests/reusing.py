@@ -11,6 +11,7 @@ from persyn_datasets.hub.publish import publish
 COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
 
 ORG, ROUTER = "org/tiny", "org/tiny-router"
+NOWHERE = "http://127.0.0.1:9/v1"  # nothing listens there
 
 NEW = [f"{a} plus {b}?" for a, b in [(50, 3), (51, 4), (52, 5)]] + [
     f"{a} times {b}?" for a, b in [(50, 3), (51, 4)]
@@ -40,6 +41,12 @@ def publish_answers(hub, chat_model, models_folder):
         PersynBuilder(Recipe.from_dict(values), folder / "out").download_and_prepare()
     assert publish(folder / "out", ORG) == "v1.0.0"
     return folder / "out"
+
+
+def synthesize(output, *teachers):
+    """The command that answers the new prompts; by these teachers only, if they are named."""
+    only = ["--teachers", *teachers] if teachers else []
+    return ["synthesize", ROUTER, "org/new", "--output", str(output), *only]
 
 
 def right(rows):

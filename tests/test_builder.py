@@ -9,7 +9,6 @@ from pool import (
     CountingEngine,
     answer,
     build,
-    built,
     counting,
     make_recipe,
     problems,
@@ -40,11 +39,6 @@ from persyn_datasets.signals import reward_model as signal
 from persyn_datasets.store import models
 
 MERGED = {p: {t: answer(t, p) for t in TEACHERS} for p, _ in problems()}
-
-
-@pytest.fixture(scope="module")
-def done(chat_model, models_folder):
-    return built(models_folder / "builder", chat_model)
 
 
 @pytest.mark.parametrize("fault", ["no weights", "other shapes", "not a number"])

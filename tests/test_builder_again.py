@@ -3,18 +3,13 @@ from collections import Counter
 
 import pytest
 from datasets import load_dataset
-from pool import build, built, counting, make_recipe, problems, table
+from pool import build, counting, make_recipe, problems, table
 
 from persyn_datasets import (
     BuildError,
     PersynBuilder,
     Recipe,
 )
-
-
-@pytest.fixture(scope="module")
-def done(chat_model, models_folder):
-    return built(models_folder / "builder", chat_model)
 
 
 def test_a_second_build_does_nothing_and_another_alpha_generates_nothing(

@@ -1,85 +1,44 @@
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer
+from chat_server import ChatServer, completion
 from datasets import load_dataset
-from pool import CountingEngine, answer, built, make_recipe, problems, save, write_lines
+from pool import (
+    CountingEngine,
+    answer,
+    counting,
+    make_recipe,
+    problems,
+    save,
+    write_lines,
+)
 
 from persyn_datasets import Router
 from persyn_datasets.cli import main
-
-ENGINES = [
-    import_module(f"persyn_datasets.engines.{name}")
-    for name in ("transformers", "endpoint", "recorded")
-]
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """All that any engine is asked to generate."""
-    counter = CountingEngine()
-    for engine in ENGINES:
-        monkeypatch.setattr(engine, "generate", counter)
-    return counter.asked
-
-
-@pytest.fixture(scope="module")
-def done(chat_model, models_folder):
-    return built(models_folder / "cli", chat_model)
+from persyn_datasets.engines import recorded
 
 
 def test_build_and_build_again(chat_model, tmp_path, capsys):
     recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), str(tmp_path / "out")
-    assert (
-        main(
-            [
-                "build",
-                recipe,
-                "--output",
-                output,
-                "--set",
-                "calibration.size=12",
-                "--set",
-                "reward.alpha=0.3",
-            ]
-        )
-        == 0
-    )
+    command = ["build", recipe, "--output", output]
+    command += ["--set", "calibration.size=12", "--set", "reward.alpha=0.3"]
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert "48 generations" in printed and all(f"  {t}" in printed for t in ("adder", "multiplier"))
     assert f"load_dataset('{output}/dataset')" in printed
     assert len(load_dataset(f"{output}/dataset", split="train")) == 24
     assert Router.from_pretrained(f"{output}/router").metrics["prompts"] == 12
-    assert (
-        main(
-            [
-                "build",
-                recipe,
-                "--output",
-                output,
-                "--set",
-                "calibration.size=12",
-                "--set",
-                "reward.alpha=0.3",
-            ]
-        )
-        == 0
-    )
+    assert main(command) == 0
     assert capsys.readouterr().out == printed
 
 
 def test_a_dry_run_prints_the_plan_and_spends_nothing(chat_model, tmp_path, capsys, asked):
     recipe, output = save(tmp_path, make_recipe(tmp_path, chat_model)), tmp_path / "out"
-    assert (
-        main(
-            ["build", recipe, "--dry-run", "--output", str(output), "--set", "calibration.size=10"]
-        )
-        == 0
-    )
+    command = ["build", recipe, "--dry-run", "--output", str(output)]
+    assert main([*command, "--set", "calibration.size=10"]) == 0
     printed = capsys.readouterr().out
     assert "24 prompts, 3 teachers" in printed and "then 14 responses" in printed
     assert f"{10 * 3 + 24 - 10} generations in all; generate-then-select needs {24 * 3}" in printed
@@ -94,11 +53,10 @@ def test_the_default_output_is_named_by_the_recipe(chat_model, tmp_path, monkeyp
 
 def test_an_interruption_says_how_to_go_on(chat_model, tmp_path, capsys, monkeypatch):
     recipe = save(tmp_path, make_recipe(tmp_path, chat_model, engine="transformers"))
-    monkeypatch.setattr(ENGINES[0], "generate", CountingEngine(stop_after=30))
+    counting(monkeypatch, stop_after=30)
     assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
-    rest = CountingEngine()
-    monkeypatch.setattr(ENGINES[0], "generate", rest)
+    rest = counting(monkeypatch)
     assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 0
     assert len(rest.asked) == 56 - 30
 
@@ -119,7 +77,7 @@ def test_a_full_disk_is_said_with_what_to_do(chat_model, tmp_path, capsys):
 
 
 def test_a_failed_build_has_the_reason_last(chat_model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ENGINES[0], "generate", CountingEngine(fails=lambda *_: True))
+    counting(monkeypatch, fails=lambda *_: True)
     recipe = save(tmp_path, make_recipe(tmp_path, chat_model, engine="transformers"))
     assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -130,10 +88,8 @@ def test_route_only_assigns(done, tmp_path, capsys, asked):
     prompts = write_lines(
         tmp_path / "new.jsonl", [{"prompt": p, "id": i} for i, (p, _) in enumerate(problems(9))]
     )
-    assert (
-        main(["route", str(done.output / "router"), prompts, "--output", str(tmp_path / "routed")])
-        == 0
-    )
+    router, output = str(done.output / "router"), str(tmp_path / "routed")
+    assert main(["route", router, prompts, "--output", output]) == 0
     rows = load_dataset(str(tmp_path / "routed"), split="train")
     assert rows["id"] == list(range(9)) and [m[0]["content"] for m in rows["messages"]] == [
         p for p, _ in problems(9)
@@ -166,16 +122,11 @@ def test_synthesize_asks_only_the_assigned_teacher(done, tmp_path, asked):
 
 def test_synthesize_puts_failed_rows_apart(done, tmp_path, monkeypatch):
     lost = problems(9)[3][0]
-    monkeypatch.setattr(
-        ENGINES[2], "generate", CountingEngine(fails=lambda _, prompt: prompt == lost)
-    )
+    failing = CountingEngine(fails=lambda _, prompt: prompt == lost)
+    monkeypatch.setattr(recorded, "generate", failing)
     prompts = write_lines(tmp_path / "new.jsonl", [{"prompt": p} for p, _ in problems(9)])
-    assert (
-        main(
-            ["synthesize", str(done.output / "router"), prompts, "--output", str(tmp_path / "out")]
-        )
-        == 0
-    )
+    router, output = str(done.output / "router"), str(tmp_path / "out")
+    assert main(["synthesize", router, prompts, "--output", output]) == 0
     rows = load_dataset(str(tmp_path / "out"))
     assert ({k: len(v) for k, v in rows.items()}, rows["failed"][0]["error"]) == (
         {"train": 8, "failed": 1},
@@ -214,8 +165,7 @@ def test_a_real_endpoint_builds_and_its_key_is_nowhere(chat_model, tmp_path, cap
 
     def reply(request, nth):
         system, prompt = request["messages"][0]["content"], request["messages"][-1]["content"]
-        message = {"role": "assistant", "content": answer(system, prompt)}
-        return 200, {}, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        return 200, {}, completion(answer(system, prompt))
 
     with ChatServer(reply) as server:
         values = make_recipe(tmp_path, chat_model)

@@ -1,41 +1,15 @@
-import socket
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-from pool import CountingEngine, built, make_recipe, problems, save, write_lines
+from asking import closed_port
+from pool import make_recipe, problems, save, write_lines
 
 from persyn_datasets.cli import main
 
-ENGINES = [
-    import_module(f"persyn_datasets.engines.{name}")
-    for name in ("transformers", "endpoint", "recorded")
-]
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """All that any engine is asked to generate."""
-    counter = CountingEngine()
-    for engine in ENGINES:
-        monkeypatch.setattr(engine, "generate", counter)
-    return counter.asked
-
-
-@pytest.fixture(scope="module")
-def done(chat_model, models_folder):
-    return built(models_folder / "cli", chat_model)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
 
 def endpoint(values, **more):
-    url = f"http://127.0.0.1:{free_port()}/v1"
-    values["teachers"][1] |= {"engine": "endpoint", "model": "big", "base_url": url} | more
+    unreachable = {"engine": "endpoint", "model": "big", "base_url": closed_port()}
+    values["teachers"][1] |= unreachable | more
 
 
 def rewrite(values, content):

@@ -11,26 +11,14 @@ import numpy as np
 import pytest
 from chat_server import ChatServer, echo
 from datasets import Dataset, load_dataset
-from pool import problems
-from reusing import COMMAND, NEW, ORG, PROMPTS, ROUTER, foreign, publish_answers, right
+from pool import problems, write_lines
+from reusing import COMMAND, NEW, NOWHERE, ORG, PROMPTS, ROUTER, foreign, right, synthesize
 
-from persyn_datasets import (
-    BuildError,
-    InputError,
-    Route,
-    Router,
-    load_prompts,
-    reuse,
-)
+from persyn_datasets import BuildError, InputError, Route, Router, load_prompts, reuse
 from persyn_datasets.cli import main
 from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.engines import recorded
 from persyn_datasets.hub.publish import publish
-
-
-@pytest.fixture
-def published(hub, chat_model, models_folder):
-    return publish_answers(hub, chat_model, models_folder)
 
 
 def test_a_process_without_any_of_the_first_ones_files(hub, published, tmp_path):
@@ -64,10 +52,8 @@ def test_streams_give_the_same(published, tmp_path, monkeypatch):
     monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 2)
     for name, source, more in (("a", "org/new", []), ("b", "org/new", ["--streaming"])):
         for command in ("route", "synthesize"):
-            assert (
-                main([command, ROUTER, source, "--output", str(tmp_path / name / command), *more])
-                == 0
-            )
+            output = str(tmp_path / name / command)
+            assert main([command, ROUTER, source, "--output", output, *more]) == 0
     for command in ("route", "synthesize"):
         a, b = (load_dataset(str(tmp_path / name / command), split="train") for name in "ab")
         assert (a.features, a.remove_columns("router_scores").to_list()) == (
@@ -112,7 +98,7 @@ def test_an_interrupted_run_goes_on_at_its_first_unfinished_shard(
         return real(requests, account)
 
     monkeypatch.setattr(recorded, "generate", generate)
-    arguments = ["synthesize", ROUTER, "org/new", "--output", str(tmp_path / "out"), *streaming]
+    arguments = [*synthesize(tmp_path / "out"), *streaming]
     assert main(arguments) == 130 and not (tmp_path / "out").exists()
     assert main(arguments) == 0
     assert asked == [NEW[:2], NEW[2:4], NEW[2:4], NEW[4:]]  # recorded answers are in no journal
@@ -163,22 +149,9 @@ def test_failed_rows_and_the_account_over_several_shards(hub, published, tmp_pat
         return (400, {}, {"error": "no"}) if prompt in (NEW[1], NEW[4]) else echo(request, nth)
 
     with ChatServer(reply) as server:
-        foreign(
-            hub,
-            published,
-            engine="endpoint",
-            base_url="http://127.0.0.1:9/v1",
-            price={"input": 1e5, "output": 0},
-        )
-        arguments = [
-            "synthesize",
-            ROUTER,
-            "org/new",
-            "--output",
-            str(tmp_path / "out"),
-            "--teachers",
-            "multiplier",
-        ]
+        price = {"input": 1e5, "output": 0}
+        foreign(hub, published, engine="endpoint", base_url=NOWHERE, price=price)
+        arguments = synthesize(tmp_path / "out", "multiplier")
         arguments += ["--set", f"teachers.1.base_url={server.url}", "--max-cost"]
         # An answer costs 0.7 USD. A server that we do not know may bill 212: 2,122 tokens for a
         # prompt of 10 characters and a template as long as any.
@@ -209,11 +182,8 @@ def test_prompts_unlike_the_calibration_are_told_with_numbers(published, tmp_pat
     found = router.unlike(long)
     assert any("in their length: 336 characters" in t and "calibration 11" in t for t in found)
     assert any("cosine distance" in t for t in found)
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in long))
-    assert (
-        main(["route", ROUTER, str(tmp_path / "long.jsonl"), "--output", str(tmp_path / "out")])
-        == 0
-    )
+    prompts = write_lines(tmp_path / "long.jsonl", [{"messages": m} for m in long])
+    assert main(["route", ROUTER, prompts, "--output", str(tmp_path / "out")]) == 0
     assert found[0] in capsys.readouterr().err
 
 
@@ -248,7 +218,7 @@ def test_a_kill_while_it_is_finished_leaves_what_the_next_run_takes_up(
         "stats": (reuse.json, "dumps"),
         "end": (Path, "replace" if there else "rename"),
     }[where]
-    arguments = ["synthesize", ROUTER, "org/new", "--output", str(output)]
+    arguments = synthesize(output)
     with monkeypatch.context() as m:
         if where == "stats":
             real = json.dumps
@@ -274,7 +244,7 @@ def test_failed_rows_are_asked_again_and_only_they(hub, published, tmp_path):
         return (400, {}, {"error": "no"}) if prompt in down else echo(request, nth)
 
     with ChatServer(reply) as server:
-        foreign(hub, published, engine="endpoint", base_url="http://127.0.0.1:9/v1")
+        foreign(hub, published, engine="endpoint", base_url=NOWHERE)
         router, output = Router.from_pretrained(ROUTER), tmp_path / "out"
         prompts = load_prompts("org/new")
         options = {"names": ["multiplier"], "overrides": [f"teachers.1.base_url={server.url}"]}

@@ -1,26 +1,15 @@
 import json
 
-import pytest
 from datasets import load_dataset
-from reusing import NEW, ORG, ROUTER, publish_answers, right
+from reusing import NEW, ORG, ROUTER, right, synthesize
 
 from persyn_datasets.cli import main
 from persyn_datasets.hub.publish import publish
 
 
-@pytest.fixture
-def published(hub, chat_model, models_folder):
-    return publish_answers(hub, chat_model, models_folder)
-
-
 def test_the_answers_become_a_dataset_of_their_own_or_are_appended(hub, published, tmp_path):
     output = tmp_path / "mine"
-    assert (
-        main(
-            ["synthesize", ROUTER, "org/new", "--output", str(output), "--push-to-hub", "org/mine"]
-        )
-        == 0
-    )
+    assert main([*synthesize(output), "--push-to-hub", "org/mine"]) == 0
     assert right(load_dataset("org/mine", split="train", revision="v1.0.0"))
     card = hub.repo("org/mine").branches["main"].files["README.md"].decode()
     assert (
@@ -55,17 +44,7 @@ def test_columns_that_the_published_rows_have_not_are_refused(hub, published, tm
         "org/new",
         {"train.jsonl": "".join(json.dumps({"prompt": p, "mood": "good"}) + "\n" for p in NEW)},
     )
-    arguments = [
-        "synthesize",
-        ROUTER,
-        "org/new",
-        "--output",
-        str(tmp_path / "o"),
-        "--push-to-hub",
-        ORG,
-        "--append",
-    ]
-    assert main(arguments) == 1
+    assert main([*synthesize(tmp_path / "o"), "--push-to-hub", ORG, "--append"]) == 1
     assert "column 'mood'" in capsys.readouterr().err and sorted(hub.repo(ORG).tags) == ["v1.0.0"]
     assert main(["push", str(tmp_path / "o"), "org/none", "--append"]) == 1
     assert (

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from conftest import save_model
 from datasets import load_dataset
-from pool import built
 
 from persyn_datasets.hub.publish import publish
 
@@ -19,8 +18,8 @@ ORG = "org/tiny"
 
 
 @pytest.fixture
-def published(hub, chat_model, models_folder):
-    publish(built(models_folder / "trl", chat_model).output, ORG)
+def published(hub, done):
+    publish(done.output, ORG)
     return ORG
 
 

@@ -15,7 +15,7 @@ ROWS = [
 ]
 
 
-def test_id_hangs_on_the_messages_alone():
+def test_id_depends_on_the_messages_alone():
     assert prompt_id(USER) == prompt_id([{"content": "Why?", "role": "user", "name": "Eve"}])
     others = [
         [{"role": "system", "content": "Why?"}],

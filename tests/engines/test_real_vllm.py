@@ -128,7 +128,7 @@ def test_max_tokens_ends_at_the_context(answered):
 
 
 @needs_vllm
-def test_the_sample_hangs_on_seed_and_prompt_alone(real_model, answered):
+def test_the_sample_depends_on_seed_and_prompt_alone(real_model, answered):
     texts = {
         name: [answered[name, key]["text"] for key in PROMPTS]
         for name in ("one", "two", "other-seed", "greedy")

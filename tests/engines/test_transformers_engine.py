@@ -7,29 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from local_teacher import PROMPTS, answers, teacher_of
 
 from persyn_datasets import InputError, Sampling, Teacher
 from persyn_datasets.engines import Request, local_model
 from persyn_datasets.engines import transformers as engine
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids
-
-PROMPTS = {
-    f"id{i}": [{"role": "user", "content": text}]
-    for i, text in enumerate(["a", "the other day", "b " * 30])
-}
-
-
-def answers(teacher, prompts=None, order=None):
-    """prompt id → response; one call of the engine."""
-    requests = [
-        Request(teacher, key, teacher.conversation(m)) for key, m in (prompts or PROMPTS).items()
-    ]
-    return {requests[i].prompt_id: response for i, response in engine.generate(requests, Account())}
-
-
-def teacher_of(model, **sampling):
-    return Teacher(model, name="t", sampling=Sampling(**({"max_tokens": 24} | sampling)))
 
 
 def variant(model, folder, **generation_config):
@@ -53,7 +37,7 @@ def test_a_prompt_gets_the_same_text_alone_and_in_any_batch(chat_model, monkeypa
     assert len({r["text"] for r in together.values()}) == len(PROMPTS)
 
 
-def test_the_sample_hangs_on_seed_and_prompt_id(chat_model):
+def test_the_sample_depends_on_seed_and_prompt_id(chat_model):
     one = answers(teacher_of(chat_model, temperature=1.0, seed=1))
     assert one == answers(teacher_of(chat_model, temperature=1.0, seed=1))
     two = answers(teacher_of(chat_model, temperature=1.0, seed=2))

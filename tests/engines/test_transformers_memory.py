@@ -2,32 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
-from conftest import CHAT_TEMPLATE, make_tokenizer
+from conftest import save_model
+from local_teacher import PROMPTS, answers, teacher_of
 
-from persyn_datasets import Sampling, Teacher
-from persyn_datasets.engines import Request, local_model
-from persyn_datasets.engines import transformers as engine
-from persyn_datasets.engines.account import Account
+from persyn_datasets.engines import local_model
 from persyn_datasets.store.models import load_causal_lm, load_tokenizer, prompt_ids
-
-PROMPTS = {
-    f"id{i}": [{"role": "user", "content": text}]
-    for i, text in enumerate(["a", "the other day", "b " * 30])
-}
-
-
-def answers(teacher, prompts=None, order=None):
-    """prompt id → response; one call of the engine."""
-    requests = [
-        Request(teacher, key, teacher.conversation(m)) for key, m in (prompts or PROMPTS).items()
-    ]
-    return {requests[i].prompt_id: response for i, response in engine.generate(requests, Account())}
-
-
-def teacher_of(model, **sampling):
-    return Teacher(model, name="t", sampling=Sampling(**({"max_tokens": 24} | sampling)))
-
 
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -53,21 +32,6 @@ LONG_ROPE = {
         "original_max_position_embeddings": 64,
     },
 }
-
-
-def save_kind(folder, name, **config):
-    """A tiny random model whose config class may have another name than the model's."""
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(CHAT_TEMPLATE)
-    tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    tiny |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    tiny |= {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
-    tiny |= {"initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    made = getattr(transformers, f"{name}Config")(**(tiny | config))
-    model = transformers.AutoModelForCausalLM.from_config(made)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def test_an_answer_is_as_long_as_its_own_prompt_leaves_room_for(chat_model):
@@ -103,9 +67,7 @@ def test_models_with_other_states_and_positions(kind, config, models_folder):
     """Recurrent states, positions in a table, windows: the model's own greedy text, in any batch
     and alone.
     """
-    name = {"Gemma3": "Gemma3Text", "Qwen3_5": "Qwen3_5Text"}.get(kind, kind)
-    folder = models_folder / kind
-    model = save_kind(folder, name, **config)
+    model = save_model(models_folder / kind, kind, **config)
     prompts = PROMPTS | {
         "near": [{"role": "user", "content": "b " * 235}],
         "over": [{"role": "user", "content": "c " * 50}],

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
-from pool import built
 
 from persyn_datasets import InputError, Recipe
 from persyn_datasets.hub import cards
@@ -20,11 +19,6 @@ from persyn_datasets.report.verdict import (
 
 ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)*%?")
-
-
-@pytest.fixture(scope="module")
-def done(chat_model, models_folder):
-    return built(models_folder / "cards", chat_model)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import yaml
 from datasets import Dataset, load_dataset
 from hub_builds import ORG, built_second, local, rows, tags
-from pool import built
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from persyn_datasets import InputError, Recipe, Router, publish
@@ -15,8 +14,8 @@ from persyn_datasets.hub import publish as hub_module
 
 
 @pytest.fixture(scope="module")
-def first(chat_model, models_folder):
-    return built(models_folder / "hub-first", chat_model).output
+def first(done):
+    return done.output
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 from hub_builds import ORG, built_second, local, rows, tags
-from pool import built, make_recipe, save
+from pool import make_recipe, save
 
 from persyn_datasets import BuildError, InputError, publish
 from persyn_datasets.cli import main
@@ -11,8 +11,8 @@ from persyn_datasets.hub import publish as hub_module
 
 
 @pytest.fixture(scope="module")
-def first(chat_model, models_folder):
-    return built(models_folder / "hub-first", chat_model).output
+def first(done):
+    return done.output
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from datasets import load_dataset
-from pool import built
+from pool import build, make_recipe
 
 from persyn_datasets.cli import main
 from persyn_datasets.hub.licenses import worked_out
@@ -20,7 +20,9 @@ POINT = {"hit@1": 0.3, "hit@3": 0.6, "quality": 0.5, "learnability": -1.2}
 @pytest.fixture(scope="module")
 def done(chat_model, models_folder):
     """A finished build, as if it had been large enough for curves."""
-    builder = built(models_folder / "page", chat_model)
+    folder = models_folder / "page"
+    folder.mkdir()
+    builder = build(make_recipe(folder, chat_model), folder / "out")
     stats = builder.stats
     stats["analysis"]["by_size"] = [{"prompts": n} | POINT for n in (20, 40)]
     stats["second_opinions"] = {"asked": 5, "better": 2}

@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
-from pool import built
 
 from persyn_datasets import Teacher
 from persyn_datasets.report import measure as report
@@ -67,11 +66,8 @@ def test_reasons_of_failures_come_by_their_number():
     assert "no response failed" in report.errors(Dataset.from_list(RANKED[:1]))
 
 
-def test_the_closing_report_holds_the_equation_the_numbers_and_the_verdict(
-    chat_model, models_folder
-):
-    builder = built(models_folder / "report", chat_model)
-    stats, shown = builder.stats, text.describe(builder.recipe, builder.stats)
+def test_the_closing_report_holds_the_equation_the_numbers_and_the_verdict(done):
+    stats, shown = done.stats, text.describe(done.recipe, done.stats)
     words = " ".join(shown.split())
     assert "r = (1 − α)·r_q + α·r_l with α = 0.4" in words and "`prompt`" in words
     assert verdict(stats["router"]) in words
@@ -83,11 +79,10 @@ def test_the_closing_report_holds_the_equation_the_numbers_and_the_verdict(
         assert any(row[0] == name and row[-2:] == share for row in rows)
 
 
-def test_a_terminal_of_80_columns_is_enough(chat_model, models_folder):
-    builder = built(models_folder / "report", chat_model)
-    recipe, stats = builder.recipe, builder.stats
-    stats["cost"] = {"usd": 0.00042, "generate_then_select_usd": 0.0017}
-    screen = summary(recipe, stats, builder.output.relative_to(models_folder))
+def test_a_terminal_of_80_columns_is_enough(done, models_folder):
+    cost = {"usd": 0.00042, "generate_then_select_usd": 0.0017}
+    recipe, stats = done.recipe, done.stats | {"cost": cost}
+    screen = summary(recipe, stats, done.output.relative_to(models_folder))
     for shown in (screen, text.describe(recipe, stats)):
         lines = [line for line in shown.splitlines() if recipe.student.model not in line]
         assert max(map(len, lines)) <= TERMINAL

@@ -5,16 +5,10 @@ import shutil
 
 import pytest
 from chat_server import ChatServer, echo
-from pool import built
 
 from persyn_datasets import InputError, Router
 from persyn_datasets.cli import main
 from persyn_datasets.config.overrides import apply_overrides
-
-
-@pytest.fixture(scope="module")
-def done(chat_model, models_folder):
-    return built(models_folder / "foreign-router", chat_model).output / "router"
 
 
 def changed(folder, to, **teacher):
@@ -38,7 +32,7 @@ DANGERS = {
 @pytest.mark.parametrize("key", DANGERS)
 def test_a_downloaded_router_decides_nothing_for_the_user(done, tmp_path, key):
     change = DANGERS[key] | ({"base_url": "http://a/v1"} if key == "api_key_env" else {})
-    router = Router.from_pretrained(changed(done, tmp_path / "router", **change))
+    router = Router.from_pretrained(changed(done.output / "router", tmp_path / "router", **change))
     with pytest.raises(InputError, match="--set"):
         _ = router.teachers
     assert [t.name for t in router.teachers_with(names=[router.names[0]])] == [router.names[0]]
@@ -50,14 +44,16 @@ def test_a_downloaded_router_decides_nothing_for_the_user(done, tmp_path, key):
 
 
 def test_a_router_that_was_made_here_may_be_moved_and_cut(done, tmp_path):
-    router = Router.from_pretrained(changed(done, tmp_path / "moved", timeout=5.0))
+    router = Router.from_pretrained(
+        changed(done.output / "router", tmp_path / "moved", timeout=5.0)
+    )
     assert router.teachers[1].timeout == 5.0  # it goes to the same place
 
 
 def test_prompts_go_nowhere_before_the_user_names_the_server(done, tmp_path):
     with ChatServer(echo) as server:
         change = {"engine": "endpoint", "base_url": server.url, "model": "m"}
-        router = changed(done, tmp_path / "router", **change)
+        router = changed(done.output / "router", tmp_path / "router", **change)
         (tmp_path / "p.jsonl").write_text('{"prompt": "3 times 4?"}\n')
         command = ["synthesize", router, str(tmp_path / "p.jsonl"), "--output"]
         name = Router.from_pretrained(router).names[1]

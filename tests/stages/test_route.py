@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from conftest import save_model
 from datasets import Dataset
-from pool import TEACHERS, built, problems
+from pool import TEACHERS, problems
 
 from persyn_datasets import InputError, Route, Router
 from persyn_datasets.data import prompts
 
 
 @pytest.fixture(scope="module")
-def router(chat_model, models_folder):
-    return Router.from_pretrained(str(built(models_folder / "build", chat_model).output / "router"))
+def router(done):
+    return Router.from_pretrained(str(done.output / "router"))
 
 
 @pytest.fixture
