@@ -64,9 +64,10 @@ def main(recorded: Path, student: str, prompts: int) -> None:
     head = ["signal", "largest difference", "mean difference", "prompts with another best teacher"]
     PAGE.write_text(
         "# bfloat16 against float32\n\n"
-        "On a GPU the student is loaded in bfloat16, 8 bits of precision. A target's logit and the "
-        "sum that it is divided by are rounded alike, by the model's own head, and summed in "
-        "float32, so that no probability is above 1: the largest log-probability of a token is "
+        "On a GPU the student is loaded in bfloat16, which has 8 bits of precision. The target's "
+        "logit and the logits of the normalising sum are rounded alike, by the model's own head, "
+        "and summed in float32, so no probability exceeds 1: the largest log-probability of a "
+        "token is "
         f"{rounded[2]:.6f} in bfloat16 and {exact[2]:.6f} in float32.\n\n"
         f"{len(files)} recorded teachers, {prompts} prompts of GSM8K, {len(rows)} answers, student "
         "SmolLM2-135M-Instruct (dequantised from 4 bits):\n\n"
