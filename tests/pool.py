@@ -3,6 +3,7 @@ counting engine.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from datasets import load_dataset
 from persyn_datasets import PersynBuilder, Recipe
 from persyn_datasets.engines import answered, failed, transformers
 
+COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
 TEACHERS = ("adder", "multiplier", "guesser")
 
 

@@ -1,14 +1,11 @@
 """A router on the Hub, and new prompts for it."""
 
 import json
-import sys
 
 from pool import TEACHERS, answer, make_recipe, problems
 
 from persyn_datasets import PersynBuilder, Recipe
 from persyn_datasets.hub.publish import publish
-
-COMMAND = [sys.executable, "-m", "persyn_datasets.cli"]
 
 ORG, ROUTER = "org/tiny", "org/tiny-router"
 NOWHERE = "http://127.0.0.1:9/v1"  # nothing listens there

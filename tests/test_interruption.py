@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer, completion
 from datasets import load_dataset
-from pool import answer, make_recipe, save
+from pool import COMMAND, answer, make_recipe, save
 
 from persyn_datasets.cli import main
 
 CONCURRENCY = 4
-FORKS = multiprocessing.get_context(
-    "forkserver"
-)  # the imports once, then one clean process per run
+# The imports once, then one clean process per run.
+FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["persyn_datasets.builder", "persyn_datasets.engines.transformers", "pool"]
 )
@@ -99,23 +98,13 @@ def test_an_interruption_says_how_to_go_on(number, chat_model, tmp_path):
 
     with ChatServer(slow) as server:
         recipe = recipe_of(tmp_path / "build", chat_model, server)
-        command = [
-            sys.executable,
-            "-m",
-            "persyn_datasets.cli",
-            "build",
-            recipe,
-            "--output",
-            str(tmp_path / "out"),
-        ]
         process = subprocess.Popen(
-            command,
+            [*COMMAND, "build", recipe, "--output", str(tmp_path / "out")],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # a shell's background job ignores it
+            # A shell's background job ignores SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         words = process.communicate(timeout=120)[1]
         assert process.returncode == 130

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from chat_server import ChatServer, echo
 from datasets import Dataset, load_dataset
-from pool import problems, write_lines
-from reusing import COMMAND, NEW, NOWHERE, ORG, PROMPTS, ROUTER, foreign, right, synthesize
+from pool import COMMAND, problems, write_lines
+from reusing import NEW, NOWHERE, ORG, PROMPTS, ROUTER, foreign, right, synthesize
 
 from persyn_datasets import BuildError, InputError, Route, Router, load_prompts, reuse
 from persyn_datasets.cli import main

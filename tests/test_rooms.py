@@ -1,4 +1,4 @@
-"""The house: a room imports from rooms below it, never from one above, and there is no circle."""
+"""The house: a room imports from rooms below it only, and there is no circle."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -8,24 +8,22 @@ import persyn_datasets
 
 PACKAGE = Path(persyn_datasets.__file__).parent
 
-# From the ground up.
+# From the ground up. The rooms of a floor do not know each other.
 FLOORS = [
     {"config"},
     {"store"},
     {"data"},
-    {"engines"},
-    {"signals"},
-    {"strategies"},
-    {"router"},
-    {"stages"},
-    {"runners"},
-    {"report"},
-    {"hub"},
-    {"inputs", "plan", "builder", "routing", "reuse"},
-    {"tasks"},
-    {"compare"},
-    {"quickstart", "options", "cli", "__main__", "designer"},
+    {"engines", "router"},
+    {"signals", "strategies"},
+    {"stages", "tasks"},
+    {"runners", "report", "designer"},
+    {"hub", "inputs", "plan", "routing"},
+    {"builder", "reuse"},
+    {"compare", "options", "quickstart"},
+    {"cli"},
 ]
+# Public names come from everywhere, when they are used; and `python -m persyn_datasets`.
+DOORS = ("__init__", "__main__")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -33,7 +31,7 @@ def imports():
     """(module, the module of ours that it imports), as dotted paths within the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if module == "__init__":  # public names come from everywhere, when they are used
+        if module in DOORS:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             found = []
@@ -61,13 +59,14 @@ def test_every_module_has_a_room():
     assert rooms <= set(FLOOR)
 
 
-def test_no_import_runs_up():
-    up = {
+def test_every_import_runs_down():
+    wrong = {
         (module, target)
         for module, target in imports()
-        if FLOOR.get(room(target), -1) > FLOOR[room(module)]
+        if room(target) not in (room(module), *DOORS)
+        and FLOOR.get(room(target), -1) >= FLOOR[room(module)]
     }
-    assert not up
+    assert not wrong
 
 
 def test_no_two_modules_import_each_other_in_a_circle():

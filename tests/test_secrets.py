@@ -5,12 +5,11 @@ its objects.
 import json
 import os
 import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 from chat_server import ChatServer, completion
-from pool import answer, make_recipe, save
+from pool import COMMAND, answer, make_recipe, save
 
 from persyn_datasets import Recipe
 from persyn_datasets.engines import endpoint
@@ -64,15 +63,7 @@ def test_no_key_is_left_behind(flags, chat_model, tmp_path):
             "TMPDIR": str(tmp_path),
             "HF_ENDPOINT": server.url[:-3],
         }
-        command = [
-            sys.executable,
-            "-m",
-            "persyn_datasets.cli",
-            "build",
-            recipe,
-            "--output",
-            str(tmp_path / "out"),
-        ]
+        command = [*COMMAND, "build", recipe, "--output", str(tmp_path / "out")]
         done = subprocess.run(
             command + flags, env=environment, capture_output=True, timeout=120, cwd=tmp_path
         )

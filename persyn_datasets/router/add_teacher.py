@@ -12,13 +12,13 @@ from torch import nn
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.lengths import lengths
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.standardised import Standardised
 from persyn_datasets.router.stored import keep, opened
 from persyn_datasets.store import own
-from persyn_datasets.strategies.budget import lengths
 
 RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 FOLDS = 5

@@ -16,13 +16,12 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Message, Price, Teacher
 from persyn_datasets.data.build import Spend, Tradeoff
-from persyn_datasets.data.reasoning import written_length
+from persyn_datasets.data.lengths import lengths
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.engines import price_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.strategies.second_opinion import Room
 
-CHARACTERS_PER_TOKEN = 4  # where nothing counted the tokens
 POINTS, SAMPLE = 21, 20_000  # of the trade-off curve; prompts that it looks at
 
 
@@ -73,35 +72,6 @@ def _line(worth: np.ndarray, rewards: np.ndarray) -> tuple[float, float]:
     return float(at_0), float(at_1 - at_0)
 
 
-def lengths(ranked: Dataset, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By teacher the mean tokens of an answer, and the line of least squares from a prompt's
-    characters to its tokens.
-
-    Where an engine did not count, 4 characters are a token.
-    """
-    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-    for messages, row in zip(ranked["messages"], ranked["responses"], strict=True):
-        characters = sum(len(m["content"]) for m in messages)
-        for r in row:
-            if not r["error"] and r["teacher"] in measured:
-                prompt, completion = r["prompt_tokens"], r["completion_tokens"]
-                prompt = characters / CHARACTERS_PER_TOKEN if prompt is None else prompt
-                completion = (
-                    written_length(r) / CHARACTERS_PER_TOKEN if completion is None else completion
-                )
-                measured[r["teacher"]].append((characters, prompt, completion))
-    tokens = {}
-    for name, rows in measured.items():
-        characters, prompt, completion = np.array(rows, float).T
-        fixed, each = np.linalg.lstsq(np.stack([np.ones(len(rows)), characters], 1), prompt)[0]
-        tokens[name] = {
-            "prompt": float(fixed),
-            "per_character": float(each),
-            "completion": float(completion.mean()),
-        }
-    return tokens
-
-
 def mean_win(p: np.ndarray) -> np.ndarray:
     """How often the router expects a teacher to beat another one: the mean of p_i / (p_i + p_j)
     over all j ≠ i.
@@ -113,13 +83,13 @@ def mean_win(p: np.ndarray) -> np.ndarray:
         (prompts, teachers), in [0, 1]; −∞ where p is 0. Ordered as the scores are.
     """
     there = p > 0
-    # Against itself p/(p + p) = 1/2, which does not count.
-    wins = np.full_like(p, -0.5)  # against itself
+    # The loop also meets j = i, where p/(p + p) = 1/2: taken off beforehand.
+    wins = np.full_like(p, -0.5)
     for p_j in p.T:
-        wins += np.divide(
-            p, p + p_j[:, None], out=np.zeros_like(p), where=(p > 0) & (p_j > 0)[:, None]
-        )
-    return np.where(there, wins / np.maximum(there.sum(-1, keepdims=True) - 1, 1), -np.inf)
+        both = there & (p_j > 0)[:, None]
+        wins += np.divide(p, p + p_j[:, None], out=np.zeros_like(p), where=both)
+    opponents = np.maximum(there.sum(-1, keepdims=True) - 1, 1)
+    return np.where(there, wins / opponents, -np.inf)
 
 
 def expected_reward(p: np.ndarray, line: Mapping[str, float]) -> np.ndarray:
@@ -150,6 +120,7 @@ def expected_cost(
     for i, name in enumerate(names):
         of = expected["tokens"][name]
         prompt = np.maximum(of["prompt"] + of["per_character"] * characters, 0)
+        # USD are per million tokens: at 10⁶ a token costs 1, so that the same sum counts tokens.
         price = (prices.get(name) or Price(0, 0)) if unit == "usd" else Price(1e6, 1e6)
         cost[:, i] = price.of(prompt, of["completion"])
     return cost
@@ -182,7 +153,7 @@ def within_budget(
     """
     names = router.names
     reward, cost = estimates(routed, router, budget.unit, teachers, answered)
-    caps = [int(budget.max_share.get(name, 1.0) * len(routed) + 1e-9) for name in names]
+    caps = _caps(budget, names, len(routed))
     try:
         choice, multiplier, gap = assign(reward, cost, budget.limit, caps)
     except InputError as error:
@@ -201,6 +172,12 @@ def within_budget(
     ), expected
 
 
+def _caps(budget: Budget, names: Sequence[str], prompts: int) -> list[int]:
+    """How many prompts each teacher may get at most."""
+    # 0.29 · 100 is 28.999999999999996: without the 1e-9 it would be 28 prompts, not 29.
+    return [int(budget.max_share.get(name, 1.0) * prompts + 1e-9) for name in names]
+
+
 def room_for_more(
     routed: Dataset,
     router: Judge,
@@ -212,9 +189,8 @@ def room_for_more(
     names = router.names
     _, cost = estimates(routed, router, budget.unit, teachers, answered)
     own = np.array([names.index(teacher) for teacher in routed["teacher"]], int)
-    most = [int(budget.max_share.get(name, 1.0) * len(routed) + 1e-9) for name in names]
     spent = np.take_along_axis(cost, own[:, None], 1).sum(dtype=float)
-    places = np.array(most) - np.bincount(own, minlength=len(names))
+    places = np.array(_caps(budget, names, len(routed))) - np.bincount(own, minlength=len(names))
     return Room(places, cost, budget.limit - float(spent))
 
 
@@ -234,8 +210,9 @@ def estimates(
     columns = routed.select_columns(["prompt_id", "messages", "router_scores"]).with_format("arrow")
     for batch in columns.iter(batch_size=CHUNK):
         messages = batch["messages"].combine_chunks()
-        lengths = pc.utf8_length(pc.struct_field(messages.flatten(), "content"))
-        characters = np.bincount(pc.list_parent_indices(messages), lengths, minlength=len(batch))
+        of_message = pc.utf8_length(pc.struct_field(messages.flatten(), "content"))
+        row = pc.list_parent_indices(messages)
+        characters = np.bincount(row, of_message, minlength=len(batch))
         p = batch["router_scores"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)
         cost = expected_cost(characters, names, expected, unit, prices)
         cost[[key in answered for key in batch["prompt_id"].to_pylist()]] = 0
@@ -267,24 +244,20 @@ def tradeoff(
         prompts; a failed response counts as the lowest.
     """
     place = {key: i for i, key in enumerate(routed["prompt_id"])}
-    of_held_out = estimates(
-        routed.select([place[key] for key in held_out["prompt_id"]]), router, unit, teachers
-    )
+    own = routed.select([place[key] for key in held_out["prompt_id"]])
+    of_held_out = estimates(own, router, unit, teachers)
     outcome = rewards_of(held_out, router.names)
     known = ~np.isnan(outcome).all(-1)
-    outcome = np.where(
-        np.isnan(outcome), np.nanmin(outcome, -1, keepdims=True, initial=np.inf), outcome
-    )[known]
+    lowest = np.nanmin(outcome, -1, keepdims=True, initial=np.inf)
+    outcome = np.where(np.isnan(outcome), lowest, outcome)[known]
     sample = range(0, len(routed), max(1, len(routed) // SAMPLE))
     reward, cost = estimates(routed.select(sample), router, unit, teachers, answered)
     scale = len(routed) / len(reward)
 
     def at(multiplier: float) -> dict[str, float]:
         multipliers = np.array([multiplier, *np.zeros(len(router.names))])
-        choice, of = (
-            choose(reward, cost, multipliers)[0],
-            choose(*of_held_out, multipliers)[0][known],
-        )
+        choice = choose(reward, cost, multipliers)[0]
+        of = choose(*of_held_out, multipliers)[0][known]
         return {
             "multiplier": multiplier,
             "spend": scale * float(np.take_along_axis(cost, choice[:, None], 1).sum(dtype=float)),
@@ -296,12 +269,14 @@ def tradeoff(
     cheapest = np.where(np.isfinite(reward), cost, np.inf).min(-1).sum(dtype=float)
     # From all prompts to their cheapest teacher, to λ = 0, where money does not count.
     budgets = np.linspace(cheapest, at(0)["spend"] / scale, POINTS)
+    found = [multipliers_of(reward, cost, np.array([b, *places]))[0][0] for b in budgets]
+    # λ falls as the budget grows. At a kink of the dual the minimiser is off in the sixth digit,
+    # which may be enough to go back to a cheaper assignment.
+    falling = np.minimum.accumulate(found)
     alone = zip(router.names, cost.sum(0, dtype=float) * scale, outcome.mean(0), strict=True)
     return {
         "unit": unit,
-        "curve": [
-            at(float(multipliers_of(reward, cost, np.array([b, *places]))[0][0])) for b in budgets
-        ],
+        "curve": [at(float(multiplier)) for multiplier in falling],
         "teachers": {
             name: {"spend": float(spend), "measured": float(mean)} for name, spend, mean in alone
         },

@@ -42,6 +42,10 @@ def sections(folder):
     }
 
 
+def command(recipe, output):
+    return ["compare", recipe, "--strategies", *NAMES, "--seeds", "2", "--output", str(output)]
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, chat_model):
     folder = tmp_path_factory.mktemp("compare")
@@ -54,17 +58,7 @@ def output(recipe, tmp_path_factory):
     output = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERSYN_JOURNAL", str(output / "journal"))
-        command = [
-            "compare",
-            recipe,
-            "--strategies",
-            *NAMES,
-            "--seeds",
-            "2",
-            "--output",
-            str(output),
-        ]
-        assert main(command) == 0
+        assert main(command(recipe, output)) == 0
     return output
 
 
@@ -120,36 +114,18 @@ def test_a_second_run_trains_and_measures_nothing(recipe, output, monkeypatch):
     monkeypatch.setenv("PERSYN_JOURNAL", str(output / "journal"))
     monkeypatch.setattr(train, "_trainer", lambda *args: pytest.fail("trained again"))
     before = (output / "results.json").read_text()
-    arguments = [
-        recipe,
-        "--strategies",
-        *NAMES,
-        "--seeds",
-        "2",
-        "--output",
-        str(output),
-    ]
     monkeypatch.setattr(
         "persyn_datasets.stages.score.signals", lambda *args: pytest.fail("scored again")
     )
-    assert main(["compare", *arguments]) == 0
+    assert main(command(recipe, output)) == 0
     assert (output / "results.json").read_text() == before
 
 
 def test_students_are_published_with_their_cards(recipe, output, monkeypatch, hub):
     monkeypatch.setenv("PERSYN_JOURNAL", str(output / "journal"))
-    arguments = [
-        recipe,
-        "--strategies",
-        *NAMES,
-        "--seeds",
-        "2",
-        "--output",
-        str(output),
-        "--push-to-hub",
-    ]
-    assert main(["compare", *arguments, "nobody/tiny"]) == 1  # before anything is done
-    assert main(["compare", *arguments, "org/tiny"]) == 0
+    publish = [*command(recipe, output), "--push-to-hub"]
+    assert main([*publish, "nobody/tiny"]) == 1  # before anything is done
+    assert main([*publish, "org/tiny"]) == 0
     place = (
         output
         / json.loads((output / "results.json").read_text())["strategies"]["random"]["students"][0][
@@ -168,7 +144,7 @@ def test_students_are_published_with_their_cards(recipe, output, monkeypatch, hu
     assert not any(
         str(output.parent.parent).encode() in content for content in main_branch.files.values()
     )
-    assert main(["compare", *arguments, "org/tiny"]) == 0
+    assert main([*publish, "org/tiny"]) == 0
     assert hub.repo("org/tiny-random", "model").branches["main"] == main_branch  # no new commit
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections import Counter
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -25,28 +26,33 @@ def build(teacher: Teacher, journal: str, count: int) -> None:
     answers(ask(teacher, *texts(count)))
 
 
-@pytest.mark.parametrize(
-    ("dialect", "step"),
-    [("openai", "upload")]
-    + [(d, s) for d in ("openai", "anthropic") for s in ("create", "look", "results")],
-)
-def test_a_killed_build_finds_its_batches(dialect: str, step: str, journal_root, tmp_path) -> None:
+def killed_at(step: str, server: BatchServer, teacher: Teacher, journal: Path, count: int) -> None:
+    """A build in a process of its own, killed while the server is at this step."""
     reached, may_go_on = Event(), Event()
 
     def stop() -> None:
         reached.set()
         may_go_on.wait(60)
 
+    server.at[step] = stop
+    process = FORKS.Process(target=build, args=(teacher, str(journal), count))
+    process.start()
+    assert reached.wait(60)
+    process.kill()
+    process.join()
+    server.at.clear()
+    may_go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "step"),
+    [("openai", "upload")]
+    + [(d, s) for d in ("openai", "anthropic") for s in ("create", "look", "results")],
+)
+def test_a_killed_build_finds_its_batches(dialect: str, step: str, journal_root, tmp_path) -> None:
     with BatchServer() as server:
-        server.at[step] = stop
         teacher = teach(server, dialect)
-        process = FORKS.Process(target=build, args=(teacher, str(journal_root), 12))
-        process.start()
-        assert reached.wait(60)
-        process.kill()
-        process.join()
-        server.at.clear()
-        may_go_on.set()
+        killed_at(step, server, teacher, journal_root, 12)
         known = len(everything())
         assert known == (0 if step == "upload" else 1)
         found = answers(ask(teacher, *texts(12)))
@@ -59,22 +65,9 @@ def test_a_killed_build_finds_its_batches(dialect: str, step: str, journal_root,
 
 def test_what_others_sent_meanwhile_is_not_taken_for_ours(journal_root) -> None:
     """Anthropic's API names no batch: one of as many rows may be somebody else's."""
-    reached, may_go_on = Event(), Event()
-
-    def stop() -> None:
-        reached.set()
-        may_go_on.wait(60)
-
     with BatchServer(looks=4) as server:
-        server.at["create"] = stop
         teacher = teach(server, "anthropic")
-        process = FORKS.Process(target=build, args=(teacher, str(journal_root), 3))
-        process.start()
-        assert reached.wait(60)
-        process.kill()
-        process.join()
-        server.at.clear()
-        may_go_on.set()
+        killed_at("create", server, teacher, journal_root, 3)
         ours = server.batches["batch_1"]
         theirs = {f"x-{i}": body for i, body in enumerate(ours.rows.values())}
         server.make(theirs)

@@ -7,26 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import save_model
+from local_teacher import PROMPTS, by_id, requests_of
 from transformers import AutoTokenizer
 
 from persyn_datasets import Sampling, Teacher
-from persyn_datasets.engines import Request, transformers
+from persyn_datasets.engines import transformers
 from persyn_datasets.engines import vllm as engine
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
-
-
-def requests_of(teacher, messages):
-    return [Request(teacher, key, teacher.conversation(m)) for key, m in messages.items()]
-
-
-def by_id(requests, answers):
-    """(teacher, prompt id) → response; each request is answered once."""
-    answers = list(answers)
-    found = {(requests[i].teacher.name, requests[i].prompt_id): response for i, response in answers}
-    assert len(found) == len(answers)
-    return found
-
 
 needs_vllm = pytest.mark.skipif(
     not find_spec("vllm"), reason="vllm is not installed: `make test-vllm` brings its own"
@@ -34,12 +22,6 @@ needs_vllm = pytest.mark.skipif(
 
 
 SMALL = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 64}
-
-
-PROMPTS = {
-    f"id{i}": [{"role": "user", "content": text}]
-    for i, text in enumerate(["a", "the other day", "b " * 30])
-}
 
 
 WHOLE_CONTEXT = 2048

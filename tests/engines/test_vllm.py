@@ -5,11 +5,11 @@ one.
 import os
 
 import pytest
+from local_teacher import by_id, requests_of
 
 from persyn_datasets import InputError, Sampling, Teacher
 from persyn_datasets.config.overrides import _of_this_machine
 from persyn_datasets.config.teacher import Price
-from persyn_datasets.engines import Request
 from persyn_datasets.engines import vllm as engine
 from persyn_datasets.engines.account import Account
 
@@ -75,18 +75,6 @@ def loads(tmp_path, monkeypatch):
 
 def prompts(n):
     return {f"id{i}": [{"role": "user", "content": "a" * (i % 7 + 1)}] for i in range(n)}
-
-
-def requests_of(teacher, messages):
-    return [Request(teacher, key, teacher.conversation(m)) for key, m in messages.items()]
-
-
-def by_id(requests, answers):
-    """(teacher, prompt id) → response; each request is answered once."""
-    answers = list(answers)
-    found = {(requests[i].teacher.name, requests[i].prompt_id): response for i, response in answers}
-    assert len(found) == len(answers)
-    return found
 
 
 def gone(process_id):
