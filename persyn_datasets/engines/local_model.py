@@ -39,6 +39,8 @@ from persyn_datasets.store.models import (
 
 ROWS_PER_BATCH = 64
 TOKENS_PER_BATCH = 131_072
+# After so many tokens, and each time the answers are twice as long, the rows that ended leave.
+FIRST_LOOK = 8
 
 
 class SampleEachRow(LogitsProcessor):
@@ -60,6 +62,10 @@ class SampleEachRow(LogitsProcessor):
         cdf = scores.float().softmax(-1).cumsum(-1)
         token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on."""
+        self.streams = [self.streams[row] for row in rows]
 
 
 class Penalize(LogitsProcessor):
@@ -87,6 +93,10 @@ class Penalize(LogitsProcessor):
         less = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
         scores = torch.where(seen, less, scores)
         return scores - self.frequency * counts - self.presence * (counts > 0)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these go on."""
+        self.prompts = [self.prompts[row] for row in rows]
 
 
 def answer(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]:
@@ -180,35 +190,83 @@ class _Work:
 
     @torch.inference_mode()
     def _answer(self, rows: list[Row]) -> list[tuple[int, Response]]:
-        model, sampling = self.model, self.sampling
-        most = self._most(rows[0])
+        model = self.model
         eos = model.generation_config.eos_token_id if model.generation_config else None
         ends = {eos} if isinstance(eos, int) else set(eos or [self.tokenizer.eos_token_id])
         pad = self.tokenizer.pad_token_id
         pad = next(iter(ends)) if pad is None else pad
-        # `generate` goes on from the cache, but wants all ids, the prefix's too.
+        return [
+            (row.place, self._response(row, tokens, ends, pad))
+            for row, tokens in zip(rows, self._write(rows, ends, pad), strict=True)
+        ]
+
+    def _write(self, rows: list[Row], ends: set[int], pad: int) -> list[list[int]]:
+        """The tokens of each row's answer, up to its end, and padding behind it.
+
+        A batch is as long as its longest answer. So that the others cost nothing any more, it is
+        written in parts, and after each the rows that have ended leave it.
+        """
         cache, prefix = self._encode_prefix(rows)
-        input_ids, mask = _padded([row.ids for row in rows], prefix, pad)
-        generate: Any = model.generate
-        output = generate(
-            input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            logits_processor=_steps(sampling, rows, input_ids.shape[1]),
+        ids, mask = (x.to(self.model.device) for x in _padded([r.ids for r in rows], prefix, pad))
+        width, most = ids.shape[1], self._most(rows[0])
+        steps = _steps(self.sampling, rows, width)
+        written: list[list[int]] = [[] for _ in rows]
+        going = list(range(len(rows)))
+        while going:
+            so_far = ids.shape[1] - width
+            # Where the cache cannot be split, all rows are written to the end at once.
+            part = min(max(so_far, FIRST_LOOK), most - so_far) if cache else most
+            ids = self._continue(ids, mask, cache, steps, part, ends, pad)
+            for row, tokens in zip(going, ids[:, width:].tolist(), strict=True):
+                written[row] = tokens
+            if ids.shape[1] - width >= most:
+                break
+            left = [i for i, row in enumerate(going) if not self._ended(written[row], ends, pad)]
+            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+            if len(left) < len(going):
+                going = [going[i] for i in left]
+                ids, mask = ids[left], mask[left]
+                if going and cache:
+                    cache.batch_select_indices(torch.tensor(left, device=ids.device))
+                for step in steps:
+                    if isinstance(step, (SampleEachRow, Penalize)):
+                        step.keep(left)
+        return written
+
+    def _continue(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Cache | None,
+        steps: LogitsProcessorList,
+        most: int,
+        ends: set[int],
+        pad: int,
+    ) -> torch.Tensor:
+        """The ids, with up to `most` more. `generate` goes on from the cache, but wants all ids."""
+        generate: Any = self.model.generate
+        longer: torch.Tensor = generate(
+            ids,
+            attention_mask=mask,
+            logits_processor=steps,
             generation_config=GenerationConfig(
                 do_sample=False,
                 max_new_tokens=most,
                 eos_token_id=sorted(ends),
                 pad_token_id=pad,
-                stop_strings=list(sampling.stop) or None,
+                stop_strings=list(self.sampling.stop) or None,
             ),
             tokenizer=self.tokenizer,
-            **({_cache_argument(model): cache} if cache else {}),
+            **({_cache_argument(self.model): cache} if cache else {}),
         )
-        new = output[:, input_ids.shape[1] :].tolist()
-        return [
-            (row.place, self._response(row, tokens, ends, pad))
-            for row, tokens in zip(rows, new, strict=True)
-        ]
+        return longer
+
+    def _ended(self, tokens: list[int], ends: set[int], pad: int) -> bool:
+        if not self.sampling.stop:
+            return not ends.isdisjoint(tokens)
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        stopped = any(string in text for string in self.sampling.stop)
+        return stopped or tokens[-1] == pad or not ends.isdisjoint(tokens)
 
     def _encode_prefix(self, rows: list[Row]) -> tuple[Cache | None, int]:
         """The system prompt and the examples, encoded once for the whole batch, and their number of

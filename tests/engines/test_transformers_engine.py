@@ -37,6 +37,29 @@ def test_a_prompt_gets_the_same_text_alone_and_in_any_batch(chat_model, monkeypa
     assert len({r["text"] for r in together.values()}) == len(PROMPTS)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [{"temperature": 0}, {"temperature": 1.0, "frequency_penalty": 0.5}, {"stop": ("K",)}],
+)
+def test_rows_that_ended_leave_the_batch_and_change_no_other(
+    chat_model, tmp_path, monkeypatch, sampling
+):
+    model = variant(chat_model, tmp_path / "v", eos_token_id=[2, *range(60, 64)])
+    teacher = teacher_of(model, max_tokens=40, **sampling)
+    prompts = {str(i): [{"role": "user", "content": f"{i} of " * i}] for i in range(1, 17)}
+    alone = {key: answers(teacher, {key: m})[key] for key, m in prompts.items()}
+    loaded = load_causal_lm(model)
+    whole, rows = loaded.generate, []
+
+    def generate(ids, **more):
+        rows.append(len(ids))
+        return whole(ids, **more)
+
+    monkeypatch.setattr(loaded, "generate", generate)
+    assert answers(teacher, prompts) == alone
+    assert rows[0] == 16 > rows[-1] and rows == sorted(rows, reverse=True)
+
+
 def test_the_sample_depends_on_seed_and_prompt_id(chat_model):
     one = answers(teacher_of(chat_model, temperature=1.0, seed=1))
     assert one == answers(teacher_of(chat_model, temperature=1.0, seed=1))
