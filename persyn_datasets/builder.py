@@ -104,8 +104,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Build, or go on where an interrupted build stopped, or do nothing if it is done.
 
-        `download_mode="force_redownload"` builds again, from the journal, and asks again what had
-        failed.
+        Prompts that failed are asked again, and only they. `download_mode="force_redownload"`
+        builds again, from the journal.
 
         Raises:
             InputError: before anything is spent.
@@ -117,7 +117,8 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         own.remember(t.to_dict() for t in self.recipe.teachers)
         known = self.stats if mode == DownloadMode.REUSE_DATASET_IF_EXISTS else None
         whole = known and files.are_whole(known, self.output)
-        if known and whole and known["build"] == build_id(self.recipe, prompts):
+        done = known and whole and not known["failed"]
+        if known and done and known["build"] == build_id(self.recipe, prompts):
             self._rewrite_recipe()
             return
         self._prompts = plan.check(self.recipe)

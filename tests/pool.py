@@ -26,11 +26,11 @@ def problems(n=24):
 
 
 def answer(teacher, prompt):
-    """The adder adds and the multiplier multiplies, whatever was asked; the guesser is always
+    """The adder adds and the multiplier multiplies, whatever was asked; any other is always
     wrong.
     """
     a, _, b = prompt.rstrip("?").split()
-    value = {"adder": int(a) + int(b), "multiplier": int(a) * int(b), "guesser": 9999}[teacher]
+    value = {"adder": int(a) + int(b), "multiplier": int(a) * int(b)}.get(teacher, 9999)
     return f"The answer is {value}."
 
 

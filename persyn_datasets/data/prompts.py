@@ -143,7 +143,10 @@ def load_prompts(
             "messages": messages,
         }
         if answer_column:
-            added["answer"] = [text_of(answer) for answer in batch[answer_column]]
+            added["answer"] = [
+                text_of(answer, f"{path}, row {i}, column {answer_column!r}")
+                for i, answer in zip(indices, batch[answer_column], strict=True)
+            ]
         return added
 
     gone = [c for c in (column, answer_column) if c and c not in ("messages", "answer")]
@@ -185,8 +188,17 @@ def _streamed(
     return IterableDataset.from_generator(stream, features=features, gen_kwargs=shards)
 
 
-def text_of(value: Any) -> str | None:
-    """A cell as text; None where it is empty."""
+def text_of(value: Any, where: str) -> str | None:
+    """A cell as text; None where it is empty.
+
+    Raises:
+        InputError: it is a list or has fields: as text that would be Python's notation of it.
+    """
+    if isinstance(value, list | dict):
+        raise InputError(
+            f"{where}: found {_shown(value)}; expected a text or a number. Make a column that has "
+            "one."
+        )
     return None if value is None else str(value)
 
 

@@ -132,7 +132,7 @@ def _index(
     for row, (prompt, name) in enumerate(_prompts(table, places)):
         where = f"{path}, row {row}, column {places['prompt'].column!r}"
         numbers[row] = _number(prompt_id(to_messages(prompt, where)))
-        names[row] = place.setdefault(text_of(name) or "", len(place))
+        names[row] = place.setdefault(text_of(name, f"{path}, row {row}") or "", len(place))
     rows_of = {}
     for name, i in place.items():
         rows = np.flatnonzero(names == i)
@@ -179,25 +179,36 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
         teacher = request.teacher
         source = teacher.model, teacher.revision, *sorted(teacher.columns.items())
         sources.setdefault(source, []).append(i)
-    for places in sources.values():
+    for (path, *_), places in sources.items():
         records = _recorded(requests[places[0]].teacher)
         for start in range(0, len(places), READ_AT_ONCE):
             part = places[start : start + READ_AT_ONCE]
             rows = [_row(records, requests[i]) for i in part]
-            found = _read(records, [row for row in rows if row is not None])
+            found = _read(records, [row for row in rows if row is not None], path)
             for i, row in zip(part, rows, strict=True):
                 yield i, _response(requests[i], *(("", "") if row is None else next(found)))
 
 
-def _read(records: Records, rows: list[int]) -> Iterator[tuple[str, str]]:
+def _read(records: Records, rows: list[int], path: str) -> Iterator[tuple[str, str]]:
     """The text and the thought of each row, without white space at their ends."""
-    batch = records.table[rows]
+    batch, reasoning = records.table[rows], records.reasoning
+    for i, row in enumerate(rows):
+        where = f"{path}, row {row}"
+        text, thought = _said(records.response.of(batch[records.response.column][i]), where)
+        if reasoning:
+            thought = text_of(reasoning.of(batch[reasoning.column][i]), where) or ""
+        yield text.strip(), thought.strip()
 
-    def texts(place: Place | None) -> list[str]:
-        cells = batch[place.column] if place else [None] * len(rows)
-        return [(text_of(place.of(cell) if place else None) or "").strip() for cell in cells]
 
-    return zip(texts(records.response), texts(records.reasoning), strict=True)
+def _said(cell: Any, where: str) -> tuple[str, str]:
+    """An answer and its thought. A completion, as TRL and this package write it, is a list of one
+    message.
+    """
+    if not isinstance(cell, list) or len(cell) != 1 or not isinstance(cell[0], dict):
+        return text_of(cell, where) or "", ""
+    message = cell[0]
+    thought = next((message[key] for key in THOUGHTS if message.get(key)), "")
+    return text_of(message.get("content"), where) or "", text_of(thought, where) or ""
 
 
 def _response(request: Request, text: str, thought: str) -> Response:

@@ -22,7 +22,8 @@ def summary(recipe: Recipe, stats: Build, output: Path) -> str:
     who = STRATEGIES[recipe.strategy]
     lines = [fill(f"{recipe.title}: {answered:,} prompts, each answered by {who}.")]
     if stats["failed"]:
-        lines.append(f"{stats['failed']:,} prompts failed: see the split 'failed'.")
+        failed = f"{stats['failed']:,} prompts failed (split 'failed')"
+        lines.append(f"{failed}. The same command asks them again.")
     lines += [fill(note) for note in notes(stats)]
     lines += ["", *_shares(stats), ""]
     if router := stats["router"]:

@@ -215,3 +215,11 @@ def test_columns_of_others_that_are_named_like_ours(tmp_path):
         "prompt_id": prompt_id(USER),
         "messages": USER,
     }
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_reference_answer_is_one_value(tmp_path, streaming):
+    file = tmp_path / "aliases.parquet"
+    Dataset.from_list([{"prompt": "Who?", "answer": ["Ann", "A."]}]).to_parquet(str(file))
+    with pytest.raises(InputError, match=r"row 0.*'answer'"):
+        list(load_prompts(str(file), answer_column="answer", streaming=streaming))

@@ -254,3 +254,26 @@ def test_a_thought_in_the_columns_that_are_named(tmp_path):
     one = [{"role": "user", "content": "One?"}]
     [(_, found)] = recorded.generate([Request(teacher, prompt_id(one), one)], Account())
     assert THOUGHT.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "two", "reasoning_content": "one and one"},
+        {"role": "assistant", "content": "<think>one and one</think>\n\ntwo"},
+    ],
+)
+def test_a_completion_is_the_text_of_its_message(message, tmp_path):
+    file = tmp_path / "a.parquet"
+    row = {"prompt": CHAT, "teacher": "b", "response": [message]}
+    Dataset.from_list([row]).to_parquet(str(file))
+    found = ask(str(file), "b", CHAT)
+    assert (found["text"], found["reasoning"]) == ("two", "one and one")
+
+
+@pytest.mark.parametrize("said", [[{"role": "user", "content": "a"}] * 2, ["a"], [[1]]])
+def test_another_list_is_no_answer(said, tmp_path):
+    file = tmp_path / "a.parquet"
+    Dataset.from_list([{"prompt": CHAT, "teacher": "b", "response": said}]).to_parquet(str(file))
+    with pytest.raises(InputError, match="row 0"):
+        ask(str(file), "b", CHAT)

@@ -1,0 +1,274 @@
+"""Two real steps in a row: what the second makes of what the first one left."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from datasets import load_dataset
+from pool import answer, build, counting, make_recipe, problems, save, table, write_lines
+
+from persyn_datasets.cli import main
+
+FIRST = 56  # c·|M| + N − c = 16 · 3 + 24 − 16
+
+
+@pytest.fixture
+def counted(chat_model, tmp_path, monkeypatch):
+    """A finished build, its recipe's values and the engine that counted what it asked."""
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counter = counting(monkeypatch)
+    builder = build(values, tmp_path / "out")
+    assert len(counter.asked) == FIRST
+    return values, counter, builder
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def question(row):
+    return row["messages"][-1]["content"]
+
+
+def test_a_gold_answer_is_corrected(counted, tmp_path):
+    """Nothing is asked again, and the verdicts follow the new answer."""
+    values, counter, builder = counted
+    known = question(table(builder, "calibration")[0])
+    rows = lines_of(tmp_path / "prompts.jsonl")
+    for row in rows:
+        if row["prompt"] == known:
+            row["answer"] = "9999"  # what the guesser says
+    write_lines(tmp_path / "prompts.jsonl", rows)
+    again = build(values, tmp_path / "out")
+    right = {
+        r["teacher"]: r["quality"]
+        for row in table(again, "calibration")
+        if question(row) == known
+        for r in row["responses"]
+    }
+    assert right == {"adder": 0.0, "multiplier": 0.0, "guesser": 1.0}
+    assert max(Counter(counter.asked).values()) == 1
+
+
+def test_a_teacher_gets_another_name(counted, tmp_path):
+    values, counter, _ = counted
+    values["teachers"][0]["name"] = "summer"
+    again = build(values, tmp_path / "out")
+    assert len(counter.asked) == FIRST
+    assert "adder" not in set(table(again)["teacher"]) | set(table(again, "routing")["teacher"])
+    config = json.loads((tmp_path / "out/router/config.json").read_text())
+    assert set(config["id2label"].values()) == {"summer", "multiplier", "guesser"}
+
+
+def test_the_teachers_change_places(counted, tmp_path):
+    values, counter, builder = counted
+    before = {r["prompt_id"]: r["best_teacher"] for r in table(builder, "calibration")}
+    values["teachers"].reverse()
+    again = build(values, tmp_path / "out")
+    assert {r["prompt_id"]: r["best_teacher"] for r in table(again, "calibration")} == before
+    assert max(Counter(counter.asked).values()) == 1
+
+
+def test_a_teacher_leaves(counted, tmp_path):
+    values, counter, _ = counted
+    values["teachers"] = values["teachers"][:2]
+    again = build(values, tmp_path / "out")
+    assert not [name for name, _ in counter.asked[FIRST:] if name == "guesser"]
+    assert max(Counter(counter.asked).values()) == 1
+    assert set(table(again)["teacher"]) <= {"adder", "multiplier"}
+
+
+def test_a_teacher_joins(counted, tmp_path):
+    """It is asked about the calibration, and what it wins; nobody else is asked twice."""
+    values, counter, _ = counted
+    values["teachers"].append(values["teachers"][2] | {"name": "joker", "system_prompt": "joker"})
+    again = build(values, tmp_path / "out")
+    assert max(Counter(counter.asked).values()) == 1
+    joined = [prompt for name, prompt in counter.asked[FIRST:] if name == "joker"]
+    assert len(joined) >= len(table(again, "calibration")) == 12
+
+
+def test_the_calibration_becomes_smaller_and_large_again(counted, tmp_path):
+    values, counter, builder = counted
+    before = table(builder).to_list()
+    build(values | {"calibration": {"size": 12, "seed": 3}}, tmp_path / "out")
+    between = len(counter.asked)
+    again = build(values, tmp_path / "out")
+    assert len(counter.asked) == between and max(Counter(counter.asked).values()) == 1
+    assert table(again).to_list() == before
+
+
+def test_every_prompt_is_there_twice(chat_model, tmp_path, monkeypatch):
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    rows = lines_of(tmp_path / "prompts.jsonl")
+    write_lines(tmp_path / "prompts.jsonl", rows + rows)
+    counter = counting(monkeypatch)
+    builder = build(values, tmp_path / "out")
+    assert max(Counter(counter.asked).values()) == 1
+    assert len(table(builder)) == 48
+
+
+def test_a_build_is_moved_and_reported(counted, tmp_path, capsys):
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    assert main(["report", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere/report/index.html").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_is_moved_and_goes_on(counted, tmp_path):
+    values, counter, _ = counted
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    build(values | {"reward": {"alpha": 1.0}}, tmp_path / "elsewhere")
+    assert max(Counter(counter.asked).values()) == 1
+
+
+def test_random_teachers_first_and_then_the_router(counted, tmp_path):
+    values, counter, _ = counted
+    build(values | {"strategy": "random"}, tmp_path / "random")
+    build(values, tmp_path / "out")
+    assert max(Counter(counter.asked).values()) == 1
+
+
+def test_failed_rows_are_whole_in_the_next_build(chat_model, tmp_path, monkeypatch):
+    values = make_recipe(tmp_path, chat_model, engine="transformers", max_failed=1.0)
+    poor = {p for p, _ in problems()[:3]}
+    counting(monkeypatch, fails=lambda teacher, prompt: prompt in poor)
+    build(values, tmp_path / "out")
+    counter = counting(monkeypatch)
+    again = build(values, tmp_path / "out")
+    assert {prompt for _, prompt in counter.asked} <= poor
+    assert len(table(again)) == 24
+
+
+def test_what_was_published_is_asked_again_as_prompts(counted, chat_model, tmp_path):
+    """The dataset of one student as the prompts of the next: its answers are not taken for ours."""
+    _, counter, builder = counted
+    table(builder).to_json(str(tmp_path / "published.jsonl"))
+    other = tmp_path / "other"
+    other.mkdir()
+    values = make_recipe(other, chat_model, engine="transformers")
+    values["prompts"] = {"path": str(tmp_path / "published.jsonl"), "column": "prompt"}
+    values["quality"] = "test_two_steps.length"
+    again = build(values, tmp_path / "again")
+    assert max(Counter(counter.asked).values()) == 1
+    assert sorted(r["prompt"][-1]["content"] for r in table(again)) == sorted(
+        p for p, _ in problems()
+    )
+
+
+def length(completions, **_):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def test_what_was_published_is_a_recorded_teacher(counted, chat_model, tmp_path):
+    """Its completions are conversations; they are taken as the text they hold, or refused."""
+    _, _, builder = counted
+    rows = [r for r in table(builder).to_list()]
+    write_lines(tmp_path / "published.jsonl", rows)
+    other = tmp_path / "other"
+    other.mkdir()
+    values = make_recipe(other, chat_model)
+    teacher = {
+        "name": "before",
+        "model": str(tmp_path / "published.jsonl"),
+        "engine": "recorded",
+        "columns": {"prompt": "prompt", "response": "completion"},
+    }
+    values["teachers"].append(teacher)
+    again = build(values, tmp_path / "again")
+    texts = {
+        r["text"]
+        for row in table(again, "calibration")
+        for r in row["responses"]
+        if r["teacher"] == "before"
+    }
+    assert texts and all(text.startswith("The answer is") for text in texts)
+
+
+def test_a_recorded_answer_is_corrected(chat_model, tmp_path):
+    values = make_recipe(tmp_path, chat_model)
+    first = build(values, tmp_path / "out")
+    prompt = question(table(first, "calibration")[0])
+    rows = lines_of(tmp_path / "answers.jsonl")
+    for row in rows:
+        if row["prompt"] == prompt and row["teacher"] == "guesser":
+            row["response"] = answer("adder", prompt)
+    write_lines(tmp_path / "answers.jsonl", rows)
+    again = build(values, tmp_path / "out")
+    of = {
+        r["teacher"]: r["text"]
+        for row in table(again, "calibration")
+        if question(row) == prompt
+        for r in row["responses"]
+    }
+    assert of["guesser"] == of["adder"]
+
+
+def test_a_router_changes_while_its_answers_are_interrupted(chat_model, tmp_path, monkeypatch):
+    """Shards of the first router are not left beside the second one's."""
+    from persyn_datasets import reuse
+    from persyn_datasets.engines import recorded
+
+    values = make_recipe(tmp_path, chat_model)
+    build(values, tmp_path / "out")
+    shutil.copytree(tmp_path / "out/router", tmp_path / "router")
+    write_lines(tmp_path / "new.jsonl", [{"prompt": p} for p, _ in problems()])
+    monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 8)
+    real, calls = recorded.generate, []
+
+    def generate(requests, account):
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(requests, account)
+
+    monkeypatch.setattr(recorded, "generate", generate)
+    command = [
+        "synthesize",
+        str(tmp_path / "router"),
+        str(tmp_path / "new.jsonl"),
+        "--output",
+        str(tmp_path / "answers"),
+    ]
+    assert main(command) == 130
+    build(values | {"reward": {"alpha": 1.0}}, tmp_path / "out")
+    shutil.rmtree(tmp_path / "router")
+    shutil.copytree(tmp_path / "out/router", tmp_path / "router")
+    assert main(command) == 0
+    rows = load_dataset(str(tmp_path / "answers"), split="train")
+    whole = [*command[:-1], str(tmp_path / "whole")]
+    assert main(whole) == 0
+    assert rows["teacher"][:] == load_dataset(str(tmp_path / "whole"), split="train")["teacher"][:]
+
+
+def test_another_journal_under_a_finished_build(counted, tmp_path, monkeypatch):
+    """A finished build is finished wherever the journal is."""
+    values, counter, _ = counted
+    monkeypatch.setenv("PERSYN_JOURNAL", str(tmp_path / "another"))
+    build(values, tmp_path / "out")
+    assert len(counter.asked) == FIRST
+
+
+def test_the_same_recipe_from_another_folder(counted, tmp_path, monkeypatch):
+    """Relative paths in a recipe are the working folder's: the same recipe is refused elsewhere."""
+    values, counter, _ = counted
+    values["prompts"]["path"] = "prompts.jsonl"
+    recipe = save(tmp_path, values)
+    monkeypatch.chdir(tmp_path)
+    assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 0
+    assert len(counter.asked) == FIRST
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 1
+    assert len(counter.asked) == FIRST
+
+
+def test_a_price_changes_after_the_build(counted, tmp_path):
+    """Nothing is bought again for it, and the report knows the new one."""
+    values, counter, _ = counted
+    for teacher in values["teachers"]:
+        teacher["price"] = {"input": 1.0, "output": 2.0}
+    again = build(values, tmp_path / "out")
+    assert len(counter.asked) == FIRST
+    assert again.stats
