@@ -18,7 +18,7 @@ from typing import Any
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.options import parse
 
-KEPT = "What was generated is kept: the same command goes on from here."
+KEPT = "What was generated is kept: the same command resumes from here."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ EXAMPLES = """
 examples:
   persyn demo                               a dataset and a router, offline
   persyn build recipe.yaml --dry-run        check everything, show plan and cost
-  persyn build recipe.yaml --output DIR     interrupted? Run it again: it goes on
+  persyn build recipe.yaml --output DIR     interrupted? Run it again to resume
   persyn report DIR                         tables, figures and a page
 """
 
@@ -51,33 +51,31 @@ def parser() -> argparse.ArgumentParser:
     _push(command("push", "publish what build or synthesize wrote", PUSH))
     _compare(command("compare", "train and evaluate students of several strategies", COMPARE))
     _tune(command("tune", "find the signal that predicts what your student gains", TUNE))
-    _report(command("report", "tables, figures and a page of a build", REPORT))
-    _batches(command("batches", "batches that were sent and not yet taken", BATCHES))
+    _report(command("report", "show the tables, figures and page of a build", REPORT))
+    _batches(command("batches", "list the batches that were sent and not yet collected", BATCHES))
     return top
 
 
-DEMO = """The main job, offline: two small models, asked in six ways, about generated problems. It
-installs nothing; where a package is missing it says what to install."""
-BUILD = """Build the dataset and the router of a recipe. Run the same command again to go on after
-an interruption: responses and scores are kept as they arrive and never bought twice."""
-ROUTE = "Assign a teacher to each prompt by a router; nothing is generated."
-SYNTH = """Assign a teacher to each prompt by a router, and let only that teacher answer it. The
+DEMO = """The whole pipeline, offline: two small models, prompted in six ways, answer generated
+problems. It installs nothing; if a package is missing, it says what to install."""
+BUILD = """Build the dataset and the router of a recipe. Run the same command again to resume after
+an interruption: responses and scores are kept as they arrive and never paid for twice."""
+ROUTE = "Assign a teacher to each prompt with a router; nothing is generated."
+SYNTH = """Assign a teacher to each prompt with a router, and let only that teacher answer it. The
 teachers are those in the router's config."""
 PUSH = """Publish a build, or the answers of synthesize, on the Hub: one commit and one tag, v1.0.0
-and so on. What is published stays as it is; publishing the same again does nothing."""
+and so on. Published versions never change; publishing the same content again does nothing."""
 COMPARE = """Build the dataset of each strategy, train students on it (TRL), evaluate them
 (lm-evaluation-harness, and your held-out prompts), and report which differences are significant.
-Run it again to go on after an interruption."""
+Run it again to resume after an interruption."""
 TUNE = """Train one student on each teacher's calibration answers, measure what it gains, and find
-the signal that predicts it; write the recipe with that signal, or say that none is proven. Only the
-calibration is bought, which a build of the recipe finds again."""
-REPORT = """Print the tables of a build, and write its figures and one page for the browser, which
+the signal that predicts it; write the recipe with that signal, or say that none is proven. It pays
+for the calibration only, which a later build of the recipe reuses."""
+REPORT = """Print the tables of a build, and write its figures and a page for the browser, which
 needs no network, to DIR/report."""
-
-
-TRAINED = "as for build; its sections training and evaluation count here"
-BATCHES = """Batches that builds have sent, and how far they are. A build takes them when it runs
-again; cancelled, they give it what is answered by then, and the rest is sent anew."""
+TRAINED = "as for build; the sections training and evaluation are used here"
+BATCHES = """List the batches that builds have sent, and their progress. A build collects them when
+it runs again. From a cancelled batch it takes the answers so far, and sends the rest again."""
 
 
 def _verbose(command: argparse.ArgumentParser, default: Any) -> None:
@@ -86,7 +84,7 @@ def _verbose(command: argparse.ArgumentParser, default: Any) -> None:
         "--verbose",
         action="store_true",
         default=default,
-        help="show the libraries' own messages, and where an error came from",
+        help="show the libraries' own messages, and the traceback of an error",
     )
 
 
@@ -151,13 +149,13 @@ def _reuse(command: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help="only these are available (default: all that the router knows)",
+        help="route among these only (default: all that the router knows)",
     )
     command.add_argument(
         "--budget",
         metavar="USD",
-        help="expected cost of the answers, at most: the assignment of largest expected reward "
-        "within it. Or {tokens: 5e6}, or {usd: 9, max_share: {NAME: 0.1}}",
+        help="limit on the expected cost of the answers; the assignment is that of the largest "
+        "expected reward within it. Or {tokens: 5e6}, or {usd: 9, max_share: {NAME: 0.1}}",
     )
     _runner(command)
 
@@ -166,11 +164,11 @@ def _synthesize(command: argparse.ArgumentParser) -> None:
     _set(
         command,
         "how a teacher is asked, e.g. --set teachers.2.base_url=http://tgi:8080/v1 (counting "
-        "from 0). What a router from the Hub says of servers, keys, local paths and code counts "
-        "only if you name it here, too",
+        "from 0). Servers, keys, local paths and code that a router from the Hub names are used "
+        "only if you name them here, too",
     )
     command.add_argument(
-        "--max-cost", type=float, metavar="USD", help="stop before more than this is spent"
+        "--max-cost", type=float, metavar="USD", help="stop before spending more than this"
     )
     command.add_argument(
         "--max-failed",
@@ -184,7 +182,7 @@ def _synthesize(command: argparse.ArgumentParser) -> None:
 
 
 def _push(push: argparse.ArgumentParser) -> None:
-    push.add_argument("output", metavar="DIR", help="their --output")
+    push.add_argument("output", metavar="DIR", help="the --output of build or synthesize")
     _publishing(push, "repo")
     _append(push)
 
@@ -202,7 +200,7 @@ def _compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--per-teacher",
         action="store_true",
-        help="hold a tournament, too: which signal predicts what a student of one teacher gains?",
+        help="run a tournament, too: which signal predicts what a student of one teacher gains?",
     )
     _output(compare, "folder of datasets, students and results (default: outputs/NAME-compared)")
     _set(compare, "as for build")
@@ -259,7 +257,7 @@ def _append(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--append",
         action="store_true",
-        help="add the rows of a synthesize to those that are published there",
+        help="add the rows of synthesize to those already published there",
     )
 
 

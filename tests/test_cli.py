@@ -55,7 +55,7 @@ def test_an_interruption_says_how_to_go_on(chat_model, tmp_path, capsys, monkeyp
     recipe = save(tmp_path, make_recipe(tmp_path, chat_model, engine="transformers"))
     counting(monkeypatch, stop_after=30)
     assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from here" in capsys.readouterr().err
     rest = counting(monkeypatch)
     assert main(["build", recipe, "--output", str(tmp_path / "out")]) == 0
     assert len(rest.asked) == 56 - 30

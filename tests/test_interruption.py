@@ -109,7 +109,7 @@ def test_an_interruption_says_how_to_go_on(number, chat_model, tmp_path):
         words = process.communicate(timeout=120)[1]
         assert process.returncode == 130
         assert (
-            "interrupted. What was generated is kept: the same command goes on"
+            "interrupted. What was generated is kept: the same command resumes"
             in words.splitlines()[-1]
         )
         assert "Traceback" not in words

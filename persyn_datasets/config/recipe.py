@@ -127,7 +127,7 @@ class Recipe:
         if self.reward.learnability == "target" and not self.target:
             raise InputError(
                 "reward.learnability is 'target', and there is no target; add reference answers of "
-                "the kind the student shall become good at: target: {path: …, response_column: …}."
+                "the kind the student should become good at: target: {path: …, response_column: …}."
             )
         check_prices(self.teachers, self.max_cost)
         if self.budget:

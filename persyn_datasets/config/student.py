@@ -25,8 +25,8 @@ class Student:
     def __post_init__(self) -> None:
         for name in OF_TEMPLATES & set(self.chat_template_kwargs or {}):
             raise InputError(
-                f"student.chat_template_kwargs has {name!r}, which persyn or the prompt says; "
-                "remove it there."
+                f"student.chat_template_kwargs has {name!r}, which persyn or the prompt sets; "
+                "remove it."
             )
 
 
@@ -67,7 +67,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.packing and self.max_steps < 1:
             raise InputError(
-                "training.packing puts as many examples into a step as fit, so the steps of an "
-                "epoch depend on the length of the answers and strategies do not compare; give "
+                "training.packing puts as many examples into a step as fit, so the number of steps "
+                "depends on the length of the answers, and strategies are not comparable; set "
                 "training.max_steps, or drop packing."
             )

@@ -227,7 +227,7 @@ class Teacher:
             named = [name for name, _ in parse_qsl(url.query, keep_blank_values=True)]
             if "@" in url.netloc or url.fragment or any(map(SECRET_WORDS.search, named)):
                 raise InputError(
-                    f"Teacher {self.name!r}: its base_url holds a user or a key; take it out, and "
+                    f"Teacher {self.name!r}: its base_url contains a user or a key; remove it, and "
                     "name the variable that holds the key with api_key_env."
                 )
         for key in (
@@ -247,14 +247,14 @@ class Teacher:
         if self.columns and not {"prompt", "response"} <= set(self.columns) <= OF_RECORDS:
             raise InputError(
                 f"Teacher {self.name!r}: columns has {', '.join(sorted(self.columns))}; expected "
-                "prompt and response, also teacher and reasoning where columns hold them."
+                "prompt and response, and optionally teacher and reasoning."
             )
 
     def _check_reserved(self, key: str, reserved: frozenset[str]) -> None:
         for name in reserved & set(getattr(self, key)):
             raise InputError(
                 f"Teacher {self.name!r}: {key} has {name!r}, which the recipe's own keys or the "
-                "prompt say; remove it there."
+                "prompt set; remove it."
             )
 
     @property

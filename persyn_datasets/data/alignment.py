@@ -20,7 +20,7 @@ def align(file: Path, schema: pa.Schema, to: Path) -> Path:
     assert isinstance(table, Dataset)
     if unknown := [name for name in table.column_names if name not in (*features, "router_scores")]:
         raise InputError(
-            f"The rows to add have the column {unknown[0]!r}, and the published ones have not "
+            f"The rows to add have the column {unknown[0]!r}, which the published ones lack "
             f"(they have {', '.join(features)}); remove it from the prompts, or publish under "
             "another name."
         )

@@ -86,9 +86,9 @@ def clean(prompts: Dataset, how: Decontaminate) -> tuple[Dataset, dict[str, Any]
     }
     if how.drop and len(rows) == len(prompts):
         raise InputError(
-            f"prompts.decontaminate: each of the {len(prompts):,} prompts shares {WORDS} words in "
-            f"a row with a benchmark ({', '.join(found)}), so that none is left. Compare with "
-            "others, or set prompts.decontaminate.drop=false."
+            f"prompts.decontaminate: each of the {len(prompts):,} prompts shares {WORDS} "
+            f"consecutive words with a benchmark ({', '.join(found)}), so none is left. Choose "
+            "other benchmarks, or set prompts.decontaminate.drop=false."
         )
     if how.drop and rows:
         prompts = prompts.select([i for i in range(len(prompts)) if i not in rows])

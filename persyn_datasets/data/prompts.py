@@ -39,8 +39,8 @@ def to_messages(cell: Any, where: str) -> list[Message]:
     for i, message in enumerate(cell):
         if isinstance(message, Mapping) and (kind := _not_text(message.get("content"))):
             raise InputError(
-                f"{where}: message {i} has a part of type {kind!r}, and only texts are asked; "
-                "remove the row, or leave that part out."
+                f"{where}: message {i} has a part of type {kind!r}, and only text is "
+                "supported; remove the row, or leave that part out."
             )
         if not isinstance(message, Mapping) or not all(
             isinstance(message.get(k), str) for k in ("role", "content")
@@ -76,7 +76,7 @@ def _from_json(text: str, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"{where}: the text {text[:60]!r} looks like a list of messages and is no JSON "
+            f"{where}: the text {text[:60]!r} looks like a list of messages but is not JSON "
             f'({error}); write it with json.dumps, which has " around keys and texts.'
         ) from error
 

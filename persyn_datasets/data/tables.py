@@ -67,7 +67,7 @@ def load_table(
     """
     if streaming and "[" in split:
         raise InputError(
-            f"{path}: a stream has no parts, and split is {split!r}; leave out --streaming, or "
+            f"{path}: a stream cannot be sliced, and split is {split!r}; leave out --streaming, or "
             "name a whole split."
         )
     with plain_errors(path):
@@ -97,7 +97,7 @@ def plain_errors(path: str) -> Iterator[None]:
         raise InputError(str(error)) from error.__cause__
     except FileNotFoundError as error:  # DatasetNotFoundError and EmptyDatasetError are of it
         raise InputError(
-            f"{path}: [ and ] in a folder's name are taken for a pattern (glob); rename it."
+            f"{path}: [ and ] in a folder's name are read as a glob pattern; rename it."
             if "[" in path
             else f"{path}: no such dataset on the Hub, and no such file or folder with data "
             f"({error})."

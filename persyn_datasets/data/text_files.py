@@ -178,8 +178,8 @@ class _Part:
         except UnicodeEncodeError as error:
             place = self.place(types.first_half_character(rows))
             raise InputError(
-                f"{self.name}: {place} holds half of a character (one of \\ud800 to \\udfff "
-                "without its other half), which is no text; repair it or remove the row."
+                f"{self.name}: {place} holds half of a surrogate pair (one of \\ud800 to "
+                "\\udfff alone), which is not valid text; repair it or remove the row."
             ) from error
 
 

@@ -205,9 +205,9 @@ class Account:
         if self.max_cost is not None and name not in self.said:
             self.said.add(name)
             logger.warning(
-                "Teacher %r billed $%.6f for an answer that was to cost at most $%.6f: it counts "
-                "other tokens, or ignores max_tokens. From now on its answers are expected to "
-                "cost that much more.",
+                "Teacher %r billed $%.6f for an answer that should cost at most $%.6f: it counts "
+                "tokens differently, or ignores max_tokens. From now on its answers are expected "
+                "to cost that much more.",
                 name,
                 usd,
                 highest,

@@ -89,9 +89,8 @@ def check(teacher: Teacher) -> None:
         client.get(dialect.PATH, limit=1)
     except (Fault, OfflineModeIsEnabled) as fault:
         raise InputError(
-            f"Teacher {teacher.name!r}: {teacher.base_urls[0]} does not say which batches it has "
-            f"({fault}). Is its key right, and does it offer batches? Else take the engine "
-            "endpoint."
+            f"Teacher {teacher.name!r}: {teacher.base_urls[0]} does not list its batches "
+            f"({fault}). Is its key right, and does it offer batches? If not, use engine: endpoint."
         ) from None
 
 
@@ -260,7 +259,7 @@ class _Lane:
         for row in batch.rows.values():
             row.sent += 1
         self._say(
-            f"batch {order.batch} with {len(lines):,} requests is sent. Stop whenever you like: "
+            f"batch {order.batch} with {len(lines):,} requests was sent. Stop whenever you like: "
             "the same command finds it again"
         )
 

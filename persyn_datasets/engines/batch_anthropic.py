@@ -50,7 +50,7 @@ def check(teacher: Teacher) -> None:
     if stated:
         raise InputError(
             f"Teacher {teacher.name!r}: Anthropic's batches do not take {stated[0]}; remove it, or "
-            "say it in that API's own words with extra_body."
+            "use that API's own parameter in extra_body."
         )
     if sampling.temperature > 1:
         raise InputError(

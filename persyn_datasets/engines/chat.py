@@ -51,7 +51,7 @@ class Refused:
             if not self.folds:
                 self.folds = True
                 logger.warning(
-                    "Teacher %r does not take system messages, so they are put before the first "
+                    "Teacher %r does not accept system messages, so they are put before the first "
                     "user message (%s).",
                     teacher.name,
                     fault,
@@ -61,7 +61,7 @@ class Refused:
             if name in body and other in fault.words:
                 if name not in self.renamed:
                     self.renamed[name] = other
-                    logger.info("Teacher %r wants %s for %s.", teacher.name, other, name)
+                    logger.info("Teacher %r expects %s instead of %s.", teacher.name, other, name)
                 return True
         for name in _named(fault):
             # TGI refuses a top_p of 1 as out of its range; 1 is what it does without.
@@ -75,7 +75,7 @@ class Refused:
     def _say(self, teacher: Teacher, name: str, value: Any, fault: Fault) -> None:
         if (name, value) != ("top_p", 1.0):
             logger.warning(
-                "Teacher %r does not take %s, so it is asked without (%s).",
+                "Teacher %r does not take %s, so it is asked without it (%s).",
                 teacher.name,
                 name,
                 fault,

@@ -206,8 +206,8 @@ class _Answers:
         if left := len(self.asked) - len(self.responses):
             raise BuildError(
                 f"{self.stage}: max_cost ${self.account.max_cost:g} is reached: "
-                f"${self.account.spent:,.4f} spent, and the next request may pass it; {left:,} of "
-                f"{len(self.asked):,} are left. Raise max_cost and rerun the same command; all "
+                f"${self.account.spent:,.4f} spent, and the next request may exceed it; {left:,} "
+                f"of {len(self.asked):,} are left. Raise max_cost and rerun the same command; all "
                 "answers so far are kept."
             )
         reasons = Counter((key[0], r["error"]) for key, r in self.responses.items() if r["error"])
@@ -239,9 +239,9 @@ class _Answers:
             if drawn and equal and name not in self.account.said:
                 self.account.said.add(name)
                 logger.warning(
-                    "The samples of teacher %r are equal to each other on all %d prompts, at "
-                    "temperature %g: its server may answer greedily whatever is asked. More than "
-                    "one sample says nothing then.",
+                    "The samples of teacher %r are identical on all %d prompts, at temperature "
+                    "%g: its server may decode greedily whatever the request says. More than one "
+                    "sample is then useless.",
                     name,
                     len(several),
                     temperature,

@@ -90,8 +90,8 @@ def _load(teacher: Teacher) -> tuple[Dataset, dict[str, Place]]:
     if missing:
         raise InputError(
             f"{path}: recorded answers need the columns {', '.join(COLUMNS)}; missing "
-            f"{', '.join(missing)}. It has {', '.join(table.column_names)}: say in the teacher's "
-            "columns which of them are which, e.g. columns: {prompt: question, response: answer}."
+            f"{', '.join(missing)}. It has {', '.join(table.column_names)}: map them in the "
+            "teacher's columns, e.g. columns: {prompt: question, response: answer}."
         )
     thoughts = [name for name in THOUGHTS if name in table.column_names]
     reasoning = {"reasoning": Place(thoughts[0])} if thoughts else {}
@@ -227,7 +227,7 @@ def check(teacher: Teacher) -> None:
     records = _recorded(teacher)
     if records.answers_of(teacher) is None:
         raise InputError(
-            f"Teacher {teacher.name!r}: {teacher.model} has no answers of it; it has "
+            f"Teacher {teacher.name!r}: {teacher.model} has none of its answers; it has those of "
             f"{', '.join(sorted(records.rows_of))}."
         )
 

@@ -13,25 +13,25 @@ from persyn_datasets.router.metrics import SINGLE
 BLUE, GREY = "#1f5fa8", "#9aa5b1"
 # What each one shows, in the order of the page: the alternative text, too.
 CAPTIONS = {
-    "allocation": "Prompts per teacher, beside how often each was the best in calibration",
+    "allocation": "Prompts per teacher, and how often each was best in calibration",
     "lengths": "Length of the answers in characters: 10th percentile, median and 90th percentile",
     "router": (
-        "How sure the router is, and how often its favourite of two teachers is better (of "
-        "how many times)"
+        "How sure the router is, and how often its favourite of two teachers is better (with "
+        "the number of cases)"
     ),
     "tradeoff": (
         "Reward against what the answers cost: the router at every budget, and each teacher alone"
     ),
     "difficulty": (
-        "Who gets the hard prompts, and those of long answers: % of each third of the "
+        "Who gets the hard prompts, and those with long answers: % of each third of the "
         "calibration prompts"
     ),
     "confusion": (
-        "Held-out prompts by the router's choice (rows) and the teacher that was the best (columns)"
+        "Held-out prompts by the router's choice (rows) and the teacher that was best (columns)"
     ),
-    "curves": "Hit@k on held-out prompts of a head that is fitted to fewer calibration prompts, "
-    "or to another α (by that α's own reward, so not to be compared; where several teachers are "
-    "best, each is)",
+    "curves": "Hit@k on held-out prompts, with the head fitted to fewer calibration prompts or to "
+    "another α (by that α's own reward, so these do not compare; if several teachers are best, "
+    "each counts)",
 }
 
 

@@ -52,22 +52,22 @@ def luck(ranked: Dataset, names: list[str], reward: Reward, seed: int = 0) -> Lu
 def in_words(found: Luck) -> str:
     more = "more" if found["oracle"] > found["shuffled"] else "no more"
     text = (
-        f"The oracle leads the best single teacher by {found['oracle']:.3f}; rewards shuffled "
-        f"among the prompts give {found['shuffled']:.3f}, so its lead is "
-        f"{more} than luck alone would be."
+        f"The oracle leads the best single teacher by {found['oracle']:.3f}; with rewards "
+        f"shuffled among the prompts it leads by {found['shuffled']:.3f}, so its lead is "
+        f"{more} than luck alone gives."
     )
     if found["with_length"] is not None:
-        text += f" Learnability and length correlate by {found['with_length']:+.2f} within prompts."
+        text += f" Learnability and length correlate at {found['with_length']:+.2f} within prompts."
     if (bold := found.get("with_bold")) is not None:
         shares = found["bold"]
         text += (
-            f" Learnability and bold text correlate by {bold:+.2f}: {shares['all']:.0%} of the "
+            f" Learnability and bold text correlate at {bold:+.2f}: {shares['all']:.0%} of the "
             f"answers have some, and {shares['best']:.0%} of the best ones."
         )
     if found.get("most_wins", "") != found.get("largest_mean", ""):
         text += (
-            f" {found['most_wins']} wins most comparisons, so it is Bradley–Terry's first; the "
-            f"largest mean reward has {found['largest_mean']}."
+            f" {found['most_wins']} wins most comparisons, so Bradley–Terry puts it first; "
+            f"{found['largest_mean']} has the largest mean reward."
         )
     best = found["best_single"]
     if len(set(best.values())) > 1:

@@ -14,27 +14,27 @@ LEAST_HEAD = 8  # characters of a head's line
 
 # Explained where the mouse rests on them.
 GLOSSARY = {
-    "quality": "r_q: is the answer right (1 or 0), or how good a reward model or function says it "
-    "is",
+    "quality": "r_q: whether the answer is right (1 or 0), or how good a reward model or function "
+    "considers it",
     "learnability": "r_l: how likely the student finds the answer, as mean log-probability per "
-    "token; nearer to 0 is more likely",
-    "reward": "r = (1 − α)·quality + α·learnability, after each is put on a common scale: what the "
-    "student is expected to learn from the answer",
+    "token; closer to 0 is more likely",
+    "reward": "r = (1 − α)·quality + α·learnability, both on a common scale: what the student is "
+    "expected to learn from the answer",
     "hit@1": "how often the first choice is one of the prompt's best teachers",
     "hit@3": "how often one of the prompt's best teachers is among the first three choices",
-    "regret": "the reward that is missed: the oracle's minus this one's",
+    "regret": "the reward lost: the oracle's minus this one's",
     "router": "chooses a teacher by reading the prompt",
-    "best single": "all prompts to the teacher that is best on the training prompts",
-    "best per group": "each group of prompts to the teacher that is best there",
+    "best single": "all prompts go to the teacher that is best on the training prompts",
+    "best per group": "each group of prompts goes to the teacher that is best there",
     "nearest neighbours": "the teacher that is best on the most similar training prompts",
-    "shares at random": "the router's own choices, dealt at random to the prompts: what is left "
-    "of its lead over this comes from reading them",
+    "shares at random": "the router's own choices, shuffled among the prompts: its lead over this "
+    "comes from reading them",
     "random": "a teacher drawn at random for each prompt",
-    "oracle": "the teacher whose answer to this very prompt was the best: an upper bound that "
-    "needs all answers",
-    "best in calibration": "on how many calibration prompts this teacher's answer was the best",
+    "oracle": "the teacher whose answer to this very prompt was best: an upper bound that needs "
+    "all answers",
+    "best in calibration": "on how many calibration prompts this teacher's answer was best",
     "calibration": "the prompts that all teachers answer, from which the router learns",
-    "held-out": "calibration prompts that the router has not learned from",
+    "held-out": "calibration prompts that the router was not trained on",
     "p": "how often a difference this large would come by chance alone",
 }
 

@@ -39,8 +39,7 @@ R_L = {
 }
 CURVES = (
     "Its head alone, fitted to fewer calibration prompts or to another α (Hit@k by that α's own "
-    "reward; where several "
-    "teachers are best, each is):"
+    "reward; if several teachers are best, each counts):"
 )
 COLUMNS = ("router", SINGLE, GROUP, NEAREST, SHARES, RANDOM, ORACLE)
 SIZES = (3, 10, 40, 100)  # billions of parameters
@@ -232,9 +231,8 @@ def budget_words(tradeoff: Tradeoff) -> str:
     b = tradeoff["budget"]
     spend = usd(b["spend"]) if b["unit"] == "usd" else f"{b['spend']:,.0f} tokens"
     return (
-        f"Within the budget the answers are expected to cost {spend} and to have a mean reward "
-        f"of {b['reward']:.3f}; "
-        f"no assignment within it has one larger by more than {b['gap']:.1g}."
+        f"Within the budget, the answers are expected to cost {spend} and to have a mean reward "
+        f"of {b['reward']:.3f}; no assignment within it exceeds that by more than {b['gap']:.1g}."
     )
 
 
@@ -272,8 +270,7 @@ def saved(stats: Build) -> str:
     ratio = stats["generate_then_select"] / stats["generations"]
     words = (
         f"{stats['generations']:,} generations; generate-then-select needs "
-        f"{stats['generate_then_select']:,} "
-        f"({ratio:.1f} times as many)."
+        f"{stats['generate_then_select']:,} ({ratio:.1f} times as many)."
     )
     if c := stats["cost"]:
         words += (
@@ -316,7 +313,7 @@ def judge_words(of: Judged) -> str:
         words += f"; of {pairs:,} pairs, {same:.0%} got the same verdict in both orders"
     if repeated := of.get("repeated", 0):
         spread = of.get("spread", 0.0) / repeated
-        words += f"; its scores of one answer differ by {spread:.2f} (standard deviation, mean)"
+        words += f"; repeated scores of an answer differ by {spread:.2f} (mean standard deviation)"
     return f"{words}."
 
 

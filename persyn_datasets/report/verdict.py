@@ -20,7 +20,7 @@ def verdict(metrics: Metrics) -> str:
     on = judged_on(metrics)
     if metrics["prompts"] < FEWEST_PROMPTS:
         return (
-            f"No verdict: {on} are too few to judge a router by; {FEWEST_PROMPTS} are the fewest. "
+            f"No verdict: {on} are too few to judge a router; it takes at least {FEWEST_PROMPTS}. "
             f"{_remedy(metrics)}"
         )
     routed = metrics.get("routed", {})
@@ -100,11 +100,10 @@ def _remedy(metrics: Metrics) -> str:
     a, n = _against(metrics, SINGLE), metrics["prompts"]
     needed = max(prompts_needed(a, n), FEWEST_PROMPTS)
     if needed <= n:
-        return f"A lead of {WORTH_SEEING} would most likely have been seen."
+        return f"A lead of {WORTH_SEEING} would most likely have been detected."
     kind = "calibration" if metrics.get("cross_fitted") else "held-out"
-    return (
-        f"To see a lead of {WORTH_SEEING} half of the time takes about {needed:,} {kind} prompts."
-    )
+    half = f"Detecting a lead of {WORTH_SEEING} half of the time"
+    return f"{half} takes about {needed:,} {kind} prompts."
 
 
 def _interval(a: Interval) -> str:

@@ -85,23 +85,23 @@ def in_words(c: Ceiling, single: str) -> str:
 
     lead_words = (
         f"{c['samples']} answers per teacher to each of {c['prompts']} held-out prompts: the "
-        f"oracle leads {single} by {lead(c['apparent'])} reward, but chosen by one half of the "
-        f"answers and judged on the other by {lead(c['predictable'])}; the router by "
-        f"{lead(c['router'])}."
+        f"oracle leads {single} by {lead(c['apparent'])} reward. Chosen on one half of the "
+        f"answers and judged on the other, it leads by {lead(c['predictable'])}; the router leads "
+        f"by {lead(c['router'])}."
     )
     if c["predictable"]["low"] <= 0:
         meaning = (
             f"No lead is proven to be predictable: {single} alone may be enough. Other teachers or "
-            "another reward can change that, a better router hardly."
+            "another reward can change that; a better router hardly can."
         )
     elif c["left"]["low"] > 0:
         meaning = (
-            f"The router leaves {lead(c['left'])} of the predictable lead: more calibration "
-            "prompts or a bigger backbone can help."
+            f"The router misses {lead(c['left'])} of the predictable lead: more calibration "
+            "prompts or a larger backbone can help."
         )
     else:
         meaning = (
-            "The router is not proven to miss anything predictable: more calibration or a bigger "
+            "The router is not proven to miss anything predictable: more calibration or a larger "
             "backbone will hardly help; other teachers or another reward may."
         )
     return f"{lead_words} {meaning}"

@@ -109,8 +109,8 @@ def check(spec: Mapping[str, Any], prompts: Any) -> None:
             )
     if sys.platform != "linux" or not passes(""):
         raise InputError(
-            "quality: code-tests runs programs without a network, which takes Linux and the right "
-            "to make namespaces (`unshare --user --net true` works); this machine refuses."
+            "quality: code-tests runs programs without a network, which needs Linux and the right "
+            "to create namespaces (`unshare --user --net true` must work); this machine refuses."
         )
     if passes(_NETWORK):
         raise InputError("quality: code-tests: a program here reaches the network; not run.")

@@ -80,7 +80,7 @@ def asked(spec: Mapping[str, Any]) -> Teacher:
     judge = spec["judge"]
     if not isinstance(judge, Mapping):
         raise InputError(
-            f"quality.judge: found {judge!r}; expected {{model: …, base_url: …}}, as of a teacher."
+            f"quality.judge: found {judge!r}; expected {{model: …, base_url: …}}, as for a teacher."
         )
     stated = {"engine": "endpoint", "name": f"judge {judge.get('model')}", **judge}
     sampling = stated.get("sampling") or {}
@@ -163,7 +163,7 @@ def _check_judge(judge: Teacher, samples: int) -> None:
     check_keys(judge)
     if not facts_of(judge).remote:
         raise InputError(
-            f"quality.judge: its engine is {judge.engine!r}; a judge is asked over a server: start "
+            f"quality.judge: its engine is {judge.engine!r}; a judge runs behind a server: start "
             "one, e.g. with `vllm serve`, and name its base_url."
         )
     if samples > 1 and (judge.sampling or Sampling()).temperature == 0:

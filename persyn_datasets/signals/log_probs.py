@@ -74,8 +74,8 @@ def _shares(model: PreTrainedModel, rows: list[Row]) -> bool:
         why, exact = f"end in {type(error).__name__}: {error}", False
     if not exact:
         logger.warning(
-            "%s: log-probabilities with a prompt read once for its responses %s, so every response "
-            "is read with its prompt, one by one: right, and slower.",
+            "%s: log-probabilities from a prompt that is read once for all its responses %s, so "
+            "each response is read together with its prompt: correct, but slower.",
             type(model).__name__,
             why,
         )

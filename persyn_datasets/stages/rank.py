@@ -110,7 +110,7 @@ class Rank:
         if np.isnan(r_l).all() and not np.isnan(responses.numbers("learnability")).all():
             raise InputError(
                 f"reward.learnability is {self.learnability!r}, and no response has a value in "
-                f"{column!r}; score them by it first: Score(student, {column}=…)."
+                f"{column!r}; add it first: Score(student, {column}=…)."
             )
         return -r_l if column == "rsr" else r_l
 

@@ -197,8 +197,8 @@ def _say_if_measured_anew(folder: Path) -> None:
     for file in folder.parent.glob(others):
         if json.loads(file.read_text()).get("scorer") != SCORER:
             logger.warning(
-                "Scores in %s were measured by an earlier version, behind another text than the "
-                "one that is trained. They are measured again; answers are kept.",
+                "Scores in %s were computed by an earlier version, on a text other than the one "
+                "that is trained on. They are computed again; answers are kept.",
                 file.parent,
             )
             return

@@ -128,7 +128,7 @@ class Journal:
                 self._log = None  # it may end in half a line
                 raise BuildError(
                     f"The journal {self.folder} cannot be written: {error}. Free some space, or "
-                    "move the journal with $PERSYN_JOURNAL, and the same command goes on."
+                    "move the journal with $PERSYN_JOURNAL, and rerun the same command."
                 ) from error
 
     def tidy(self) -> None:

@@ -63,7 +63,7 @@ def in_batches(
             if len(batch) == 1:
                 raise BuildError(
                     f"A row of {lengths[batch[0]]} tokens does not fit into the device's memory "
-                    "beside the model. Take a device with more, or remove what is that long."
+                    "next to the model. Use a device with more memory, or remove rows that long."
                 ) from error
             done = None
         if done is not None:
@@ -72,7 +72,7 @@ def in_batches(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         tokens = max(1, len(batch) * lengths[batch[0]] // 2)
-        logger.warning("Out of memory: from here on batches of at most %d tokens.", tokens)
+        logger.warning("Out of memory: from now on, batches have at most %d tokens.", tokens)
         left = [*batch, *(i for others in waiting for i in others)]
         waiting = [
             [left[i] for i in of] for of in batches([lengths[i] for i in left], tokens, rows)

@@ -71,8 +71,8 @@ def _check_room(reward: np.ndarray, cost: np.ndarray, budget: float, places: np.
         )
     if (room := places[np.isfinite(reward).any(0)].sum()) < len(reward):
         raise InputError(
-            f"the teachers may get {room:,.0f} prompts together, and there are {len(reward):,}; "
-            "raise a share."
+            f"the teachers may get {room:,.0f} prompts in total, and there are {len(reward):,}; "
+            "raise a max_share."
         )
 
 

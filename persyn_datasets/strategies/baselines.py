@@ -149,8 +149,7 @@ def _by_size(recipe: "Recipe", teachers: Sequence[Teacher]) -> list[Teacher]:
     if unknown:
         raise InputError(
             f"strategy {recipe.strategy} goes by size, and the teacher {unknown[0]!r} has none; "
-            "add its `size` in "
-            "billions of parameters, or name the strongest (for mix the weakest, too): baselines: "
-            "{strong: …, weak: …}."
+            "add its `size` in billions of parameters, or name the strongest (for mix, also the "
+            "weakest): baselines: {strong: …, weak: …}."
         )
     return sorted(reversed(teachers), key=lambda t: t.size or 0)

@@ -200,8 +200,11 @@ def test_objects_without_common_keys_are_their_json(tmp_path):
     [
         ('{"prompt": "a"}\n{"prompt": "b"\n', "line 2 cannot be read"),
         ('{"prompt": "a"}\n["b"]\n', r"line 2 is the list \"\['b'\]\"; expected an object"),
-        ('{"prompt": "a", "prompt": "b"}\n', "line 1 cannot be read .the key 'prompt' comes twice"),
-        ('{"prompt": "a"}\n\n{"prompt": "hi \\ud83d"}\n', "line 3 holds half of a character"),
+        (
+            '{"prompt": "a", "prompt": "b"}\n',
+            "line 1 cannot be read .the key 'prompt' appears twice",
+        ),
+        ('{"prompt": "a"}\n\n{"prompt": "hi \\ud83d"}\n', "line 3 holds half of a surrogate pair"),
         ('[{"prompt": "a"},\n 5]', "row 1 is the int '5'"),
         ('[{"prompt": "a"},\n {"prompt": }]', "line 2 cannot be read"),
         ('{\n "data": [1]\n}\n', "line 1 cannot be read"),

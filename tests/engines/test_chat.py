@@ -178,7 +178,7 @@ def test_a_server_that_refuses_system_messages_gets_them_in_the_first_user_turn(
             assert [r["text"] for r in answers(asked)] == ["fine", "fine"]
         assert server.count == 5
         assert server.bodies[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nb"}]
-    said = [r for r in caplog.records if "does not take system messages" in r.getMessage()]
+    said = [r for r in caplog.records if "does not accept system messages" in r.getMessage()]
     assert len(said) == 1
 
 

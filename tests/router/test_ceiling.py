@@ -56,7 +56,7 @@ def test_the_truth_lies_between_and_more_samples_come_nearer():
     assert many["left"]["mean"] == pytest.approx(
         many["predictable"]["mean"] - many["router"]["mean"]
     )
-    assert "more calibration prompts or a bigger backbone can help" in in_words(many, "Ann")
+    assert "more calibration prompts or a larger backbone can help" in in_words(many, "Ann")
 
 
 def test_against_brute_force():
