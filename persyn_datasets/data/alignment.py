@@ -45,12 +45,14 @@ def _by_label(table: Dataset, features: Features) -> Dataset:
     if not columns:
         return table
     for name in columns:
+        # Not strict: types of another shape are for `cast` to refuse.
         for new, old in zip(_labels(table.features[name]), _labels(features[name]), strict=False):
             if missing := [label for label in new.names if label not in old.names]:
                 raise InputError(
                     f"The rows to add have the class {missing[0]!r} in {name!r}, and the published "
                     f"ones have {', '.join(old.names)}; rename it, or publish under another name."
                 )
+    # By their names as text on the way, which the final cast turns into the published numbers.
     types = Features({name: table.features[name] for name in table.column_names})
     types |= {name: _as_text(table.features[name]) for name in columns}
 

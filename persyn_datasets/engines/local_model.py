@@ -84,12 +84,12 @@ class Penalize(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         new = input_ids[:, self.width :]
-        counts = torch.zeros_like(scores).scatter_add_(
-            1, new, torch.ones_like(new, dtype=scores.dtype)
-        )
+        once = torch.ones_like(new, dtype=scores.dtype)
+        counts = torch.zeros_like(scores).scatter_add_(1, new, once)
         seen = counts > 0
         for row, ids in enumerate(self.prompts):
             seen[row, list(ids)] = True
+        # Towards −∞ on either side of 0.
         less = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
         scores = torch.where(seen, less, scores)
         return scores - self.frequency * counts - self.presence * (counts > 0)
@@ -110,6 +110,7 @@ def answer(requests: Sequence[Request], account: Account) -> Iterator[tuple[int,
             if request.teacher.name == teacher.name and (why := work.refuses(i, request)):
                 yield i, failed(teacher, why)
         for batch in work.batches():
+            # Under a `max_cost` some of a batch may have to wait until the others are settled.
             while batch:
                 if not (admitted := [row for row in batch if account.admit(row.request)]):
                     return
@@ -250,6 +251,7 @@ class _Work:
             attention_mask=mask,
             logits_processor=steps,
             generation_config=GenerationConfig(
+                # Greedy: `SampleEachRow` has left nothing but the token that it drew.
                 do_sample=False,
                 max_new_tokens=most,
                 eos_token_id=sorted(ends),
@@ -283,11 +285,10 @@ class _Work:
         longest = max(len(row.ids) for row in rows) + self._most(rows[0])
         if not simple or longest > positions_change_at(self.model):
             return None, 0
-        columns = takewhile(
-            lambda column: len(set(column)) == 1,
-            zip(*(row.ids[:-1] for row in rows), strict=False),
-        )
-        prefix = [column[0] for column in columns]
+        # Without each row's last token, which `generate` must still read, to go on from it.
+        columns = zip(*(row.ids[:-1] for row in rows), strict=False)
+        shared = takewhile(lambda column: len(set(column)) == 1, columns)
+        prefix = [column[0] for column in shared]
         if prefix:
             ids = torch.tensor([prefix], device=self.model.device)
             self.model(ids, logits_to_keep=1, **{_cache_argument(self.model): cache})
@@ -297,6 +298,7 @@ class _Work:
     def _response(self, row: Row, tokens: list[int], ends: set[int], pad: int) -> Response:
         stop = self.sampling.stop
         end = next((t for t, token in enumerate(tokens) if token in ends), None)
+        # `generate` has stopped behind a stop string, `answered` takes the text before it.
         text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
         cut = any(string in text for string in stop)
         # A row that ends early is filled up with padding, which may be the end-of-sequence token.
@@ -321,6 +323,7 @@ def tokens_that_fit(model: PreTrainedModel) -> int:
     if model.device.type != "cuda":
         return TOKENS_PER_BATCH
     free, _ = torch.cuda.mem_get_info(model.device)
+    # What torch has reserved and does not use is free for us, though the device counts it as taken.
     free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     return max(1, min(TOKENS_PER_BATCH, free // 2 // max(1, _bytes_per_token(model))))
 

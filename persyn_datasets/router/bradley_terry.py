@@ -22,7 +22,9 @@ def bradley_terry_loss(o: torch.Tensor, prefer: torch.Tensor) -> torch.Tensor:
     # Each pair once, A < B: +1 where B was preferred, −1 where A was, 0 where nothing is known.
     a, b = torch.triu_indices(prefer.shape[-1], prefer.shape[-1], offset=1)
     preferred = prefer[:, b, a].to(o) - prefer[:, a, b].to(o)
-    return -(F.logsigmoid(preferred * (o[:, b] - o[:, a])) * preferred.abs()).sum()
+    # Zᵀ π(x) = o_B − o_A. As 1 − σ(z) = σ(−z), a sign covers C = 1 and C = 0 in one term.
+    z = o[:, b] - o[:, a]
+    return -(F.logsigmoid(preferred * z) * preferred.abs()).sum()
 
 
 def preferences(pairs: Dataset, names: Sequence[str]) -> tuple[list[list[Message]], torch.Tensor]:
@@ -31,6 +33,7 @@ def preferences(pairs: Dataset, names: Sequence[str]) -> tuple[list[list[Message
     """
     index = {name: i for i, name in enumerate(names)}
     columns = pairs.select_columns(["prompt_id", "teacher_a", "teacher_b", "label"]).to_dict()
+    # Messages are long, and the same in all rows of a prompt: they are read once, from its first.
     first_row: dict[str, int] = {}
     places = []
     order: dict[str, int] = {}

@@ -81,26 +81,31 @@ def best_per_group(
     """
     if groups is not None:
         names = np.unique(groups)
+        # One group more, which is empty: its means are those over all, for a group never seen.
         means = group_means(np.searchsorted(names, groups), rewards, len(names) + 1)
 
         def of_group(_: np.ndarray, asked: np.ndarray | None) -> np.ndarray:
             assert asked is not None
             place = np.searchsorted(names, asked).clip(max=len(names) - 1)
-            return means[np.where(names[place] == asked, place, len(names))]
+            known = names[place] == asked
+            return means[np.where(known, place, len(names))]
 
         return of_group
 
     unit = _unit(x)
     fold = np.random.default_rng(0).permutation(len(x)) % min(FOLDS, len(x))
     best: tuple[float, np.ndarray, np.ndarray] | None = None
+    # Clusters of five prompts on average, or more: smaller ones have no means to speak of.
     for count in (1, *(k for k in CLUSTERS if 5 * k <= len(x))):
         centres = kmeans2(unit, count, minit="++", rng=np.random.default_rng(0))[0]
         of = _closest(unit, centres)
+        # What the choices are worth on prompts whose rewards had no part in them.
         worth = 0.0
         for k in np.unique(fold):
-            means = group_means(of[fold != k], rewards[fold != k], count)
-            chosen = means[of[fold == k]].argmax(-1)
-            worth += rewards[fold == k][np.arange(len(chosen)), chosen].sum()
+            others, own = fold != k, fold == k
+            means = group_means(of[others], rewards[others], count)
+            chosen = means[of[own]].argmax(-1)[:, None]
+            worth += np.take_along_axis(rewards[own], chosen, 1).sum()
         if best is None or worth > best[0]:
             best = worth, centres, group_means(of, rewards, count)
     assert best
@@ -120,6 +125,7 @@ def group_means(groups: np.ndarray, rewards: np.ndarray, count: int) -> np.ndarr
     Returns:
         (count, teachers); of a group without prompts the means over all.
     """
+    # A prompt that is hard for all says nothing about who is better at it.
     y = rewards - rewards.mean(-1, keepdims=True)
     n = np.bincount(groups, minlength=count)[:, None]
     total = np.zeros((count, y.shape[1]))
@@ -165,5 +171,6 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _closest(unit: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    # ‖u − c‖² = ‖u‖² + ‖c‖² − 2·uᵀc, without ‖u‖², which is the same for every centre.
     distance = (centres**2).sum(-1) - 2 * unit @ centres.T
     return distance.argmin(-1)

@@ -73,6 +73,7 @@ def rewards_of_pairs(
     a, b = (
         np.array([index[name] for name in columns[side]]) for side in ("teacher_a", "teacher_b")
     )
+    # Label 1: B is preferred. Pairs without a margin, from elsewhere, count 1 each.
     b_ahead = np.where(np.array(columns["label"]) == 1, 1.0, -1.0) * np.array(margins)
 
     compared = np.zeros((len(place), len(names), len(names)))
@@ -110,7 +111,7 @@ def fit_rewards(x: np.ndarray, rewards: np.ndarray, with_bias: bool = True) -> H
     ridge, left_out = regression.best_ridge()
     single = int(y.mean(0).argmax())
     safety = _safety(x, y, ridge, with_bias)
-    if np.isinf(safety):
+    if np.isinf(safety):  # it never pays to leave the best single teacher: all get the means
         ridge, left_out = np.inf, np.broadcast_to(y.mean(0), y.shape)
     return regression.head(ridge, single, safety, _temperature(left_out, y))
 
@@ -151,18 +152,21 @@ class _Regression:
     def head(self, ridge: float, single: int = 0, safety: float = 0, scale: float = 1) -> Head:
         """The fitted head, with `safety` for the single best teacher, its outputs times `scale`."""
         w = self.directions @ (self._shrunk(ridge) * self.explained)
+        # What the constant has to say once w has explained its part: mean y − (mean z)·w.
         offset = (self.y_on_constant - self.z_on_constant @ w)[0]
         offset[single] += safety if np.isfinite(safety) else 0
         weight, bias = self.features.head(w, offset)
         return Head(scale * weight, scale * bias, ridge, safety)
 
     def _shrunk(self, ridge: float) -> np.ndarray:
+        # 1 / (s² + n·ridge) of each direction; 1e-12 keeps one without variance from 0 / 0.
         return 1 / (self.variance + ridge * len(self.y) + 1e-12)[:, None]
 
 
 def _differences(rewards: np.ndarray) -> np.ndarray:
     """Rewards minus their prompt's mean; missing ones are their prompt's lowest."""
-    filled = np.where(np.isnan(rewards), np.nanmin(rewards, -1, keepdims=True), rewards)
+    lowest = np.nanmin(rewards, -1, keepdims=True)
+    filled = np.where(np.isnan(rewards), lowest, rewards)
     return filled - filled.mean(-1, keepdims=True)
 
 
@@ -179,6 +183,7 @@ def _safety(x: np.ndarray, y: np.ndarray, ridge: float, with_bias: bool) -> floa
         return np.inf
     fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
     deviation = float(y.std())
+    # By safety and prompt: the reward of the choice minus that of the best single teacher.
     lead = np.zeros((len(SAFETIES), len(x)))
     for k in range(FOLDS):
         others, own = fold != k, fold == k
@@ -187,10 +192,12 @@ def _safety(x: np.ndarray, y: np.ndarray, ridge: float, with_bias: bool) -> floa
         for i, safety in enumerate(SAFETIES):
             safe = scores.copy()
             safe[:, single] += safety * deviation if np.isfinite(safety) else np.inf
-            chosen = y[own][np.arange(own.sum()), safe.argmax(-1)]
+            choice = safe.argmax(-1)[:, None]
+            chosen = np.take_along_axis(y[own], choice, 1)[:, 0]
             lead[i, own] = chosen - y[own][:, single]
     # Not proven to be worse than the best single teacher without a bias: then none.
-    if lead[0].mean() + lead[0].std() / np.sqrt(len(x)) >= 0:
+    standard_error = lead[0].std() / np.sqrt(len(x))
+    if lead[0].mean() + standard_error >= 0:
         return 0.0
     best = len(SAFETIES) - 1 - int(lead.mean(-1)[::-1].argmax())  # of equals the largest
     return SAFETIES[best] * deviation

@@ -33,6 +33,7 @@ def temperature(o: np.ndarray, rewards: np.ndarray) -> float:
     scores, prefer = torch.tensor(o, dtype=torch.float64), preferred(rewards)
     if not prefer.any():  # nothing says that another temperature is better
         return 1.0
+    # Over log T: halving and doubling are then as far from 1, where the bounds have their middle.
     found = minimize_scalar(
         lambda log_t: float(bradley_terry_loss(scores / np.exp(log_t), prefer)),
         bounds=np.log(TEMPERATURES),
@@ -55,8 +56,10 @@ def calibrate(router: Router, held_out: Dataset, output_dir: str) -> tuple[Route
     o, rewards = router.scores(held_out["messages"]), rewards_of(held_out, router.names)
     # The temperature of all prompts is too good on them: what it is worth is seen fold by fold.
     fold = np.random.default_rng(0).permutation(len(o)) % min(FOLDS, len(o))
-    others = {k: temperature(o[fold != k], rewards[fold != k]) for k in set(fold.tolist())}
-    divided = o / np.array([others[k] for k in fold.tolist()])[:, None]
+    by_others = np.ones(len(o))
+    for k in np.unique(fold):
+        by_others[fold == k] = temperature(o[fold != k], rewards[fold != k])
+    divided = o / by_others[:, None]
     before, after = (calibration_error(reliability(scores, rewards)) for scores in (o, divided))
     t = temperature(o, rewards)
     as_it_is, changed = (
@@ -66,6 +69,7 @@ def calibrate(router: Router, held_out: Dataset, output_dir: str) -> tuple[Route
     if changed >= as_it_is:
         t, after = 1.0, before
     model: Any = opened(router)
+    # o = W h + b is linear in its weights: W / T and b / T give o / T.
     with torch.no_grad():
         for parameter in head_of(model)[2].parameters():
             parameter.div_(t)

@@ -86,9 +86,11 @@ def main(pairs: Iterable[bytes], out: Any) -> None:
     """The child: pairs in, `true` or `false` out."""
     import resource
 
+    # An expression that fills the memory then raises here, and does not take the machine with it.
     resource.setrlimit(resource.RLIMIT_AS, (BYTES_OF_MEMORY, BYTES_OF_MEMORY))
     import math_verify  # noqa: F401
 
+    # Its import takes seconds, which are not to count against the first pair.
     out.write(b"ready\n")
     out.flush()
     for pair in pairs:
@@ -130,6 +132,7 @@ def _near(gold: Any, said: Any) -> bool | None:
 
     if not all(isinstance(x, sympy.Expr) and x.is_number for x in (gold, said)):
         return None
+    # A decimal was rounded by whoever wrote it; without one, both are exact.
     rounded = any(x.has(sympy.Float) for x in (gold, said))
     a, b = (sympy.N(x.doit(), 30) for x in (gold, said))
     if not (a.is_number and b.is_number and a.is_finite and b.is_finite):

@@ -187,9 +187,11 @@ def unify(text: str) -> str:
     text = "".join(
         str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
     )
+    # Full-width forms are ASCII's, 0xFEE0 further on.
     text = "".join(chr(ord(c) - 0xFEE0) if "！" <= c <= "～" else c for c in text)
     text = re.sub(r"\\!\s*", "", text.replace("{,}", ","))
     text = text.replace(r"\$", "$").replace(r"\%", "%")
+    # A thin space between groups of three digits, as in `12\,500`, before all become plain spaces.
     text = re.sub(r"(?<=\d)(?:\\[,;: ]|~|[\u2009\u202f\u00a0])(?=\d{3}(?!\d))", "", text)
     return _SPACES.sub(" ", text)
 
@@ -222,6 +224,7 @@ def quantity(text: str, attached: bool = True) -> Quantity | None:
     text = _ABOUT.sub("", bare(text))
     if len(text) > _LONGEST_NUMBER:
         return None
+    # `52 base 10` is 52; a numeral of another base is compared as one, by its digits.
     based = in_base(text)
     if based and based[1] == 10:
         text = based[0]
@@ -253,13 +256,15 @@ def _number(match: re.Match[str]) -> tuple[Fraction, Fraction | None, int] | Non
         if not bottom or (whole and top < 0):
             return None
         return whole + Fraction(top, bottom), None, 0
-    digits, decimals = re.sub(r"\D", "", match["digits"]), (match["decimals"] or "").strip(".")
+    decimals = (match["decimals"] or "").strip(".")
+    digits = re.sub(r"\D", "", match["digits"]) + decimals
     exponent = int(match["e"] or match["ten"] or 0)
-    if abs(exponent) > _LONGEST_NUMBER:
+    if abs(exponent) > _LONGEST_NUMBER:  # `1e999999999` would be written out
         return None
-    value = Fraction(int((digits + decimals) or "0")) * Fraction(10) ** (exponent - len(decimals))
-    step = Fraction(10) ** (exponent - len(decimals)) if decimals else None
-    return value, step, len((digits + decimals).lstrip("0"))
+    # As an integer times a power of ten, so that 0.1 is exactly 1/10.
+    last_place = Fraction(10) ** (exponent - len(decimals))
+    value = int(digits or "0") * last_place
+    return value, last_place if decimals else None, len(digits.lstrip("0"))
 
 
 _Rest = tuple[int, bool, Unit | None]
@@ -276,7 +281,7 @@ def _rest(text: str, attached: bool) -> _Rest | None:
     if percent or unit or not text.strip():
         return (1, bool(percent), unit) if _are_words(text.split()) else None
     if text[0].isalpha() and not attached and not text[1:2].isalpha():
-        return None
+        return None  # `5x` is a product
     power = _POWER.search(text)
     words = text[: power.start() if power else None].replace("/", " per ").split()
     scale = 1
@@ -308,9 +313,10 @@ def _unit(words: list[str], power: int) -> Unit | None:
     if len(names) != 1:
         return None
     forms = (names[0].removesuffix(plural) for plural in ("", "s", "es"))
-    kind, size = next((_UNITS[form] for form in forms if form in _UNITS), ("", Fraction(0)))
-    if not kind:
+    known = next((form for form in forms if form in _UNITS), None)
+    if known is None:
         return None
+    kind, size = _UNITS[known]
     return (kind, size) if power == 1 else (f"{kind}^{power}", size**power)
 
 

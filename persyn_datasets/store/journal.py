@@ -91,17 +91,17 @@ class Journal:
         read: set[Path] = set()
         # Another process may merge files while they are read: the folder is listed again until
         # nothing in it is new, so that no record is missed.
-        while (
-            files := {f for f in self.folder.iterdir() if f.suffix in (".log", ".parquet")} - read
-        ):
+        while files := self._files() - read:
             for file in files:
-                with suppress(
-                    FileNotFoundError
-                ):  # merged meanwhile: the next listing has what it became
+                # Merged meanwhile: the next listing has what it became.
+                with suppress(FileNotFoundError):
                     if _may_hold(file, numbers):
                         found.update(_hits(file, wanted))
             read |= files
         return found
+
+    def _files(self) -> set[Path]:
+        return {f for f in self.folder.iterdir() if f.suffix in (".log", ".parquet")}
 
     def put(self, key: str, record: Any) -> None:
         """Raises `BuildError` if it cannot be written (the disk is full): what nobody keeps shall
@@ -210,6 +210,7 @@ def _may_hold(file: Path, wanted: np.ndarray) -> bool:
     kept = _numbers(file)
     if not len(kept):
         return False
+    # Two keys may share a number: the file is then read for nothing, and no record is missed.
     places = np.searchsorted(kept, wanted).clip(max=len(kept) - 1)
     return bool((kept[places] == wanted).any())
 

@@ -59,13 +59,15 @@ def least_sure(
     own = np.array([names.index(teacher) for teacher in routed["teacher"]], int)
     rows = np.arange(len(routed))
     of_own = p[rows, own]
+    # 0 is a teacher that cannot be asked: masked by the router, itself, or full.
     p[rows, own] = 0
     if room:
         p[:, room.places < 1] = 0
     best = p.max(-1)
     there = np.flatnonzero(best > 0)
     # |p_A / (p_A + p_B) − 1/2|, A its own teacher and B the best other.
-    certainty = abs(of_own[there] / (of_own[there] + best[there]) - 0.5)
+    a, b = of_own[there], best[there]
+    certainty = abs(a / (a + b) - 0.5)
     order = there[np.argsort(certainty, kind="stable")]
     most = int(share * len(routed))
     if not room:
@@ -126,6 +128,7 @@ def keep_better(
     rewards = np.array([[r["reward"] for r in row] for row in both["responses"]], float)
     of_first, of_second = np.where(np.isnan(rewards), -np.inf, rewards).T
     better = np.flatnonzero(of_second > of_first)
+    # One selection from both, one behind the other, keeps the rows in their order.
     order = np.arange(len(answered))
     order[rows[better]] = len(answered) + better
     kept = concatenate_datasets([answered, second.cast(answered.features)]).select(order)
@@ -157,13 +160,12 @@ class RankTwo:
         responses = Responses(batch["responses"])
         raw = {name: responses.numbers(name) for name in ("quality", self.column)}
         scales = {"quality": self.r_q, self.column: self.r_l}
-        scaled = {
-            name: on_scale(responses.rows(values), scales[name], self.normalize)[
-                responses.prompt, responses.place
-            ]
-            for name, values in raw.items()
-        }
+        scaled = {}
+        for name, values in raw.items():
+            by_prompt = on_scale(responses.rows(values), scales[name], self.normalize)
+            scaled[name] = by_prompt[responses.prompt, responses.place]
         ranked = self.rank(with_columns(batch, responses=_with(responses, scaled)))
+        # Rows keep raw signals, as the calibration's do: the scale served the comparison alone.
         return with_columns(ranked, responses=_with(Responses(ranked["responses"]), raw))
 
 
@@ -196,12 +198,15 @@ def on_scale(two: np.ndarray, calibration: np.ndarray, how: Normalize) -> np.nda
         return (np.clip(two, low, high) - low) / (high - low if high > low else np.inf)
     if how == "rank":
         known = np.sort(calibration[~np.isnan(calibration)])
+        # Twice the mean of the first and the last place that it could have among equals.
         place = np.searchsorted(known, two, "left") + np.searchsorted(known, two, "right")
         return np.where(np.isnan(two), np.nan, place / (2 * len(known)))
     rows = np.ma.masked_invalid(calibration)
     spreads = np.ma.ptp(rows, -1) if how == "prompt" else rows.std(-1)
+    # A prompt whose responses are all alike has no range to go by.
     spreads = spreads.compressed()
     usual = spreads[spreads > 1e-12].mean() if (spreads > 1e-12).any() else np.inf
+    # Only the difference decides between two, so the lower one may be 0.
     low = np.ma.masked_invalid(two).min(-1, keepdims=True).filled(np.nan)
     distance = (two - low) / usual
     return np.minimum(distance, 1) if how == "prompt" else distance
