@@ -67,8 +67,8 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
     if recipe.strategy in REASSIGNED and (recipe.budget or recipe.second_opinion):
         key = "budget" if recipe.budget else "second_opinion"
         raise InputError(
-            f"strategy {recipe.strategy} does not assign by its router's scores, and {key} "
-            f"needs them; leave {key} out."
+            f"strategy {recipe.strategy} assigns without its router, and {key} goes by the "
+            f"router's scores; leave {key} out."
         )
     group = recipe.baselines.group
     if group and group not in prompts.column_names:

@@ -233,7 +233,7 @@ def _routed(
     """All prompts with their teacher, which a budget has a say in."""
     if not isinstance(prompts, Dataset):
         raise InputError(
-            "A budget is planned over all prompts, which a stream does not show: leave out "
+            "A budget is shared by all prompts, and a stream does not show them: leave out "
             "--streaming."
         )
     if budget:

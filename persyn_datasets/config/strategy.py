@@ -34,7 +34,7 @@ ALPHA = {"quality-only": 0.0, "learnability-only": 1.0}
 
 @dataclass(frozen=True)
 class Baselines:
-    """What the strategies besides the router depend on.
+    """What the strategies without a router depend on.
 
     Args:
         strong: name of the strongest teacher. Default: the largest `size`, of equals the one listed

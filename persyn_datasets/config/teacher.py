@@ -143,30 +143,30 @@ class Price:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model and how it is asked; two teachers may share one model.
+    """A model and the way it is prompted; several teachers may share one model.
 
     Args:
         model: Hub id or local folder; for `endpoint` the model name that the server knows; for
             `recorded` a Hub dataset id, folder or file with its answers; see `columns`.
         name: the name in the data, unique among the teachers. Default: `model`.
-        engine: `transformers` (in this process), `vllm` (in a process of its own), `endpoint` (any
+        engine: `transformers` (in this process), `vllm` (in a separate process), `endpoint` (any
             OpenAI-compatible server), `batch` (a provider's batch API, at half the price) or
             `recorded`.
         revision: branch, tag or commit of `model` on the Hub.
         engine_args: of `vllm`, as `vllm.LLM` takes them, e.g. `{"tensor_parallel_size": 8}`.
-        num_gpus: that a copy of a local model takes on a Ray cluster; 0.5: two copies share one.
+        num_gpus: GPUs per copy of a local model on a Ray cluster; 0.5: two copies share one.
             Default: vLLM's `tensor_parallel_size` (times `pipeline_parallel_size`); of
             `transformers` 1.
-        base_url: of an `endpoint` or a `batch`, up to and with `/v1`; or, of an `endpoint`, several
-            that serve the same model. The first one names the endpoint in the journal: add and
+        base_url: of an `endpoint` or a `batch`, up to and including `/v1`. An `endpoint` may have
+            several that serve the same model. The first one identifies it in the journal; add and
             remove others as you like.
         api_key_env: name of the environment variable that holds the endpoint's key. Never the key
             itself.
-        concurrency: requests in flight per base_url, at most. It is lowered while a server pushes
-        back. requests_per_minute, tokens_per_minute: limits of the endpoint, over all its
-        base_urls, in each process.
-        timeout: seconds for one try of a request to an endpoint; an hour after its first, it is not
-            tried again.
+        concurrency: requests in flight per base_url, at most; lowered while a server pushes back.
+        requests_per_minute, tokens_per_minute: limits of the endpoint, over all its base_urls, in
+            each process.
+        timeout: seconds for one attempt of a request to an endpoint. A request is not retried later
+            than an hour after its first attempt.
         system_prompt: put before the prompt's own system message, if it has one.
         examples: few-shot messages (alternating user and assistant) put between system prompt and
             prompt.
@@ -174,7 +174,7 @@ class Teacher:
         chat_template_kwargs: switches of its chat template, e.g. `{"enable_thinking": false}`.
         reasoning_effort: of an `endpoint`, as its server knows it: `low`, `high` …
         response_format: of an `endpoint`: JSON mode or a schema, as OpenAI's API has them.
-        extra_body: of an `endpoint`: what its server alone knows, put into each request's body.
+        extra_body: of an `endpoint`: parameters of its own server, added to each request's body.
         columns: of `recorded`, where its dataset has `prompt`, `response` and, if the answers of
             several teachers share these, `teacher`, and `reasoning` if thoughts lie apart: a
             column, or a field of one as `column.field`. Default: columns of these names. Without
@@ -185,7 +185,7 @@ class Teacher:
             plans. Accounts measure it.
         size: billions of parameters; used to order teachers in reports.
         family, license: used in reports and cards.
-        trust_remote_code: run the code that the model's repository ships. Off unless you say so.
+        trust_remote_code: run the code that the model's repository ships. Off by default.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012

@@ -26,9 +26,8 @@ class Responses:
     def __init__(self, column: pa.ChunkedArray):
         column = without_json(column)
         if not hasattr(column.type, "value_type") or pa.types.is_null(column.type.value_type):
-            column = column.cast(
-                Features(schema.RANKED).arrow_schema.field("responses").type
-            )  # nobody answered
+            # Nobody answered.
+            column = column.cast(Features(schema.RANKED).arrow_schema.field("responses").type)
         self._column, self._flat = column, pc.list_flatten(column)
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
         self.prompt = np.repeat(np.arange(len(column)), lengths)
@@ -84,9 +83,8 @@ class Responses:
         teachers).
         """
         first = np.full((len(self._column), len(self.names)), len(self.place))
-        first[self.prompt[::-1], self.teacher[::-1]] = self.place[
-            ::-1
-        ]  # the last to be written is the first response
+        # The last to be written is the first response.
+        first[self.prompt[::-1], self.teacher[::-1]] = self.place[::-1]
         return first.argsort(-1, kind="stable")
 
     def with_fields(self, **fields: pa.Array | None) -> pa.ChunkedArray:

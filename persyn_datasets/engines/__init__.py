@@ -1,7 +1,7 @@
 """Engines answer prompts: one module each, which says what it is and does these two things.
 
 FACTS: Facts
-    what the rest of the package has to know about it; nobody else knows its name.
+    what the rest of the package has to know about it; nothing else knows its name.
 generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, Response]]
     yields (index of the request, its response) as responses complete, in any order. A request that
     fails yields a response with `error` set; it never raises for one row. Before a request is
@@ -59,7 +59,7 @@ class Facts:
         share_of_price: of a teacher's `price`, what its engine is billed.
         answers_as: the engine whose answers are the same as its own, and which names them in the
             journal. Default: itself.
-        keys: those of a `Teacher` that only this engine reads, besides those of all.
+        keys: those of a `Teacher` that only this engine reads, beyond those that all read.
         needs: those of `keys` that it cannot do without.
     """
 

@@ -95,8 +95,8 @@ def check(teacher: Teacher) -> None:
 
 
 def standing(order: Order, cancel: bool = False) -> str:
-    """How far a batch is, in the provider's words, or why nobody knows. Cancelled, it gives what is
-    answered by then to the next build.
+    """How far a batch is, in the provider's words, or why that is unknown. A cancelled batch gives
+    the next build what is answered by then.
     """
     teacher = Teacher.from_dict(order.teacher)
     dialect = dialect_of(teacher)
@@ -264,7 +264,7 @@ class _Lane:
         )
 
     def _find(self, batch: _Batch) -> bool:
-        """Whether a batch was made whose id nobody wrote down. If not, its rows are sent anew."""
+        """Whether a batch exists whose id was never recorded. If not, its rows are sent again."""
         order = batch.order
         order.batch, undecided = self.dialect.find(self.client, order)
         if order.batch:

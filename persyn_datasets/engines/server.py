@@ -184,7 +184,7 @@ class Server:
         self.closed, self.probing = time.monotonic(), False
         if not self.dead:
             self.dead, self.died = True, self.closed
-            logger.warning("%s is set aside, and retried from time to time: %s", self.url, why)
+            logger.warning("%s is put aside, and tried again from time to time: %s", self.url, why)
         self._close(min(MAX_PAUSE, PAUSE * 2**self.pauses) * random.uniform(0.5, 1.0))
         self.pauses += 1
 

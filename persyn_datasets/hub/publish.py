@@ -2,7 +2,7 @@
 
 A version is made by its tag on the dataset, which comes last: before it stand both commits, whole,
 and the router's tag. So whatever goes wrong on the way, every version there is is whole, and the
-same command resumes.
+same command goes on.
 
 What differs is known before anything is written, as it decides whether there is a new version; so
 each commit is made of just that, on top of the commit that we looked at.
@@ -105,9 +105,9 @@ def _check_router(folder: Path, files: dict[str, Path], stats: Build) -> None:
         same_router = bool(stats.get("router")) and facts.get("metrics") == stats["router"]
     if not same_router:
         raise InputError(
-            f"{folder} is not the router that the build made: it has been changed or removed, "
-            "e.g. by add_teacher, so the card's numbers do not describe it. Run the build again, "
-            "and keep another router in a separate folder."
+            f"{folder} is not the router that the build made: it was changed or removed since, "
+            "e.g. by add_teacher, and the card's numbers are not its own. Run the build again, "
+            "and keep another router in a folder of its own."
         )
 
 
@@ -175,8 +175,8 @@ def _check_namespace(who: dict[str, Any], namespace: str) -> None:
 def _check_version(version: str, tags: Iterable[str]) -> None:
     if (latest := in_order(tags)) and (numbers(version) or ()) <= (numbers(latest[-1]) or ()):
         raise InputError(
-            f"--version {version}: {latest[-1]} is published, and versions do not move; choose "
-            "a later number."
+            f"--version {version}: {latest[-1]} is published, and none is moved; take a later "
+            "number."
         )
 
 
@@ -291,8 +291,8 @@ def _tag(version: str | None, latest: str | None, router: Repo | None, build: Up
             break
         if version:
             raise InputError(
-                f"--version {version}: {router.id} has {tag} with different content; "
-                "choose a later number."
+                f"--version {version}: {router.id} has {tag} with another content; take a later "
+                "number."
             )
         minor, patch = minor + 1, 0
     return f"v{major}.{minor}.{patch}"
@@ -354,7 +354,7 @@ def _appended(build: Upload, dataset: Repo, folder: Path) -> Upload:
         )
     if not stats or cards.BEGIN not in dataset.card:
         raise InputError(
-            f"{dataset.id} was not published by persyn, so --append has nothing to add to."
+            f"{dataset.id} is no dataset that persyn published, so --append has nothing to add to."
         )
     if strangers := [p for p in matching(dataset.files, cards.PATTERNS) if not cards.is_ours(p)]:
         raise InputError(

@@ -92,7 +92,7 @@ def matching(paths: Iterable[str], patterns: list[str]) -> list[str]:
 @contextmanager
 def plainly(repo_id: str) -> Iterator[None]:
     """The Hub's errors in words."""
-    again = "Every published version is complete; the same command resumes from here."
+    again = "Every version that is there is whole; the same command goes on from here."
     try:
         yield
     except InputError:

@@ -16,7 +16,7 @@ THIRDS = ("hardest third", "middle third", "easiest third")
 
 
 def measure(ranked: Dataset) -> Thinking | None:
-    """The thoughts of the calibration's responses; None if nobody thinks.
+    """The thoughts of the calibration's responses; None if no teacher reasons.
 
     Returns:
         `teachers`: of each, its `answers`; how many of them have a thought (`thoughts`), and how

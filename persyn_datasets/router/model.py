@@ -76,9 +76,8 @@ class Router:
         """
         content = content_hash(str(path))
         _read_config(str(path), revision)
-        if (
-            content is None
-        ):  # on the Hub: from now on this very commit, whatever becomes of the branch
+        if content is None:
+            # On the Hub: from now on this very commit, whatever becomes of the branch.
             file = try_to_load_from_cache(str(path), "config.json", revision=revision)
             assert isinstance(file, str)
             revision = content = Path(file).parent.name
@@ -104,10 +103,10 @@ class Router:
         """The teachers as they were asked; empty if the router was trained without their
         specifications.
 
-        A router that comes from elsewhere, from the Hub or in a folder, is data: that a teacher of
-        it runs code here, reads a file, or gets your prompts at a server or your key from a
-        variable, counts only if you say so too. In a folder it counts for teachers that you have
-        named before, by building or training a router here.
+        A router from elsewhere, the Hub or a folder, is treated as data: its teachers run no code
+        here, read no file, and get neither your prompts at a server nor your key from a variable,
+        unless you say so too. Exempt are teachers of a router in a folder that you have named
+        before, by building or training a router here.
 
         Args:
             overrides: `teachers.PLACE.KEY=VALUE`, PLACE counting from 0 in the router's order.

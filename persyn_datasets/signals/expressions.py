@@ -132,7 +132,7 @@ def _near(gold: Any, said: Any) -> bool | None:
 
     if not all(isinstance(x, sympy.Expr) and x.is_number for x in (gold, said)):
         return None
-    # A decimal was rounded by whoever wrote it; without one, both are exact.
+    # A decimal may have been rounded when it was written; without one, both are exact.
     rounded = any(x.has(sympy.Float) for x in (gold, said))
     a, b = (sympy.N(x.doit(), 30) for x in (gold, said))
     if not (a.is_number and b.is_number and a.is_finite and b.is_finite):

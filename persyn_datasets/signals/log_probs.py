@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Row = tuple[list[int], list[int]]  # token ids of a context and of its response
 Scored = tuple[torch.Tensor, torch.Tensor]  # log-probabilities (float32) and ranks (int64)
-# A GPU is to be filled; on a CPU the logits shall not leave the cache.
+# A GPU is to be filled; on a CPU the logits are to stay in the cache.
 LOGITS_AT_ONCE, CACHED = (2**26, 2**26) if torch.cuda.is_available() else (2**24, 2**18)
 # Mean difference of a row's log-probabilities by both ways, beyond which they are not the same.
 # bfloat16 has 8 bits: batches of another shape round otherwise.

@@ -75,7 +75,7 @@ class Rank:
     def _ranked(self, batch: pa.Table) -> pa.Table:
         responses = Responses(batch["responses"])
         r_q, r_l = responses.numbers("quality"), self._r_l(responses)
-        # r needs both signals: whoever lacks one has no reward and takes no part.
+        # r needs both signals: a response that lacks one has no reward and takes no part.
         none = responses.failed() | np.isnan(r_q) | np.isnan(r_l)
         r_q, r_l = np.where(none, np.nan, r_q), np.where(none, np.nan, r_l)
 

@@ -54,7 +54,7 @@ class Score:
             function with TRL's signature `f(prompts, completions, **columns) -> list[float]`, such
             a function, or `{"judge": {"model": …, "base_url": …}}` and other signals by their keys.
             None: the responses have their quality already.
-        target: reference answers of the kind the student shall become good at.
+        target: reference answers of the kind the student should become good at.
         reads: what of a response the student's signals are of: `both`, the thought and the answer
             as one text; `answer`; or `reasoning`. Default: what `Synthesize` by default puts into
             the completion, on which the student is trained. Quality is always that of the answer

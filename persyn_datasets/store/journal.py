@@ -104,8 +104,8 @@ class Journal:
         return {f for f in self.folder.iterdir() if f.suffix in (".log", ".parquet")}
 
     def put(self, key: str, record: Any) -> None:
-        """Raises `BuildError` if it cannot be written (the disk is full): what nobody keeps shall
-        not be bought.
+        """Raises `BuildError` if it cannot be written (the disk is full): what cannot be kept
+        must not be bought.
         """
         line = f"{key}\t{json.dumps(record, ensure_ascii=False)}\n".encode()
         with self._lock:

@@ -106,9 +106,8 @@ def multipliers_of(
     """
     prompts = len(reward)
     # g is convex and piecewise linear; its subgradient at (λ, μ) is what the limits have left over.
-    unit = np.array(
-        [float(cost.mean(dtype=float)) or 1.0, *[1.0] * reward.shape[1]]
-    )  # λ and μ on one scale
+    # λ and μ on one scale.
+    unit = np.array([float(cost.mean(dtype=float)) or 1.0, *[1.0] * reward.shape[1]])
 
     def g(scaled: np.ndarray) -> tuple[float, np.ndarray]:
         multipliers = scaled / unit

@@ -79,9 +79,8 @@ def assign(recipe: "Recipe", prompt_ids: Sequence[str], ranked: Dataset | None) 
     if recipe.strategy == "oracle":
         assert ranked
         best = dict(zip(ranked["prompt_id"], ranked["best_teacher"], strict=True))
-        return [
-            best[key] or names[0] for key in prompt_ids
-        ]  # where all failed, one of them fails again and says why
+        # Where all failed, one of them fails again and says why.
+        return [best[key] or names[0] for key in prompt_ids]
     if recipe.strategy in BY_CALIBRATION:
         assert ranked
         if recipe.strategy == "car":

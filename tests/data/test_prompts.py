@@ -57,7 +57,7 @@ def test_what_is_not_a_prompt_is_named_with_its_place(cell, found):
 @pytest.mark.parametrize("kind", ["image", "image_url", "input_audio"])
 def test_images_are_refused_in_one_sentence(kind):
     parts = [{"type": "text", "text": "What is this?"}, {"type": kind, kind: "…"}]
-    said = f"here: message 0 has a part of type '{kind}', and only texts are asked; remove the row"
+    said = f"here: message 0 has a part of type '{kind}', and only text is supported;"
     with pytest.raises(InputError, match=said):
         to_messages([{"role": "user", "content": parts}], "here")
 

@@ -303,7 +303,7 @@ def test_samples_that_are_all_equal_are_remarked_once(temperature, warned, caplo
         account = Account()
         for part in (10, 20):
             Generate([teach(server)], account=account, samples=3)(prompts(part))
-    found = [r for r in caplog.records if "equal to each other" in r.getMessage()]
+    found = [r for r in caplog.records if "are identical on all" in r.getMessage()]
     assert len(found) == warned
 
 

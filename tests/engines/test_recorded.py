@@ -171,7 +171,7 @@ def test_a_column_may_name_the_teacher(answers, tmp_path):
     recorded.check(teacher)
     [(_, response)] = recorded.generate([Request(teacher, prompt_id(CHAT), CHAT)], Account())
     assert response["text"] == "two"
-    with pytest.raises(InputError, match="it has a, b"):
+    with pytest.raises(InputError, match="it has those of a, b"):
         recorded.check(replace(teacher, name="z"))
 
 

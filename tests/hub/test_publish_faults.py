@@ -89,7 +89,7 @@ def test_a_fault_in_any_call_leaves_no_half_version(hub, first, second, fault, m
             assert publish(second, ORG) == "v1.1.0"
         except BuildError as error:
             failed += 1
-            assert "the same command resumes" in str(error)
+            assert "the same command goes on" in str(error)
         else:
             if len(hub.requests) < n:
                 break
@@ -218,5 +218,5 @@ def test_a_failed_publish_says_so_last(hub, first, capsys):
         capsys.readouterr()
         .err.strip()
         .splitlines()[-1]
-        .endswith("the same command resumes from here.")
+        .endswith("the same command goes on from here.")
     )

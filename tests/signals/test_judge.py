@@ -172,7 +172,7 @@ def test_it_is_journalled_priced_and_within_max_cost():
         ({"judge": "gpt"}, "quality.judge: found 'gpt'; expected"),
         ({"judge": {"model": "m"}}, "engine 'endpoint' needs the key 'base_url'"),
         ({"judge": {"model": "m", "base_ulr": "x"}}, "quality.judge.base_ulr.*'base_url'"),
-        ({"judge": {"model": "m", "engine": "transformers"}}, "a judge is asked over a server"),
+        ({"judge": {"model": "m", "engine": "transformers"}}, "a judge runs behind a server"),
         ({"prompt": "Rate {prompt}."}, r"it has no \{response\}"),
         ({"pairwise": True, "prompt": "{response}"}, r"it has no \{response_a\}"),
         ({"prompt": "{response} {rubric}"}, r"\{rubric\} is neither .* known are answer, "),
