@@ -44,6 +44,7 @@ def strategies(data: Data, output: Path, seed: int) -> dict[str, list[str]]:
         "persyn, log-probability": routed(reward(pool.r_l)),
         "car": np.full(len(taught), compatible.argmax()),
         "strong": np.full(len(taught), largest),
+        "target signal alone": routed(pool.r_t),
     }
     return {name: [names[i] for i in chosen] for name, chosen in picks.items()}
 
