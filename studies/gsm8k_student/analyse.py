@@ -18,13 +18,15 @@ from scipy.stats import rankdata, spearmanr
 from persyn_datasets.compare.tournament import LEAST_TEACHERS, correlations, with_length
 from persyn_datasets.signals.math_verify import verdicts
 from persyn_datasets.stages.rank import normalized
-from persyn_datasets.store.statistics import holm, interval, paired
+from persyn_datasets.store.statistics import holm, interval
 from studies.gsm8k_student import common, measure, routing, tables
 from studies.gsm8k_student.common import Data
+from studies.seeds import difference
 
 HERE = Path(__file__).parent
 PREFIX = 64  # tokens
 SUBSETS = (4, 8, 16, 32)
+COMPARED = ("persyn", "target signal alone")  # a family of comparisons each
 ORDER = (
     "target",
     "target, sum",
@@ -239,7 +241,7 @@ def readable(data: Data, output: Path) -> dict[str, Any]:
 
 
 def students(output: Path) -> dict[str, Any] | None:
-    """persyn's students against each other strategy's, by three judges."""
+    """`COMPARED` students against those of each other strategy, by three judges."""
     before = np.load(output / "untrained.npz")
     runs: dict[str, list[Any]] = {}
     for file in sorted(output.glob("student-*-*.npz")):
@@ -249,21 +251,35 @@ def students(output: Path) -> dict[str, Any] | None:
     result: dict[str, Any] = {"strategies": {}, "comparisons": []}
     for judge in before.files:
         gain = {
-            name: np.mean([run[judge] for run in of], axis=0) - before[judge]
-            for name, of in runs.items()
+            name: np.stack([run[judge] for run in of]) - before[judge] for name, of in runs.items()
         }
         for name, values in gain.items():
-            line = interval(values) | {"seeds": [float(r[judge].mean()) for r in runs[name]]}
+            line = interval(values.mean(0)) | {"seeds": values.mean(-1).tolist()}
             result["strategies"].setdefault(name, {})[judge] = line
-        result["comparisons"] += [
-            {"judge": judge, "other": name, **paired(gain["persyn"], values)}
-            for name, values in (gain | {"untrained": 0 * gain["persyn"]}).items()
-            if name != "persyn"
-        ]
-    first = [c for c in result["comparisons"] if c["judge"] == before.files[0]]
-    for line, p in zip(first, holm([c["p"] for c in first]), strict=True):
-        line["p_holm"] = p
+        first = judge == before.files[0]
+        result["comparisons"] += [line for ours in COMPARED for line in _against(gain, ours, first)]
+        for line in result["comparisons"]:
+            line.setdefault("judge", judge)
     return result
+
+
+def _against(gain: dict[str, np.ndarray], ours: str, corrected: bool) -> list[dict[str, Any]]:
+    """`ours` minus each other, (seeds, texts); one Holm family. Each family leaves out the students
+    of the families that were added after it.
+    """
+    if ours not in gain:
+        return []
+    later = COMPARED[COMPARED.index(ours) + 1 :]
+    others = gain | {"untrained": np.zeros_like(gain[ours])}
+    lines: list[dict[str, Any]] = [
+        {"ours": ours, "other": name, **difference(gain[ours], values)}
+        for name, values in others.items()
+        if name not in (ours, *later)
+    ]
+    if corrected:
+        for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
+            line["p_holm"] = p
+    return lines
 
 
 def draw(played: dict[str, Any], path: Path) -> None:

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from persyn_datasets.compare.tournament import correlations
 from persyn_datasets.data.responses import rewards_of
 from persyn_datasets.stages.rank import combined_reward
-from persyn_datasets.store.statistics import holm, paired
+from persyn_datasets.store.statistics import holm
 from studies.problems_student import tables
 from studies.problems_student.measure import ALPHA, FEW, LONG, SIZES, Study
 from studies.problems_student.problems import FAMILIES
+from studies.seeds import difference
 
 HERE = Path(__file__).parent
-DRAWS = 9_999
 REFERENCE = "persyn"
 
 
@@ -36,22 +36,6 @@ def by_family(study: Study, part: str, values: np.ndarray) -> dict[str, float]:
     family = np.array(study.parts[part]["family"])
     of = {f.__name__: float(values[..., family == f.__name__].mean()) for f in FAMILIES}
     return {"all": float(values.mean()), **of}
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Over the seeds that both have, (seeds, problems): the mean, its 95% percentile interval by a
-    bootstrap over problems and seeds, and p by sign flips of the problems' differences.
-    """
-    seeds = min(len(ours), len(theirs))
-    ours, theirs = ours[:seeds], theirs[:seeds]
-    apart, n = ours - theirs, ours.shape[1]
-    draw = np.random.default_rng(0)
-    problems = draw.multinomial(n, np.full(n, 1 / n), DRAWS) / n
-    weights = draw.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-    means = ((problems @ apart.T) * weights).sum(-1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    p = paired(ours.mean(0), theirs.mean(0))["p"]
-    return {"mean": float(apart.mean()), "low": low, "high": high, "p": p, "seeds": seeds}
 
 
 def strategies(study: Study, made: dict[str, Any], untrained: np.ndarray) -> dict[str, Any]:

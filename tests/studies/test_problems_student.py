@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from persyn_datasets.signals.math_verify import verdicts
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
-from studies.problems_student import analyse, measure, problems, student
+from studies.problems_student import measure, problems, student
+from studies.seeds import difference
 
 
 def test_no_problem_is_in_two_parts_and_every_reference_is_right():
@@ -47,7 +48,7 @@ def test_a_student_learns_what_it_is_taught(chat_model):
 
 def test_a_difference_counts_seeds_and_problems():
     ours, theirs = np.array([[1.0, 1, 0, 1], [1, 1, 1, 1]]), np.zeros((1, 4))
-    found = analyse.difference(ours, theirs)
+    found = difference(ours, theirs)
     assert found["seeds"] == 1 and found["mean"] == pytest.approx(0.75)
     assert found["low"] == 0.25 and found["high"] == 1.0 and found["p"] == 0.25
 
