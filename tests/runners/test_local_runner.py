@@ -98,9 +98,9 @@ def test_a_stage_runs_on_all_gpus_that_are_there(
         answered = runner.run(routed, Synthesize(teachers), schema.SYNTHESIZED, batch_size=None)
         return answered.to_list()
 
-    method = multiprocess.get_start_method(allow_none=True)
+    method = multiprocess.get_start_method()
     spread = build()
-    assert multiprocess.get_start_method(allow_none=True) == method
+    assert multiprocess.get_start_method() == method
     assert len(list((journal_root / "responses").glob("*/*.parquet"))) >= 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("PERSYN_JOURNAL", str(journal_root / "another"))
