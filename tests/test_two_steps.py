@@ -5,9 +5,11 @@ import shutil
 from collections import Counter
 
 import pytest
+import yaml
 from datasets import load_dataset
 from pool import answer, build, counting, make_recipe, problems, save, table, write_lines
 
+from persyn_datasets import Route, Router
 from persyn_datasets.cli import main
 
 FIRST = 56  # c·|M| + N − c = 16 · 3 + 24 − 16
@@ -31,6 +33,14 @@ def question(row):
     return row["messages"][-1]["content"]
 
 
+def of_prompt(builder, prompt, key):
+    """Teacher → what its response to a calibration prompt has under this key."""
+    rows = table(builder, "calibration")
+    return {
+        r["teacher"]: r[key] for row in rows if question(row) == prompt for r in row["responses"]
+    }
+
+
 def test_a_gold_answer_is_corrected(counted, tmp_path):
     """Nothing is asked again, and the verdicts follow the new answer."""
     values, counter, builder = counted
@@ -41,12 +51,7 @@ def test_a_gold_answer_is_corrected(counted, tmp_path):
             row["answer"] = "9999"  # what the guesser says
     write_lines(tmp_path / "prompts.jsonl", rows)
     again = build(values, tmp_path / "out")
-    right = {
-        r["teacher"]: r["quality"]
-        for row in table(again, "calibration")
-        if question(row) == known
-        for r in row["responses"]
-    }
+    right = of_prompt(again, known, "quality")
     assert right == {"adder": 0.0, "multiplier": 0.0, "guesser": 1.0}
     assert max(Counter(counter.asked).values()) == 1
 
@@ -109,7 +114,7 @@ def test_every_prompt_is_there_twice(chat_model, tmp_path, monkeypatch):
     assert len(table(builder)) == 48
 
 
-def test_a_build_is_moved_and_reported(counted, tmp_path, capsys):
+def test_a_build_is_moved_and_reported(counted, tmp_path):
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     assert main(["report", str(tmp_path / "elsewhere")]) == 0
     assert (tmp_path / "elsewhere/report/index.html").exists()
@@ -123,11 +128,13 @@ def test_a_build_is_moved_and_goes_on(counted, tmp_path):
     assert max(Counter(counter.asked).values()) == 1
 
 
-def test_random_teachers_first_and_then_the_router(counted, tmp_path):
-    values, counter, _ = counted
-    build(values | {"strategy": "random"}, tmp_path / "random")
+def test_random_teachers_first_and_then_the_router(chat_model, tmp_path, monkeypatch):
+    values = make_recipe(tmp_path, chat_model, engine="transformers")
+    counter = counting(monkeypatch)
+    build(values | {"strategy": "random"}, tmp_path / "out-random")
+    first = set(counter.asked)
     build(values, tmp_path / "out")
-    assert max(Counter(counter.asked).values()) == 1
+    assert len(first) == 24 and max(Counter(counter.asked).values()) == 1
 
 
 def test_failed_rows_are_whole_in_the_next_build(chat_model, tmp_path, monkeypatch):
@@ -162,10 +169,9 @@ def length(completions, **_):
 
 
 def test_what_was_published_is_a_recorded_teacher(counted, chat_model, tmp_path):
-    """Its completions are conversations; they are taken as the text they hold, or refused."""
+    """Its completions are lists of one message; each is taken as the text it holds."""
     _, _, builder = counted
-    rows = [r for r in table(builder).to_list()]
-    write_lines(tmp_path / "published.jsonl", rows)
+    write_lines(tmp_path / "published.jsonl", table(builder).to_list())
     other = tmp_path / "other"
     other.mkdir()
     values = make_recipe(other, chat_model)
@@ -196,12 +202,7 @@ def test_a_recorded_answer_is_corrected(chat_model, tmp_path):
             row["response"] = answer("adder", prompt)
     write_lines(tmp_path / "answers.jsonl", rows)
     again = build(values, tmp_path / "out")
-    of = {
-        r["teacher"]: r["text"]
-        for row in table(again, "calibration")
-        if question(row) == prompt
-        for r in row["responses"]
-    }
+    of = of_prompt(again, prompt, "text")
     assert of["guesser"] == of["adder"]
 
 
@@ -213,7 +214,9 @@ def test_a_router_changes_while_its_answers_are_interrupted(chat_model, tmp_path
     values = make_recipe(tmp_path, chat_model)
     build(values, tmp_path / "out")
     shutil.copytree(tmp_path / "out/router", tmp_path / "router")
-    write_lines(tmp_path / "new.jsonl", [{"prompt": p} for p, _ in problems()])
+    asked = [p for p, _ in problems()]
+    write_lines(tmp_path / "new.jsonl", [{"prompt": p} for p in asked])
+    before = Route(Router.from_pretrained(str(tmp_path / "router")))({"prompt": asked})["teacher"]
     monkeypatch.setattr(reuse, "ROWS_PER_SHARD", 8)
     real, calls = recorded.generate, []
 
@@ -239,6 +242,7 @@ def test_a_router_changes_while_its_answers_are_interrupted(chat_model, tmp_path
     rows = load_dataset(str(tmp_path / "answers"), split="train")
     whole = [*command[:-1], str(tmp_path / "whole")]
     assert main(whole) == 0
+    assert rows["teacher"][:8] != before[:8]  # what the first router had finished
     assert rows["teacher"][:] == load_dataset(str(tmp_path / "whole"), split="train")["teacher"][:]
 
 
@@ -265,10 +269,11 @@ def test_the_same_recipe_from_another_folder(counted, tmp_path, monkeypatch):
 
 
 def test_a_price_changes_after_the_build(counted, tmp_path):
-    """Nothing is bought again for it, and the report knows the new one."""
+    """Nothing is bought again for it, and the build's recipe states the new one."""
     values, counter, _ = counted
     for teacher in values["teachers"]:
         teacher["price"] = {"input": 1.0, "output": 2.0}
     again = build(values, tmp_path / "out")
     assert len(counter.asked) == FIRST
-    assert again.stats
+    written = yaml.safe_load((again.folder / "recipe.yaml").read_text())
+    assert all(t["price"]["output"] == 2.0 for t in written["teachers"])
