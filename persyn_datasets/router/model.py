@@ -31,7 +31,7 @@ from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_li
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.heads import WithFeatures, head_of
 from persyn_datasets.router.metrics import compare, first_rows, mean_by_prompt
-from persyn_datasets.router.older_versions import save_config, save_model, save_tokenizer
+from persyn_datasets.router.older_versions import save_config, save_router
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import content_hash
 from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
@@ -224,8 +224,9 @@ class Router:
 
     def record(self, **facts: Any) -> "Router":
         """Write facts (JSON values) into the stored config of a local router."""
-        self.config.persyn |= facts
-        save_config(self.config, self.path)
+        config = deepcopy(self.config)  # which is kept for this router, as it is
+        config.persyn |= facts
+        save_config(config, self.path)
         return Router.from_pretrained(self.path)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -233,9 +234,7 @@ class Router:
         return load_classifier(*where), load_tokenizer(*where)
 
     def save_pretrained(self, folder: str) -> None:
-        model, tokenizer = self._load()
-        save_model(model, folder)
-        save_tokenizer(tokenizer, folder)
+        save_router(*self._load(), folder)
 
 
 @lru_cache(maxsize=8)

@@ -8,8 +8,10 @@ module. Of tokenizers 4.57 does not know version 5's class, nor its list of spec
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from persyn_datasets.store.files import router_files
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.models import readable
 
@@ -22,20 +24,45 @@ _BASES = {
 }
 
 
-def save_model(model: Any, folder: str | Path) -> None:
-    model.save_pretrained(folder)
-    _add_rope(Path(folder))
-    readable(folder)
+# The file that is written last: with it, a router is whole; without it, nothing opens the folder.
+LAST_FILE = "config.json"
+
+
+def save_router(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Store a router, in place of the one that is there: whole, or with no `LAST_FILE`.
+
+    Its files are written aside, since transformers writes its own last file in the middle, and
+    since the weights may be mapped from the very files that are replaced.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place, prefix=".new-") as aside:
+        _save_model(model, Path(aside))
+        _save_tokenizer(tokenizer, Path(aside))
+        (place / LAST_FILE).unlink(missing_ok=True)
+        for old in router_files(place):
+            old.unlink()
+        for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == LAST_FILE):
+            file.replace(place / file.name)
 
 
 def save_config(config: Any, folder: str | Path) -> None:
-    config.save_pretrained(folder)
-    _add_rope(Path(folder))
+    """Replace the config of a stored router."""
+    with TemporaryDirectory() as aside:
+        config.save_pretrained(aside)
+        _add_rope(Path(aside))
+        replace_file(Path(folder) / LAST_FILE, (Path(aside) / LAST_FILE).read_bytes())
 
 
-def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+def _save_model(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    _add_rope(folder)
+    readable(folder)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
-    path = Path(folder) / "tokenizer_config.json"
+    path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text())
     if values.get("tokenizer_class") == "TokenizersBackend":
         values["tokenizer_class"] = "PreTrainedTokenizerFast"

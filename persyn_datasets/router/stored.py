@@ -1,12 +1,11 @@
 """A stored router's model, opened to be changed, and kept again."""
 
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_datasets.router.model import Router
-from persyn_datasets.router.older_versions import save_model, save_tokenizer
+from persyn_datasets.router.older_versions import save_router
 
 
 def opened(router: Router) -> Any:
@@ -22,13 +21,6 @@ def opened(router: Router) -> Any:
 
 def keep(model: Any, router: Router, folder: str) -> Router:
     """The model as the router in this folder, with the tokenizer of the one it was opened from."""
-    # The weights may be mapped from the very files that are to be replaced.
-    fresh = Path(f"{folder}.new")
-    save_model(model, fresh)
     tokenizer = AutoTokenizer.from_pretrained(router.path, revision=router.revision)
-    save_tokenizer(tokenizer, fresh)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for file in fresh.iterdir():
-        file.replace(Path(folder) / file.name)
-    fresh.rmdir()
+    save_router(model, tokenizer, folder)
     return Router.from_pretrained(folder)

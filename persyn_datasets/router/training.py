@@ -31,16 +31,13 @@ from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.router.bradley_terry import bradley_terry_loss, preferences
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router, forward, router_text
-from persyn_datasets.router.older_versions import save_model, save_tokenizer
+from persyn_datasets.router.older_versions import LAST_FILE, save_router
 from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pairs
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import device, dtype, free
 from persyn_datasets.store.progress import Bar
-
-# The file that is written last: with it, a router is whole.
-LAST_FILE = "tokenizer_config.json"
 
 
 def train_router(
@@ -116,7 +113,7 @@ def train_router(
         _fine_tune(model, tokenizer, texts, prefer, _arguments(folder, seed, **steps))
     training |= {"prompts": len(prompts), "digest": address}
     model.config.persyn = {"teachers": specifications, "training": training}
-    save(model, tokenizer, folder)
+    save_router(model, tokenizer, folder)
     return Router.from_pretrained(folder)
 
 
@@ -235,13 +232,6 @@ def _positions(model: Any) -> int:
         if module.padding_idx is not None:
             most = min(most, module.num_embeddings - module.padding_idx - 1)
     return most
-
-
-def save(model: Any, tokenizer: Any, folder: str) -> None:
-    """Write a router's files, `LAST_FILE` last."""
-    (Path(folder) / LAST_FILE).unlink(missing_ok=True)
-    save_model(model, folder)
-    save_tokenizer(tokenizer, folder)
 
 
 def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], rewards: np.ndarray) -> Head:

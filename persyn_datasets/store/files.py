@@ -46,7 +46,12 @@ def are_whole(noted: Files, output: Path) -> bool:
 
 def router_digest(folder: Path) -> str | None:
     """What a router's files are; None if there are none."""
-    return digest_of(_files(folder, ROUTER_FILES))
+    return digest_of(router_files(folder))
+
+
+def router_files(folder: Path) -> list[Path]:
+    """A router's files, and nothing that a user put beside them."""
+    return _files(folder, ROUTER_FILES)
 
 
 def digest_of(files: Iterable[Path]) -> str | None:
