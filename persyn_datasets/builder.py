@@ -36,6 +36,7 @@ from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id, check_folder
 from persyn_datasets.report import figures, measure
+from persyn_datasets.report.question import order_left, without_question
 from persyn_datasets.router.model import Router
 from persyn_datasets.runners import check
 from persyn_datasets.runners.local import run
@@ -179,7 +180,10 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         """All stages, in their order."""
         account = Account(self.recipe.max_cost)
         ranked = self._calibrate(account) if self._calibration_size else None
+        order = self._order_left(ranked) if ranked else None
         routed, learned = self._route(ranked)
+        if "luck" in learned:
+            learned["luck"]["without_question"] = order
         synthesize = Synthesize(
             self.recipe.teachers,
             self.recipe.max_failed,
@@ -304,6 +308,11 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             score = replace(score, quality=None)
         scored = self._run(generated, score, of(schema.SCORED)).with_format("arrow")
         return run(scored, rank, of(schema.RANKED), batch_size=None).with_format(None)
+
+    def _order_left(self, ranked: Dataset) -> float | None:
+        """Of learnability, when the student does not see the question; see `report.question`."""
+        score = Score(self.recipe.student, None, reads=as_trained(self.recipe.keep_reasoning))
+        return order_left(ranked, self._run(without_question(ranked), score, schema.SCORED))
 
     def _run(self, rows: Dataset, stage: Any, adds: dict[str, Any]) -> Dataset:
         return run(rows, stage, adds, self.runner, batch_size=None)

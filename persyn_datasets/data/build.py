@@ -113,6 +113,7 @@ class Luck(TypedDict):
     bold: NotRequired[dict[str, float]]
     largest_mean: NotRequired[str]
     most_wins: NotRequired[str]
+    without_question: NotRequired[float | None]
 
 
 class Spend(TypedDict):

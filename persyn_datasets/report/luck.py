@@ -64,6 +64,11 @@ def in_words(found: Luck) -> str:
             f" Learnability and bold text correlate at {bold:+.2f}: {shares['all']:.0%} of the "
             f"answers have some, and {shares['best']:.0%} of the best ones."
         )
+    if (left := found.get("without_question")) is not None:
+        text += (
+            f" With and without the question, a prompt's answers have orders by learnability that "
+            f"correlate at {left:+.2f}."
+        )
     if found.get("most_wins", "") != found.get("largest_mean", ""):
         text += (
             f" {found['most_wins']} wins most comparisons, so Bradley–Terry puts it first; "
