@@ -15,7 +15,7 @@ from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load, prompts_of
 from persyn_datasets.engines import check_keys, engine_of, facts_of, price_of
 from persyn_datasets.engines.account import wall
-from persyn_datasets.engines.bound import TEMPLATE_TOKENS, by_bytes, tokens_counted
+from persyn_datasets.engines.bound import TEMPLATE_TOKENS, beside, by_bytes, tokens_counted
 from persyn_datasets.report.tables import Table, table
 from persyn_datasets.report.text import fill
 from persyn_datasets.signals import trained_text
@@ -219,9 +219,10 @@ def _prompt_tokens(
     """Tokens of a prompt as this teacher reads it: expected, and at most.
 
     Args:
-        by_server: at most, without the teacher's own system prompt and examples.
+        by_server: at most, without the teacher's own system prompt, examples and keys.
     """
     own = by_bytes(teacher.conversation([{"role": "user", "content": ""}])) - TEMPLATE_TOKENS
+    own += beside(teacher)
     most, all_counted = by_server + own, teacher.price and len(prompts) <= COUNTED
     sample = prompts if all_counted else _sample(recipe, prompts)
     counted: list[int] = []
@@ -339,6 +340,7 @@ def _judge_words(recipe: Recipe, p: Planned, prompts: Dataset, judge: Teacher) -
     shown = (2 if spec.get("pairwise") else 1) * sum(answers) / len(answers)
     shown += sum(map(by_bytes, prompts["messages"])) / len(prompts)
     shown += by_bytes(judge.conversation([{"role": "user", "content": signal.template(spec)}]))
+    shown += beside(judge)
     written = (judge.sampling or recipe.sampling).max_tokens
     return f"{words}, for about {usd(asked * judge.price.of(shown, written))}"
 

@@ -49,7 +49,8 @@ class BatchServer(Loopback):
 
     Attributes:
         bought: answers by prompt; at: what happens when a step is reached, by its name: `upload`,
-            `create` (made, not yet said), `look`, `results` (half of the lines are sent).
+            `create` (made, not yet said), `look`, `results` (half of the lines are sent); ends: the
+            word by which answers end, if not each dialect's own for a whole one.
     """
 
     def __init__(self, behave: Callable[[Batch, int], None] = lambda *_: None, looks: int = 1):
@@ -58,6 +59,7 @@ class BatchServer(Loopback):
         self.batches: dict[str, Batch] = {}
         self.bought: Counter[str] = Counter()
         self.at: dict[str, Callable[[], Any]] = {}
+        self.ends = ""
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
         super().__init__(_Handler)
@@ -162,7 +164,7 @@ class _Handler(Handler):
     def _openai_line(self, batch: Batch, custom_id: str, outcome: Any) -> dict[str, Any]:
         row = {"id": f"r-{custom_id}", "custom_id": custom_id, "response": None, "error": None}
         if outcome == "ok":
-            body = completion(_answer(batch.rows[custom_id]))
+            body = completion(_answer(batch.rows[custom_id]), self.of.ends or "stop")
             return row | {"response": {"status_code": 200, "body": body}}
         if isinstance(outcome, str):
             code, message = OPENAI[outcome]
@@ -222,7 +224,7 @@ class _Handler(Handler):
             message = {
                 "role": "assistant",
                 "content": [{"type": "text", "text": text}],
-                "stop_reason": "end_turn",
+                "stop_reason": self.of.ends or "end_turn",
                 "usage": {"input_tokens": 7, "output_tokens": len(text.split())},
             }
             result: dict[str, Any] = {"type": "succeeded", "message": message}

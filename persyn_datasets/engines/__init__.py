@@ -30,11 +30,20 @@ from persyn_datasets.config.teacher import Message, Price, Sampling, Teacher
 from persyn_datasets.data.reasoning import split
 
 EMPTY = "empty response"
+# How an answer ends, in the words of servers: OpenAI's, TGI's, Together's, Mistral's, Anthropic's.
+# After any other word it is not known to be whole.
+ENDINGS = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
+    "model_context_window_exceeded": "length",
+}
 # Keys of a `Teacher` that not every engine reads.
 KEYS_OF_SOME = (
     *("base_url", "engine_args", "chat_template_kwargs"),
     *("reasoning_effort", "response_format", "extra_body", "columns"),
 )
+# Keys of a teacher that go into a request's body as they are, and what its server alone knows.
+OF_BODY = ("chat_template_kwargs", "reasoning_effort", "response_format", "extra_body")
 HINTS = {
     "reasoning_effort": " If its chat template has such a switch, it is one of "
     "chat_template_kwargs."
@@ -105,12 +114,12 @@ class Request(NamedTuple):
 
 
 class Response(TypedDict):
-    """What came back; `error` is empty for an answer, and then `finish_reason` is `stop`, `length`
-    or a server's own word.
+    """What came back; `error` is empty for an answer, and then `finish_reason` is `stop` or
+    `length`.
 
     A response with an `error` has failed, for dispatch, account, score and split alike. If its
-    `finish_reason` is `error`, it may be asked for again; else it was answered, with no text, and
-    is kept as it is: to ask again would only cost again.
+    `finish_reason` is `error`, it may be asked for again; else it was answered, with no text or
+    with a part of one (`content_filter`), and is kept as it is: to ask again would only cost again.
 
     `reasoning` is what the teacher thought before it answered, empty if nothing is known of it; its
     `reasoning_tokens` are a part of `completion_tokens`, None if nobody counted them. A thought
@@ -141,6 +150,7 @@ def answered(
     """What a teacher said, without white space at the ends.
 
     Args:
+        finish_reason: in any of the words of `ENDINGS`; after another one the text is a part.
         text: begins with the thought, if that is not in `reasoning`; where the prompt opens its
             tag, with that tag.
         stop: the text ends before the first of these. For engines whose servers may go on.
@@ -150,12 +160,14 @@ def answered(
     reasoning, text = reasoning.strip(), text[:cut].strip()
     if not reasoning:
         reasoning, text = split(text)
-    finish_reason = finish_reason if cut is None else "stop"
-    whole = text or (reasoning and finish_reason == "length")
+    finish_reason = ending(finish_reason) if cut is None else "stop"
+    error = _broken_off(finish_reason)
     if not reasoning:
         reasoning_tokens = reasoning_tokens or 0
     elif not why_empty:
         why_empty = "all that it wrote is a thought"
+    if not text and not (reasoning and finish_reason == "length"):
+        error = ": ".join(filter(None, [EMPTY, error or why_empty]))
     return Response(
         teacher=teacher.name,
         text=text,
@@ -164,16 +176,33 @@ def answered(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         reasoning_tokens=reasoning_tokens,
-        error="" if whole else f"{EMPTY}: {why_empty}" if why_empty else EMPTY,
+        error=error,
     )
 
 
+def ending(word: str) -> str:
+    """`stop` or `length`; a server's own word where that says neither."""
+    return ENDINGS.get(word.lower(), word)
+
+
+def _broken_off(finish_reason: str) -> str:
+    """Why an answer that ended so is not whole; empty: it is, or `max_tokens` cut it off."""
+    if finish_reason in ENDINGS.values():
+        return ""
+    return f"the server ended it with finish_reason {finish_reason!r}"
+
+
 def from_record(record: dict[str, Any]) -> Response:
-    """A response that the journal has kept. Up to version 0.1.0 the thought stayed in its text."""
+    """A response that the journal has kept. Up to version 0.1.0 the thought stayed in its text, and
+    any ending was that of a whole answer.
+    """
     if "reasoning" not in record:
         reasoning, text = split(record["text"])
         counted = None if reasoning else 0
         record = record | {"text": text, "reasoning": reasoning, "reasoning_tokens": counted}
+    if record["text"]:
+        finish_reason = ending(record["finish_reason"])
+        record = record | {"finish_reason": finish_reason, "error": _broken_off(finish_reason)}
     return cast(Response, record)
 
 

@@ -21,6 +21,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.engines import (
+    OF_BODY,
     Facts,
     Request,
     Response,
@@ -33,7 +34,7 @@ from persyn_datasets.engines.account import Account
 from persyn_datasets.engines.batch_client import Client
 from persyn_datasets.engines.batch_orders import Order, sent_for
 from persyn_datasets.engines.batch_state import State
-from persyn_datasets.engines.chat import OF_BODY, Refused, read_response
+from persyn_datasets.engines.chat import Refused, read_response
 from persyn_datasets.engines.lane import refused
 from persyn_datasets.engines.server import Fault
 from persyn_datasets.store.progress import say

@@ -35,7 +35,6 @@ STATUS = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-FINISHED = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
 def headers(key: str | None) -> dict[str, str]:
@@ -154,10 +153,9 @@ def _outcome(result: dict[str, Any], key: str | None) -> Any:
 
 def completion(said: dict[str, Any]) -> dict[str, Any]:
     """A message as the chat completion that it would be."""
-    reason = said.get("stop_reason")
     choice = {
         "message": {"role": "assistant", "content": said.get("content")},
-        "finish_reason": FINISHED.get(str(reason), reason),
+        "finish_reason": said.get("stop_reason"),
     }
     return {"choices": [choice], "usage": said.get("usage")}
 

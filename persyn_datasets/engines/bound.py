@@ -6,9 +6,11 @@ bills can only be bounded, since its template may be another than the one that i
 A token of a byte-level or byte-fallback tokenizer stands for at least one byte of what it reads,
 and some tokenizers read a normal form of the text that is longer than the text. Beside the messages
 a server bills what its chat template writes: a frame around each message, and around all of them up
-to a system prompt of its own (the longest that we know, Command R's, has some 900 tokens).
+to a system prompt of its own (the longest that we know, Command R's, has some 900 tokens). The rest
+of the body may be written into the prompt, too, as OpenAI does with a schema.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
@@ -16,18 +18,19 @@ from unicodedata import normalize
 from jinja2 import TemplateError
 
 from persyn_datasets.config.teacher import Message, Teacher
-from persyn_datasets.engines import facts_of
+from persyn_datasets.engines import OF_BODY, facts_of
 from persyn_datasets.store import models
 
 TEMPLATE_TOKENS = 2048
 MESSAGE_TOKENS = 64
+INDENT = 4  # of JSON, the widest that is usual
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def tokens_at_most(teacher: Teacher, messages: Sequence[Message]) -> int:
     """Tokens of these messages, or what a server can bill for them at most."""
     counted = tokens_counted(teacher, messages) if facts_of(teacher).renders else None
-    return by_bytes(messages) if counted is None else counted
+    return by_bytes(messages) + beside(teacher) if counted is None else counted
 
 
 def tokens_counted(teacher: Teacher, messages: Sequence[Message]) -> int | None:
@@ -53,6 +56,14 @@ def by_bytes(messages: Sequence[Message]) -> int:
     return TEMPLATE_TOKENS + sum(
         MESSAGE_TOKENS + bytes_at_most(message["content"]) for message in messages
     )
+
+
+def beside(teacher: Teacher) -> int:
+    """Tokens of what a request has beside the messages, at most: as JSON, however it is written."""
+    values = [value for key in OF_BODY if (value := getattr(teacher, key))]
+    texts = [json.dumps(value, ensure_ascii=False, indent=INDENT) for value in values]
+    escaped = [json.dumps(value, indent=INDENT) for value in values]
+    return sum(max(map(bytes_at_most, pair)) for pair in zip(texts, escaped, strict=True))
 
 
 def bytes_at_most(text: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from persyn_datasets.config.teacher import Teacher, fold_system
-from persyn_datasets.engines import Request, Response, answered, failed
+from persyn_datasets.engines import OF_BODY, Request, Response, answered, ending, failed
 from persyn_datasets.engines.server import Fault, message, short, storable
 
 REFUSALS = re.compile(
@@ -25,9 +25,8 @@ NO_SYSTEM = re.compile(
 OPTIONAL = ("temperature", "top_p", "seed", "stop")  # the server's defaults are then in force
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # of vLLM and others; of parts, types
 RENAMED = {"max_tokens": "max_completion_tokens"}
-# Keys of a teacher that go into the body as they are, and what its server alone knows.
-OF_BODY = ("chat_template_kwargs", "reasoning_effort", "response_format", "extra_body")
-FINISHED = {"eos_token": "stop", "stop_sequence": "stop"}  # TGI's words
+# Of answers that another try may give: a provider's, vLLM's and SGLang's, DeepSeek's, GLM's words.
+BROKEN_OFF = ("error", "abort", "insufficient_system_resource", "network_error")
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +139,7 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
     teacher, choice = request.teacher, _choice(output)
     prompt, completion = usage(output)
     reason = choice.get("finish_reason")
+    reason = ending(reason) if isinstance(reason, str) else None
     said = choice.get("message")
     said = said if isinstance(said, dict) else {}
     text, thought = text_of(said.get("content")), thought_of(said)
@@ -147,11 +147,10 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
         # vLLM's parser deepseek_r1 takes all for a thought that no tag ends, while the template has
         # ended it in the prompt.
         text, thought = thought, ""
-    if reason == "error" or (choice.get("error") and not text):
+    if reason in BROKEN_OFF or (choice.get("error") and not text):
         words = short(message(choice.get("error") or output), key) if choice.get("error") else ""
-        why = f"the server broke off (finish_reason error){': ' * bool(words)}{words}"
+        why = f"the server broke off (finish_reason {reason}){': ' * bool(words)}{words}"
         return failed(teacher, why, prompt, completion)
-    reason = reason if isinstance(reason, str) else None
     if text is None or not said or not (text or thought or reason):
         if completion:
             why = f"an answer in a shape that is not known: {_shown(choice, key)}"
@@ -160,7 +159,7 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
     return answered(
         teacher,
         storable(text),
-        FINISHED.get(reason or "stop", reason or "stop"),
+        reason or "stop",
         prompt,
         completion,
         stop=request.sampling.stop,

@@ -18,9 +18,8 @@ from huggingface_hub.utils import get_token_to_send, httpx
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.engines import Facts, Request, Response, failed
+from persyn_datasets.engines import OF_BODY, Facts, Request, Response, failed
 from persyn_datasets.engines.account import Account
-from persyn_datasets.engines.chat import OF_BODY
 from persyn_datasets.engines.lane import POLL, Lane, Row
 from persyn_datasets.engines.server import (
     Server,

@@ -118,27 +118,6 @@ def test_malformed_answers_are_retried_then_errors(body: Any) -> None:
     assert one(in_turn((200, {}, body), OK))[0]["text"] == "fine"
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("stop", "stop"),
-        ("eos_token", "stop"),
-        ("stop_sequence", "stop"),
-        ("length", "length"),
-        (None, "stop"),
-        ("content_filter", "content_filter"),
-    ],
-)
-def test_finish_reasons(given: str | None, kept: str) -> None:
-    response, server = one(in_turn((200, {}, completion("some text", given))))
-    assert (response["text"], response["finish_reason"], response["error"]) == (
-        "some text",
-        kept,
-        "",
-    )
-    assert server.count == 1
-
-
 @pytest.mark.parametrize("text", ["", None])
 def test_empty_answer_is_kept_but_marked(text: str | None) -> None:
     response, server = one(in_turn((200, {}, completion(text, "length"))))

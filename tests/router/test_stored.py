@@ -1,4 +1,4 @@
-"""A router is stored whole or not at all: its process may be killed between any two of its files."""
+"""A router is stored whole or not at all: its process may be killed after any of its files."""
 
 import shutil
 import sys
