@@ -246,11 +246,10 @@ def _distilling(
     """Those of the available teachers that can score what the student says."""
     from itertools import islice
 
-    from persyn_datasets.config.teacher import Teacher
     from persyn_datasets.data.distillation import TEXTS, sharing
 
-    known = [Teacher.from_dict(values) for values in router.config.persyn["teachers"]]
-    known = [teacher for teacher in known if not names or teacher.name in names]
+    # Their tokenizers are loaded here, and a trainer is to send their servers what it generates.
+    known = router.teachers_with(options.set, names)
     texts = [row["messages"][-1]["content"] for row in islice(prompts, TEXTS)]
     shared = sharing(known, options.distill_into, texts)
     return [teacher for teacher in known if teacher.name in shared]

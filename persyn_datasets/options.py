@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="route among the teachers that share this student's tokenizer, and write the prompts "
         "with a teacher_id and the map of servers for TRL's AsyncDistillationTrainer",
     )
+    _set(route, "with --distill-into, how a teacher is asked, as for synthesize")
     synthesize = command("synthesize", "assign a teacher to each prompt and let it answer", SYNTH)
     _reuse(synthesize)
     _synthesize(synthesize)
@@ -164,7 +165,7 @@ def _synthesize(command: argparse.ArgumentParser) -> None:
     _set(
         command,
         "how a teacher is asked, e.g. --set teachers.2.base_url=http://tgi:8080/v1 (counting "
-        "from 0). Servers, keys, local paths and code that a router from the Hub names are used "
+        "from 0). Servers, keys, local paths and code that somebody else's router names are used "
         "only if you name them here, too",
     )
     command.add_argument(

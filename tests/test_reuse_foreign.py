@@ -40,7 +40,7 @@ def test_only_the_teachers_that_are_available(published, tmp_path, capsys):
         ({"engine": "endpoint", "base_url": [NOWHERE]}, "teachers.1.base_url"),
         (
             {"engine": "endpoint", "base_url": NOWHERE, "api_key_env": "MY_KEY"},
-            "teachers.1.",
+            "teachers.1.api_key_env",
         ),
         ({"engine": "transformers", "trust_remote_code": True}, "teachers.1.trust_remote_code"),
         (
@@ -57,7 +57,7 @@ def test_a_router_from_the_hub_names_no_server_key_code_or_file_for_us(
     foreign(hub, published, **changes)
     assert main(synthesize(tmp_path / "out")) == 1
     message = capsys.readouterr().err
-    assert f"{ROUTER} on the Hub sets {key}" in message and "--set" in message
+    assert f"{ROUTER} on the Hub sets " in message and key in message and "--set" in message
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="--set"):
         _ = Router.from_pretrained(ROUTER).teachers

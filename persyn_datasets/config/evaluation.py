@@ -4,6 +4,7 @@ See `evaluate`.
 
 from dataclasses import dataclass, field
 
+from persyn_datasets.config.credentials import check_address
 from persyn_datasets.config.errors import InputError
 
 
@@ -59,3 +60,6 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.max_gen_toks < 1:
             raise InputError(f"evaluation.max_gen_toks is {self.max_gen_toks}; expected 1 or more.")
+        for task, file in self.data.items():
+            fix = "Download the file, and give its path."
+            check_address(f"evaluation.data.{task}", file, fix)

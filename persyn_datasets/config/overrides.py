@@ -1,13 +1,24 @@
 """Overrides of a recipe or a router, `key=value`; and what of a foreign one counts only so."""
 
+import os
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import WHERE_AND_HOW_FAST
+
+# A key of these names decides for the user, at any depth: code, servers and what they are sent.
+DECIDES = {"trust_remote_code", "base_url", "api_key_env", "include_path", "extra_body"}
+# A key of these names, or below them, decides where it names something that may lie here.
+PLACES = {"path", "model", "backbone", "reward_model", "against", "data"}
+# Of `quality`, the keys of signals that run no code. A signal that is not here counts as code.
+WITHOUT_CODE = {"reward_model", "revision", "judge", "prompt", "scale", "samples", "pairwise"}
+# Many of vLLM's other arguments name classes, files or servers.
+ARGUMENTS = WHERE_AND_HOW_FAST - {"distributed_executor_backend"} | {"dtype"}
+Place = tuple[str, ...]
 
 
 def apply_overrides(
@@ -24,13 +35,6 @@ def apply_overrides(
             variable of this machine, and no override says so too.
     """
     overrides = list(overrides)
-    named = {override.partition("=")[0] for override in overrides}
-    for key, value in _of_this_machine(values) if foreign else ():
-        if key not in named and not any(key.startswith(f"{place}.") for place in own):
-            raise InputError(
-                f"{foreign} sets {key} to {value!r}, which runs code here, or names a server, file "
-                f"or variable for you. If you want that, say so: --set {key}={value}"
-            )
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -39,31 +43,74 @@ def apply_overrides(
             _set(values, key.split("."), yaml.safe_load(value), override)
         except yaml.YAMLError as error:
             raise InputError(f"--set {override}: the value is not YAML: {error}") from error
+    if foreign:
+        named = {override.partition("=")[0] for override in overrides}
+        _check_foreign(values, foreign, {*own, *named})
 
 
-def _of_this_machine(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries that run code here, or name a server, a file or a variable."""
-    if isinstance(values, dict | list):
-        for part, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _of_this_machine(value, f"{key}.{part}".lstrip("."))
-        return
-    last = key.rpartition(".")[2]
-    dotted_path = key == "quality" and values != "math-verify"
-    file = (last in ("path", "model", "backbone", "reward_model") or ".against." in key) and (
-        Path(str(values)).exists() or any(c in str(values) for c in ("*", "?", "[", "://"))
+def _check_foreign(values: dict[str, Any], foreign: str, users: Collection[str]) -> None:
+    """Raises `InputError` for what decides for the user and is not at or below one of the `users`
+    keys.
+    """
+    # As they are after the overrides: code that the user allows runs at a revision of theirs, too.
+    found = {".".join(place): value for place, value in _decisions(values)}
+    left = {
+        key: value
+        for key, value in found.items()
+        if not any(key == of or key.startswith(f"{of}.") for of in users)
+    }
+    if left:
+        stated = ", ".join(f"{key} to {value!r}" for key, value in left.items())
+        # Quoted, since somebody else's value is to be pasted into a shell.
+        repeated = " ".join(f"--set {quote(f'{key}={value}')}" for key, value in left.items())
+        raise InputError(
+            f"{foreign} sets {stated}, which runs code here, or names a server, file or variable "
+            f"for you. If you want that, say so: {repeated}"
+        )
+
+
+def _decisions(
+    values: Any, place: Place = (), runs_code: bool = False
+) -> Iterator[tuple[Place, Any]]:
+    """The entries that decide for the user, by their place.
+
+    Args:
+        runs_code: the section they are in allows a model's own code.
+    """
+    if isinstance(values, dict):
+        runs_code = bool(values.get("trust_remote_code"))
+        for key, value in values.items():
+            yield from _decisions(value, (*place, str(key)), runs_code)
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            yield from _decisions(value, (*place, str(i)), runs_code)
+    elif values and _decides(place, values, runs_code):
+        yield place, values
+
+
+def _decides(place: Place, value: Any, runs_code: bool) -> bool:
+    if DECIDES.intersection(place):
+        return True
+    # Whose code it is, and which: anybody may open a pull request, refs/pr/9.
+    if runs_code and place[-1] in ("model", "reward_model", "revision"):
+        return True
+    if "engine_args" in place:
+        below = place[place.index("engine_args") + 1 :]
+        return not below or below[0] not in ARGUMENTS
+    if place == ("quality",):
+        return bool(value != "math-verify")
+    if place[0] == "quality" and place[1] not in WITHOUT_CODE:
+        return True
+    return not PLACES.isdisjoint(place) and _may_lie_here(str(value))
+
+
+def _may_lie_here(named: str) -> bool:
+    """Whether this is more than the id of a repository: a path, a pattern or a URL."""
+    return (
+        os.path.exists(named)
+        or named.startswith(("/", "~", "."))
+        or any(part in named for part in ("://", "*", "?", "[", "\\"))
     )
-    # Many of vLLM's arguments name classes, files or servers.
-    argument = ".engine_args." in key and last not in WHERE_AND_HOW_FAST - {
-        "distributed_executor_backend"
-    } | {"dtype"}
-    if values and (
-        last in ("trust_remote_code", "base_url", "api_key_env", "include_path")
-        or ".base_url." in key
-        or dotted_path
-        or file
-        or argument
-    ):
-        yield key, values
 
 
 def _set(values: Any, path: list[str], value: Any, override: str) -> None:

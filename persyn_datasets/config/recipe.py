@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from persyn_datasets.config.credentials import check_server
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.evaluation import Evaluation
 from persyn_datasets.config.overrides import apply_overrides
@@ -130,6 +131,7 @@ class Recipe:
                 "the kind the student should become good at: target: {path: …, response_column: …}."
             )
         check_prices(self.teachers, self.max_cost)
+        _check_quality(self.quality)
         if self.budget:
             self.budget.check(self.teachers)
         if len(self.teachers) < 2:
@@ -201,6 +203,15 @@ class Recipe:
             if t.sampling
         ]
         return asdict(self) | {"teachers": teachers}
+
+
+def _check_quality(quality: str | dict[str, Any]) -> None:
+    """Raises `InputError` if a server that scores answers is stated with its key."""
+    if not isinstance(quality, dict):
+        return
+    check_server("quality.", quality)
+    if isinstance(judge := quality.get("judge"), dict):
+        check_server("quality.judge.", judge)
 
 
 def _without_backbones(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Teachers: a model *and* how it is asked. A specification only; engines load the model."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlsplit
 
+from persyn_datasets.config.credentials import check_server
 from persyn_datasets.config.errors import InputError
 
 Message = dict[str, str]
@@ -34,8 +33,6 @@ RANGES = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
 }
-# Of a query in a base_url, names whose values may be keys.
-SECRET_WORDS = re.compile("key|token|secret|passw|pwd|auth|credential|sig|sas|code|jwt", re.I)
 
 # What our own keys say, or the conversation does; of `extra_body` and of `chat_template_kwargs`.
 OF_BODIES = frozenset(
@@ -222,14 +219,7 @@ class Teacher:
         object.__setattr__(self, "examples", tuple(self.examples))
         if self.base_url and not isinstance(self.base_url, str):
             object.__setattr__(self, "base_url", tuple(self.base_url))
-        # Recipes and routers are published with their addresses.
-        for url in map(urlsplit, self.base_urls):
-            named = [name for name, _ in parse_qsl(url.query, keep_blank_values=True)]
-            if "@" in url.netloc or url.fragment or any(map(SECRET_WORDS.search, named)):
-                raise InputError(
-                    f"Teacher {self.name!r}: its base_url contains a user or a key; remove it, and "
-                    "name the variable that holds the key with api_key_env."
-                )
+        check_server(f"Teacher {self.name!r}: ", vars(self))
         for key in (
             "num_gpus",
             "concurrency",

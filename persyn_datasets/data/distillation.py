@@ -7,6 +7,7 @@ must share the student's tokenizer, which it does not check.
 
 from collections.abc import Sequence
 from itertools import islice
+from shlex import quote
 from typing import Any
 
 from datasets import Dataset
@@ -81,5 +82,5 @@ def servers(teachers: Sequence[Teacher]) -> tuple[dict[str, str], list[str]]:
             continue
         port = FIRST_PORT + place
         urls[teacher.name] = f"http://localhost:{port}"
-        commands.append(SERVE.format(teacher.model, port))
+        commands.append(SERVE.format(quote(teacher.model), port))
     return urls, commands

@@ -14,8 +14,13 @@ from huggingface_hub.constants import HF_HOME
 
 from persyn_datasets.store.journal import default_root, digest
 
-# What of a teacher decides where prompts and keys go, what is read and what is run.
-KEYS = ("engine", "model", "base_url", "api_key_env", "trust_remote_code", "engine_args")
+# What of a teacher decides none of that: how it is called, counted and paced, and the words that it
+# gets. Any other key decides, one that is added tomorrow included.
+HARMLESS = frozenset(
+    "name family license size price tokens_per_second num_gpus concurrency requests_per_minute "
+    "tokens_per_minute timeout system_prompt examples sampling chat_template_kwargs "
+    "reasoning_effort response_format columns".split()
+)
 
 
 def remember(teachers: Iterable[Mapping[str, Any]]) -> None:
@@ -33,7 +38,7 @@ def is_own(teacher: Mapping[str, Any]) -> bool:
 
 
 def _name(teacher: Mapping[str, Any]) -> str:
-    return digest({key: teacher.get(key) for key in KEYS})
+    return digest({key: value for key, value in teacher.items() if value and key not in HARMLESS})
 
 
 def _folders() -> list[Path]:

@@ -11,6 +11,7 @@ from pool import TEACHERS, make_recipe, problems, write_lines
 from persyn_datasets import InputError, PersynBuilder, Recipe, Teacher
 from persyn_datasets.cli import main
 from persyn_datasets.data.distillation import servers, sharing
+from persyn_datasets.store import own
 
 TEXTS = ["What is the other?", "3 plus 4?"]
 
@@ -51,6 +52,8 @@ def test_servers():
     urls, [command] = servers([served, Teacher("org/b", name="b")])
     assert urls == {"a": "http://host:9", "b": "http://localhost:8002"}
     assert command.startswith("vllm serve org/b --port 8002 ")
+    _, [command] = servers([Teacher("x; touch y", name="c")])
+    assert command.startswith("vllm serve 'x; touch y' --port 8001 ")
 
 
 def test_route_writes_what_the_trainer_reads(tmp_path, chat_model, others, capsys):
@@ -65,6 +68,7 @@ def test_route_writes_what_the_trainer_reads(tmp_path, chat_model, others, capsy
         other = teacher["name"] == "guesser"
         teacher |= {"engine": "vllm", "model": others["larger"].model if other else chat_model}
     config.write_text(json.dumps(known))
+    own.remember(known["persyn"]["teachers"])  # as if the recipe had named them so
     new = write_lines(tmp_path / "new.jsonl", [{"prompt": p} for p, _ in problems()])
     command = ["route", str(config.parent), new, "--output", str(tmp_path / "routed")]
     assert main([*command, "--distill-into", chat_model]) == 0

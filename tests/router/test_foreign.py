@@ -9,6 +9,7 @@ from chat_server import ChatServer, echo
 from persyn_datasets import InputError, Router
 from persyn_datasets.cli import main
 from persyn_datasets.config.overrides import apply_overrides
+from persyn_datasets.data import distillation
 
 
 def changed(folder, to, **teacher):
@@ -61,6 +62,20 @@ def test_prompts_go_nowhere_before_the_user_names_the_server(done, tmp_path):
         assert main([*command, str(tmp_path / "a"), *only]) == 1 and server.count == 0
         named = ["--set", f"teachers.1.base_url={server.url}"]
         assert main([*command, str(tmp_path / "b"), *only, *named]) == 0 and server.count > 0
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "base_url"])
+def test_distillation_runs_no_code_and_names_no_server_either(done, tmp_path, chat_model, key):
+    """It reads the teachers' tokenizers, and writes their servers for a trainer."""
+    change = DANGERS[key] | {"model": "org/theirs"}
+    router = changed(done.output / "router", tmp_path / "router", **change)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "3 times 4?"}\n')
+    command = ["route", router, str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "out")]
+    command += ["--distill-into", chat_model]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distillation, "load_tokenizer", lambda *args: seen.append(args))
+        assert main(command) == 1 and not seen and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", ["https://elsewhere.example/p.jsonl", "file:///etc/passwd"])
