@@ -8,12 +8,10 @@ recorded answers. Each is resolved once, when the build begins: a folder or file
 model on the Hub by its commit, a table by its rows. What the strategy does not read does not count.
 """
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import yaml
 from datasets import Dataset
 
@@ -23,17 +21,17 @@ from persyn_datasets.config.prompts import Benchmark
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.build import Build, read
+from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.data.sources import load, prompts_of
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.engines import facts_of
-from persyn_datasets.engines.recorded import read_columns
+from persyn_datasets.engines.dispatch import content_of
 from persyn_datasets.report.text import to_yaml
 from persyn_datasets.store.files import are_whole
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
 from persyn_datasets.strategies import baselines as strategies
 
-ROWS_AT_ONCE = 1000
 # Nothing of these is in a build (`sampling` is in each teacher's own), or only where a strategy has
 # a router, or needs a calibration.
 NOT_BUILT = ("training", "evaluation", "max_cost", "sampling")
@@ -133,20 +131,6 @@ def contents(recipe: Recipe, prompts: Dataset) -> dict[str, Any]:
     return found
 
 
-def rows_hash(rows: Dataset) -> str:
-    """A hash of the rows of a table, whatever files or chunks they come in."""
-    sha = hashlib.sha256()
-    for batch in rows.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
-        # A copy: a slice would bring bytes of its neighbours along.
-        copied = batch.take(pa.array(range(len(batch)))).combine_chunks()
-        copied = copied.replace_schema_metadata(None)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, copied.schema) as stream:
-            stream.write_table(copied)
-        sha.update(sink.getvalue())
-    return sha.hexdigest()[:32]
-
-
 def _weights(key: str, model: str, revision: str | None) -> str:
     try:
         return weights_of(model, revision)
@@ -160,14 +144,9 @@ def _benchmark(benchmark: str | Benchmark) -> str:
 
 
 def _teacher(teacher: Teacher, tables: dict[Any, str]) -> Any:
-    """Its weights; its recorded answers, where several teachers share a table; or, of a server,
-    the model's name there.
-    """
+    """Its weights; its recorded answers; or, of a server, the model's name there."""
     if not facts_of(teacher).journalled:
-        place = teacher.model, teacher.revision, *teacher.columns.values()
-        if place not in tables:
-            tables[place] = rows_hash(read_columns(teacher))
-        return tables[place]
+        return content_of(teacher, tables)
     if teacher.base_urls:
         return [teacher.model, teacher.base_urls[0]]
     return _weights(f"teacher {teacher.name!r}", teacher.model, teacher.revision)

@@ -26,11 +26,11 @@ from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Answered, Line
 from persyn_datasets.data.conversations import conversations
 from persyn_datasets.data.distillation import teacher_ids
+from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.engines import engine_of
 from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.engines.dispatch import identity_of
 from persyn_datasets.hub import cards, licenses
-from persyn_datasets.inputs import rows_hash
 from persyn_datasets.report import measure as report
 from persyn_datasets.router.model import Router
 from persyn_datasets.runners.local import run

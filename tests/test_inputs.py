@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from persyn_datasets import BuildError, InputError, PersynBuilder, Recipe
 from persyn_datasets.data.sources import load
-from persyn_datasets.inputs import build_id, rows_hash
+from persyn_datasets.inputs import build_id
 
 QUALITY = """
 def right(completions, answer, **_):
@@ -230,16 +230,6 @@ def test_what_is_not_there_is_named_by_its_key(world):
         recipe = Recipe.from_dict(broken)
         with pytest.raises(InputError, match=key.replace("teachers.3.model", "teacher 'local'")):
             build_id(recipe, load(recipe.prompts))
-
-
-def test_rows_have_one_hash_whatever_their_chunks():
-    rows = [{"a": f"text {i}", "b": None if i % 3 else [i], "c": i % 2 == 0} for i in range(2500)]
-    whole = Dataset.from_list(rows)
-    parts = Dataset.from_list(rows[7:]).select(range(93, 2400))
-    assert rows_hash(parts) == rows_hash(whole.select(range(100, 2407)))
-    assert rows_hash(parts) == rows_hash(Dataset.from_list(rows[100:2407], whole.features))
-    assert rows_hash(whole) != rows_hash(whole.select(range(2499)))
-    assert rows_hash(whole) != rows_hash(whole.rename_column("a", "z"))
 
 
 def build(values, folder):

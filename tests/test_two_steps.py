@@ -5,11 +5,23 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 from datasets import load_dataset
 from pool import answer, build, counting, make_recipe, problems, save, table, write_lines
+from transformers import AutoModelForCausalLM
 
-from persyn_datasets import Route, Router
+from persyn_datasets import (
+    Generate,
+    Pairify,
+    Rank,
+    Recipe,
+    Route,
+    Router,
+    Score,
+    load_prompts,
+    train_router,
+)
 from persyn_datasets.cli import main
 
 FIRST = 56  # c·|M| + N − c = 16 · 3 + 24 − 16
@@ -277,3 +289,35 @@ def test_a_price_changes_after_the_build(counted, tmp_path):
     assert len(counter.asked) == FIRST
     written = yaml.safe_load((again.folder / "recipe.yaml").read_text())
     assert all(t["price"]["output"] == 2.0 for t in written["teachers"])
+
+
+def test_a_student_is_trained_on_between_two_routers(chat_model, tmp_path):
+    """By the stages, with no folder named: other scores, other pairs, another router."""
+    student = tmp_path / "student"
+    shutil.copytree(chat_model, student)
+    recipe = Recipe.from_dict(make_recipe(tmp_path, str(student)))
+    of_prompts = recipe.prompts
+    prompts = load_prompts(of_prompts.path, column="prompt", answer_column="answer")
+
+    def trained():
+        ranked = prompts.map(Generate(recipe.teachers), batched=True, batch_size=None)
+        ranked = ranked.map(Score(str(student), "math-verify"), batched=True)
+        ranked = ranked.map(Rank(alpha=1.0), batched=True)
+        pairs = ranked.map(Pairify(), batched=True, remove_columns=ranked.column_names)
+        router = train_router(pairs, chat_model, teachers=recipe.teachers, freeze_backbone=True)
+        return pairs["label"][:], router.path
+
+    first = trained()
+    assert trained() == first
+    train_on(student)
+    labels, path = trained()
+    assert labels != first[0] and path != first[1]
+
+
+def train_on(folder):
+    """Other weights in the same place."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        weight.data += 0.5 * weight.data.std() * torch.randn_like(weight)
+    model.save_pretrained(folder)

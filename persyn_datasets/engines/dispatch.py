@@ -15,9 +15,11 @@ from typing import Any
 
 from persyn_datasets.config.errors import BuildError
 from persyn_datasets.config.teacher import Sampling, Teacher, check_names
+from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.engines import Request, Response, check_keys, engine_of, facts_of, from_record
 from persyn_datasets.engines.account import Account, Key, key_of
-from persyn_datasets.store.identity import teacher_identity
+from persyn_datasets.engines.recorded import read_columns
+from persyn_datasets.store.identity import KnownByContent, teacher_identity
 from persyn_datasets.store.journal import Journal
 from persyn_datasets.store.progress import Bar, usd
 
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asking:
+class Asking(KnownByContent):
     """A stage that asks teachers.
 
     Args:
@@ -51,6 +53,11 @@ class Asking:
         check_names(self.teachers)
         for teacher in self.teachers:
             check_keys(teacher)
+
+    def content(self) -> list[Any]:
+        """The journal's address of each teacher; of recorded ones their answers."""
+        tables: dict[Any, str] = {}
+        return [content_of(teacher, tables) for teacher in self.teachers]
 
     def _responses(self, requests: Sequence[Request], rank: int | None) -> list[Response]:
         """See `respond`; `rank` is the process's number where `map` has several."""
@@ -93,6 +100,19 @@ def identity_of(teacher: Teacher) -> dict[str, Any]:
     """A teacher's address in the journal; engines whose answers are the same share one."""
     engine = facts_of(teacher).answers_as or teacher.engine
     return teacher_identity(replace(teacher, engine=engine))
+
+
+def content_of(teacher: Teacher, tables: dict[Any, str]) -> Any:
+    """What a teacher's answers depend on: the hash of the recorded ones, else its identity.
+
+    `tables` keeps the hashes: several teachers may share a table.
+    """
+    if facts_of(teacher).journalled:
+        return identity_of(teacher)
+    place = teacher.model, teacher.revision, *teacher.columns.values()
+    if place not in tables:
+        tables[place] = rows_hash(read_columns(teacher))
+    return tables[place]
 
 
 class _Answers:

@@ -19,12 +19,14 @@ from persyn_datasets.config.teacher import Message
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.data.reasoning import read
+from persyn_datasets.data.rows import rows_hash
+from persyn_datasets.data.sources import load
 from persyn_datasets.engines.account import Account
 from persyn_datasets.signals import Quality, facts_of, identity, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
 from persyn_datasets.signals.trained_text import ChatFormat
-from persyn_datasets.store.identity import weights_of
+from persyn_datasets.store.identity import KnownByContent, weights_of
 from persyn_datasets.store.journal import Journal, digest
 from persyn_datasets.store.models import dtype, use_device
 from persyn_datasets.store.progress import Bar
@@ -35,7 +37,7 @@ SIGNALS = ("quality", "learnability", "rsr")
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(KnownByContent):
     """A `datasets` map that adds `quality`, `learnability` and `rsr` to each response, and `target`
     if there is one.
 
@@ -73,6 +75,16 @@ class Score:
             object.__setattr__(self, "student", Student(self.student))
         if self.quality is not None:
             signal_of(self.quality)
+
+    def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.quality is not None:
+            found["quality"] = identity(self.quality)
+        if isinstance(self.student, Student):
+            found["student"] = weights_of(self.student.model, self.student.revision)
+        if self.target:
+            found["target"] = rows_hash(load(self.target))
+        return found
 
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None

@@ -37,6 +37,24 @@ OF_RESPONSES = (
 )
 
 
+class KnownByContent:
+    """A stage that a hash of its pickle identifies, by what it reads rather than by where it lies.
+
+    `datasets` finds the rows that `map` made before by such a hash. Of a stage that holds a path,
+    it would be the same after the model at that path was trained on.
+    """
+
+    def content(self) -> Any:
+        """What the names in the stage stand for now, as values that can be pickled."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"content": self.content()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({key: value for key, value in state.items() if key != "content"})
+
+
 def content_hash(path: str | Path) -> str | None:
     """The hash of a file's bytes, or of all files in a folder with their names; None: neither.
 
