@@ -17,17 +17,13 @@ from datasets import Dataset
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.signals import Facts, expressions
-from persyn_datasets.signals.answers import (
-    Statement,
-    after_thinking,
-    final_statement,
-    stated_in,
-)
+from persyn_datasets.signals.answers import after_thinking, final_statement, stated_in
+from persyn_datasets.signals.phrases import Kind, Statement
 from persyn_datasets.signals.quantities import Quantity, bare, in_base, quantity, unify
 
 # A cut-off answer has no end, so it states no final answer.
 FACTS = Facts(name="math-verify", columns=("answer",), cut=0.0)
-RULES = 2  # raised whenever a verdict may change: verdicts of other rules are made again
+RULES = 3  # raised whenever a verdict may change: verdicts of other rules are made again
 PARSERS = ("math-verify", "latex2sympy2-extended", "sympy")
 MOST_WORDS = 6
 
@@ -38,7 +34,13 @@ _CLOCK = re.compile(
     r"\d{1,4}\s*(?::\s*\d{1,4})+(?:\s*[ap]\.?\s?m)?|\d{4}-\d{2}-\d{2}", re.IGNORECASE
 )
 _CHOICE = re.compile(r"(?:(?:option|choice|letter|answer)\s+)?\(?([A-Za-z])(?:\)|[.:]\s|[.:]?$)")
+# Another choice beside the first: `(A) or (B)`, `(A) five apples or (B) six`.
+_OTHER_CHOICE = re.compile(
+    r"(?:,|/|&|\b(?:or|and)\b)\s*(?:option\s+)?(?:\([A-Za-z]\)|[A-Z]\b(?!\w))"
+)
+_LETTER = re.compile(r"[*_\s(]*[A-Z][)*_\s.]*")
 _CLAUSE = re.compile(r"[,;:(—]|\bbecause\b|\bsince\b|\bas\b")
+_OTHER_WORDS = re.compile(r"\s*(?:or|and/or)\b", re.IGNORECASE)
 # The name of a quantity, before an equals sign: x, x_1, f(2), P(A), \\angle ABC, Area.
 _NAME = re.compile(
     r"\\?[A-Za-z]+(?:\s*\\[A-Za-z]+|\s+[A-Za-z]+)*(?:_\{?\w+\}?)?'*(?:\s*\([^()=]*\))?"
@@ -101,9 +103,7 @@ def right(answer: str, response: str) -> bool:
         return False
     statement = final_statement(text)
     if reference.words is not None:
-        last_line = text.strip().rpartition("\n")[2]
-        said = [statement.text, statement.value] if statement else []
-        if any(_says(reference.words, part) for part in [*said, last_line] if part):
+        if _says(reference.words, text, statement):
             return True
         if len(reference.words) != 1 and reference.words.isalpha() and statement:
             return _same_letters(reference, statement)
@@ -111,12 +111,33 @@ def right(answer: str, response: str) -> bool:
     return statement is not None and _same(reference, statement)
 
 
-def _says(words: str, text: str) -> bool:
-    """Whether a statement is these words, or begins with them as a clause of its own."""
+def _says(words: str, text: str, statement: Statement | None) -> bool:
+    """Whether a response says these words: in its statement, or in its last line.
+
+    A last line that is one letter, a choice, counts alone. Other last lines count only where
+    nothing is stated, for they may say anything.
+    """
+    last_line = text.strip().rpartition("\n")[2]
+    if _LETTER.fullmatch(last_line):
+        return _is(words, last_line)
+    if (statement is None or statement.kind <= Kind.LOOSE) and _is(words, last_line):
+        return True
+    if statement is None:
+        return False
+    if statement.several:
+        return words == words_of(statement.text)
+    return any(_is(words, part) for part in (statement.text, statement.value) if part)
+
+
+def _is(words: str, text: str) -> bool:
+    """Whether a text is these words, or begins with them as a clause of its own."""
     text = bare(unify(text))
     if len(words) == 1 and (choice := _CHOICE.match(text)):
-        return choice[1].casefold() == words
-    clause = _CLAUSE.split(text)[0]
+        return choice[1].casefold() == words and not _OTHER_CHOICE.search(text, choice.end(1))
+    end = _CLAUSE.search(text)
+    clause, rest = (text[: end.start()], text[end.end() :]) if end else (text, "")
+    if _OTHER_WORDS.match(rest) or (len(words) == 1 and _LETTER.fullmatch(rest)):
+        return words == words_of(text)
     return words in (words_of(text), words_of(clause) if clause.strip() else None)
 
 
