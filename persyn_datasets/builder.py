@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pyarrow as pa
 from datasets import Dataset, DownloadMode, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, plan, routing
+from persyn_datasets import __version__, first_row, plan, routing
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.reasoning import as_trained
 from persyn_datasets.config.recipe import Recipe
@@ -46,7 +45,7 @@ from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
-from persyn_datasets.store import files, meter, models, own
+from persyn_datasets.store import files, meter, own
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.progress import stages
 from persyn_datasets.strategies import baselines as strategies
@@ -268,34 +267,11 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _calibrate(self, account: Account) -> Dataset:
         """The calibration prompts, answered by all teachers, scored and ranked."""
         recipe, prompts = self.recipe, plan.calibration(self.recipe, self._prompts)
-        self._try_quality(prompts)
+        first_row.check(recipe, prompts, self.runner)
         samples = recipe.calibration.samples
         generate = Generate(recipe.teachers, recipe.max_failed, account, samples=samples)
         generated = self._run(prompts, generate, schema.GENERATED)
         return self._judge(generated, Rank(**asdict(recipe.effective_reward)), account)
-
-    def _try_quality(self, prompts: Dataset) -> None:
-        """One real row through what judges, before the first answer is paid for. Its score is kept
-        as all are, so that a second run loads nothing for it.
-
-        Not where scores are not kept: a user's function may itself ask somebody who is paid. Not on
-        a cluster either, whose nodes load models, and not this machine.
-
-        Raises:
-            InputError: it cannot be loaded, or has no score for the row.
-        """
-        if self.runner != "local" or not facts_of(self.recipe.quality).journalled:
-            return
-        columns = {name: prompts[name][:1] for name in prompts.column_names if name != "messages"}
-        score = Score(self.recipe.student, self.recipe.quality)
-        [value] = score.of_quality([(prompts[0]["messages"], "Yes.")], columns)
-        models.free()  # the teachers come next
-        if value is None or not isfinite(value):
-            raise InputError(
-                f"quality: {self.recipe.quality} scores an answer to "
-                f"{prompts[0]['messages'][-1]['content'][:60]!r} as {value}; expected a number. "
-                "Are its weights whole? Take another reward model."
-            )
 
     def _judge(self, generated: Dataset, rank: Any, account: Account) -> Dataset:
         recipe = self.recipe

@@ -1,6 +1,8 @@
 """The plan of a build: every check that costs nothing, and what the build will cost."""
 
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -88,13 +90,16 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
     )
     if judge := signals.asks(recipe.quality):
         check_prices([judge], recipe.max_cost)
-    _check_model("student.model", recipe.student.model, recipe.student.revision)
+    student = recipe.student
+    _check_model("student.model", student.model, student.revision, student.trust_remote_code)
     thinking = recipe.keep_reasoning == "inline" and any(map(_thinks, recipe.teachers))
     trained_text.check(recipe.student, prompts["messages"], thinking)
     if recipe.target:
         check_apart(recipe.target, prompts)
     if routed:
-        _check_model("router.backbone", recipe.router.backbone, recipe.router.revision)
+        backbone = recipe.router.backbone
+        config = _check_model("router.backbone", backbone, recipe.router.revision)
+        _check_classifier(backbone, config)
 
 
 def _thinks(teacher: Teacher) -> bool:
@@ -118,15 +123,38 @@ def calibration(recipe: Recipe, prompts: Dataset) -> Dataset:
     return prompts.shuffle(seed=recipe.calibration.seed).select(range(size)).flatten_indices()
 
 
-def _check_model(key: str, model: str, revision: str | None) -> None:
+def _check_model(
+    key: str, model: str, revision: str | None, trust_remote_code: bool = False
+) -> Any:
+    """The model's config. Its weights are tried when a build begins: see `first_row`."""
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(model, revision=revision)
+        config = AutoConfig.from_pretrained(
+            model, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise InputError(
             f"{key}: model {model!r} not found: {str(error).splitlines()[0]}"
         ) from error
+    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        raise InputError(
+            f"{key}: the folder {model!r} has no weights: expected *.safetensors. Fetch them, or "
+            "save the model with save_pretrained, which writes them so."
+        )
+    return config
+
+
+def _check_classifier(backbone: str, config: Any) -> None:
+    """Whether its architecture has a sequence classifier: by the names in its package of
+    transformers, which imports no model, and no torch, to list them.
+    """
+    package = import_module(type(config).__module__.rpartition(".")[0])
+    if not any(name.endswith("ForSequenceClassification") for name in dir(package)):
+        raise InputError(
+            f"router.backbone: {backbone!r} is a {config.model_type}, of which transformers has no "
+            "sequence classifier. Take another backbone."
+        )
 
 
 def plan(recipe: Recipe, prompts: int) -> Planned:

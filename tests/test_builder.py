@@ -41,7 +41,9 @@ from persyn_datasets.store import models
 MERGED = {p: {t: answer(t, p) for t in TEACHERS} for p, _ in problems()}
 
 
-@pytest.mark.parametrize("fault", ["no weights", "other shapes", "not a number"])
+@pytest.mark.parametrize(
+    "fault", ["no weights", "other shapes", "not a number", "cut off", "a layer less"]
+)
 def test_a_reward_model_scores_a_row_before_a_teacher_is_asked(
     fault, chat_model, reward_model, tmp_path, monkeypatch
 ):
@@ -54,6 +56,12 @@ def test_a_reward_model_scores_a_row_before_a_teacher_is_asked(
     elif fault == "other shapes":
         name = next(name for name in weights if "down_proj" in name)
         save_file(weights | {name: weights[name][:, 1:].contiguous()}, file, {"format": "pt"})
+    elif fault == "cut off":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif fault == "a layer less":
+        save_file(
+            {k: w for k, w in weights.items() if "layers.1." not in k}, file, {"format": "pt"}
+        )
     else:
         save_file({k: w * float("nan") for k, w in weights.items()}, file, {"format": "pt"})
     counter = counting(monkeypatch)

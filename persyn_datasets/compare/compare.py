@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_dataset
 
-from persyn_datasets import plan
+from persyn_datasets import first_row, plan
 from persyn_datasets.builder import PersynBuilder
 from persyn_datasets.compare import harness, tournament
 from persyn_datasets.compare import report as comparison
@@ -136,6 +136,8 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
         held_out = sources.load(recipe.evaluation.held_out)
         sources.check_apart(recipe.target, held_out, "held-out prompts")
     check_training(recipe.student, recipe.training, prompts)
+    # A build without a calibration never loads the student.
+    first_row.try_student(recipe.student, prompts[0]["messages"])
 
 
 def _builders(recipe: Recipe, names: Sequence[str], output: Path) -> dict[str, PersynBuilder]:

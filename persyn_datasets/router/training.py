@@ -36,7 +36,7 @@ from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pair
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
-from persyn_datasets.store.models import device, dtype, free
+from persyn_datasets.store.models import check_whole, device, dtype, free
 from persyn_datasets.store.progress import Bar
 
 
@@ -170,36 +170,52 @@ def open_backbone(
     """A backbone as a classifier with one output for each of `names`, and its tokenizer.
 
     Raises:
-        InputError: no single linear layer gives its labels.
+        InputError: no single linear layer gives its labels, or no token pads.
+        OSError, ValueError, RuntimeError: its files are not there, or not whole.
     """
-    config: Any = AutoConfig.from_pretrained(backbone, revision=revision)
+    of: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config: Any = AutoConfig.from_pretrained(backbone, **of)
     was_classifier = any("Classification" in name for name in config.architectures or ())
     config.num_labels = len(names)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
     config.problem_type = None  # a reward model's "regression" would change what pipelines return
-    tokenizer: Any = AutoTokenizer.from_pretrained(backbone, revision=revision)
+    tokenizer: Any = AutoTokenizer.from_pretrained(backbone, **of)
     # A router reads text. With a template vLLM's `/classify` would wrap `messages` in it.
     tokenizer.chat_template = None
     tokenizer.pad_token = _pad_token(tokenizer)
     for part in (config, config.get_text_config()):  # which of them counts differs by architecture
         part.num_labels = len(names)
         part.pad_token_id = tokenizer.pad_token_id
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
+    model, found = AutoModelForSequenceClassification.from_pretrained(
         backbone,
-        revision=revision,
+        **of,
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # another classifier's head
+        output_loading_info=True,
     )
     tokenizer.model_max_length = min(max_length, tokenizer.model_max_length, _positions(model))
     _, _, head = head_of(model)
+    check_whole(_missing_in_body(model, head, found))
     if was_classifier:
         nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
         if head.bias is not None:
             nn.init.zeros_(head.bias)
     return model.to(device()), tokenizer
+
+
+def _missing_in_body(model: Any, head: nn.Linear, found: dict[str, Any]) -> set[str]:
+    """Weights that the backbone lacks, or has in another shape. Its head is to be learned; some
+    encoders come without the layers before it, of which a pooler is in the body.
+    """
+    of_head = {
+        name for name, p in model.named_parameters() if any(p is q for q in head.parameters())
+    }
+    body = f"{model.base_model_prefix}."
+    missing = {k for k in found["missing_keys"] if k.startswith(body) and "pooler" not in k}
+    return (missing | {key for key, *_ in found["mismatched_keys"]}) - of_head
 
 
 def _pad_token(tokenizer: Any) -> str:

@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -117,19 +117,33 @@ def _load(kind: Any, model: str, revision: str | None, trust_remote_code: bool) 
 
     Files that changed since they were read are read again. A Hub id stays the commit that it was;
     give the commit as `revision` where that matters (`identity.commit_of`).
+
+    Raises:
+        OSError, ValueError, RuntimeError: its files are not there, or not whole, or do not fit its
+            config.
     """
     key = model, revision, trust_remote_code, file_facts(model), dtype(), device()
     if _models.get(kind, (None,))[0] != key:
         _models.pop(kind, None)  # before the next one is loaded: two might not fit
-        loaded = kind.from_pretrained(
+        loaded, found = kind.from_pretrained(
             model,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype(),
             use_safetensors=True,
+            output_loading_info=True,
         )
+        check_whole(found["missing_keys"])
         _models[kind] = key, loaded.to(device()).eval()
     return _models[kind][1]
+
+
+def check_whole(missing: Collection[str]) -> None:
+    """Raises `OSError`: weights are missing. transformers would draw them, and any two loads of the
+    model would say something else.
+    """
+    if missing:
+        raise OSError(f"its files lack {len(missing)} of its weights, e.g. {min(missing)}.")
 
 
 def free() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 _stages: list[str] = []  # of the build that is running, in their order
+_unseen: list[bool] = []  # while it holds something, no stage is shown
 _hidden: set[str] = set()  # whose bars `hide_internals` has hidden
 
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} · {speed} · {left} left{postfix}"
@@ -30,6 +31,16 @@ def stages(names: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         _stages[:] = before
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """While this lasts, a stage that works is not shown: it is tried, and its turn comes later."""
+    _unseen.append(True)
+    try:
+        yield
+    finally:
+        _unseen.pop()
 
 
 def title(stage: str) -> str:
@@ -108,7 +119,7 @@ class Bar(tqdm):
             desc=title(stage),
             bar_format=FORMAT,
             dynamic_ncols=True,
-            disable=not is_watched(),
+            disable=not is_watched() or bool(_unseen),
         )
 
     @property
@@ -148,6 +159,6 @@ def say(words: str) -> None:
 
 def finished(stage: str, count: int, unit: str, seconds: float) -> None:
     """The line of a finished stage where nobody watches bars."""
-    if not is_watched():
+    if not is_watched() and not _unseen:
         took = tqdm.format_interval(seconds)
         print(f"{title(stage)}: {count:,} {unit} in {took}", file=sys.stderr, flush=True)

@@ -3,14 +3,16 @@ extra `compare`.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from pool import answer, make_recipe, problems, save, write_lines
+from pool import answer, counting, make_recipe, problems, save, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from persyn_datasets import InputError, Recipe
 from persyn_datasets.cli import main
 from persyn_datasets.compare import compare, train
 from persyn_datasets.compare import report as comparison
@@ -44,6 +46,19 @@ def sections(folder):
 
 def command(recipe, output):
     return ["compare", recipe, "--strategies", *NAMES, "--seeds", "2", "--output", str(output)]
+
+
+def test_a_broken_student_is_refused_before_a_teacher_is_asked(chat_model, tmp_path, monkeypatch):
+    """The strategy has no calibration, in which the student would be loaded."""
+    student = tmp_path / "student"
+    shutil.copytree(chat_model, student)
+    (student / "model.safetensors").write_bytes(b"cut off")
+    values = make_recipe(tmp_path, chat_model, engine="transformers", **sections(tmp_path))
+    recipe = Recipe.from_dict(values | {"student": {"model": str(student)}})
+    counter = counting(monkeypatch)
+    with pytest.raises(InputError, match=r"student\.model"):
+        compare.compare(recipe, ["random"], tmp_path / "out", seeds=1)
+    assert counter.asked == []
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import save_model
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_datasets import InputError
@@ -137,6 +138,8 @@ def test_remote_code_that_was_allowed_is_checked_too(tmp_path):
     }
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     (tmp_path / "m" / "mine.py").write_text(REMOTE)
+    values = {"values.weight": torch.ones(config["vocab_size"], 1)}
+    save_file(values, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     allowed = {"reward_model": str(folder), "trust_remote_code": True}
     signal.check(allowed, PROMPTS)
     with pytest.raises(InputError, match=r"quality\.reward_model"):
