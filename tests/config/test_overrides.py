@@ -51,6 +51,7 @@ def teacher(**changes):
         (recipe(quality={"code-tests": True}), "quality.code-tests"),
         (recipe(quality={"function": "os.system"}), "quality.function"),
         (teacher(engine_args={"worker_cls": {"dtype": "x.Y"}}), "engine_args.worker_cls.dtype"),
+        (teacher(engine_args={"hf_overrides": {"model": "x"}}), "engine_args.hf_overrides.model"),
         (teacher(engine_args={"worker_cls.dtype": "x.Y"}), "engine_args.worker_cls.dtype"),
     ],
 )

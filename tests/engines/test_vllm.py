@@ -8,7 +8,6 @@ import pytest
 from local_teacher import by_id, requests_of
 
 from persyn_datasets import InputError, Sampling, Teacher
-from persyn_datasets.config.overrides import _of_this_machine
 from persyn_datasets.config.teacher import Price
 from persyn_datasets.engines import vllm as engine
 from persyn_datasets.engines.account import Account
@@ -226,17 +225,3 @@ def test_check(chat_model, loads, monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"'t'.*persyn-datasets\[vllm\]"):
         engine.check(teacher())
-
-
-def test_a_recipe_from_the_hub_may_only_say_where_and_how_fast():
-    arguments = {
-        "tensor_parallel_size": 8,
-        "dtype": "bfloat16",
-        "worker_cls": "a.b",
-        "hf_overrides": {"model": "x"},
-    }
-    found = dict(_of_this_machine({"teachers": [{"engine_args": arguments}]}))
-    assert list(found) == [
-        "teachers.0.engine_args.worker_cls",
-        "teachers.0.engine_args.hf_overrides.model",
-    ]
