@@ -132,6 +132,43 @@ def rewards_of(ranked: Dataset, names: Sequence[str], signal: str = "reward") ->
     return np.stack([of_teacher.get(name, none) for name in names], axis=-1)
 
 
+def rewards_by_prompt(ranked: Dataset, names: Sequence[str], signal: str = "reward") -> np.ndarray:
+    """`rewards_of` in the order of `one_row_each`: (prompts, teachers)."""
+    return mean_by_prompt(rewards_of(ranked, names, signal), ranked["prompt_id"])
+
+
+def one_row_each(ranked: Dataset) -> Dataset:
+    """The first row of each prompt, for a prompt that stands in several rows is still one prompt:
+    what is measured over prompts must not count it again.
+    """
+    return ranked.select(first_rows(ranked["prompt_id"]))
+
+
+def first_rows(prompt_ids: Sequence[str]) -> np.ndarray:
+    """The first row of each prompt, in the order in which they first come."""
+    first: dict[str, int] = {}
+    for row, key in enumerate(prompt_ids):
+        first.setdefault(key, row)
+    return np.array(list(first.values()), int)
+
+
+def mean_by_prompt(values: np.ndarray, prompt_ids: Sequence[str]) -> np.ndarray:
+    """Values (rows, …) as (prompts, …), in the order of `first_rows`; the mean of a prompt's rows,
+    without their NaN.
+    """
+    place = {key: i for i, key in enumerate(dict.fromkeys(prompt_ids))}
+    if len(place) == len(values):
+        return values
+    of_prompt = np.array([place[key] for key in prompt_ids])
+    known = ~np.isnan(values)
+    total, count = np.zeros((2, len(place), *values.shape[1:]))
+    np.add.at(total, of_prompt, np.where(known, values, 0))
+    np.add.at(count, of_prompt, known)
+    means: np.ndarray = np.full_like(total, np.nan)
+    np.divide(total, count, out=means, where=count > 0)
+    return means
+
+
 def table_of(batch: Mapping[str, Sequence[Any]], **columns: Any) -> pa.Table:
     """`prompt_id`, `responses` and more columns of a batch of Python lists."""
     return pa.table(

@@ -18,7 +18,7 @@ from datasets.table import InMemoryTable
 from persyn_datasets.config.reward import Reward
 from persyn_datasets.data.build import Analysis
 from persyn_datasets.data.reasoning import written_length
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import one_row_each, rewards_of
 from persyn_datasets.router.metrics import hits
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.regression import fit_rewards
@@ -45,8 +45,8 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
         prompts (all, a half, a quarter …), or to that α; both are empty if there are too few
         prompts to halve.
     """
-    names, n = router.names, len(calibration["train"])
-    ranked = concatenate_datasets([calibration["train"], calibration["test"]])
+    train, test = (one_row_each(calibration[part]) for part in ("train", "test"))
+    names, n, ranked = router.names, len(train), concatenate_datasets([train, test])
     _, x = router.read(ranked["messages"])
     quality, learnability = (rewards_of(ranked, names, key) for key in ("quality", "learnability"))
     teacher = dict(zip(routed["prompt_id"], routed["teacher"], strict=True))

@@ -12,7 +12,7 @@ from datasets.table import InMemoryTable
 from persyn_datasets.config.reward import Normalize, Reward
 from persyn_datasets.data.build import Luck
 from persyn_datasets.data.reasoning import written_length
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import one_row_each, rewards_by_prompt, rewards_of
 from persyn_datasets.router.metrics import fill_failed
 from persyn_datasets.stages.rank import Rank
 
@@ -33,7 +33,7 @@ def luck(ranked: Dataset, names: list[str], reward: Reward, seed: int = 0) -> Lu
         teacher that wins most comparisons, which is Bradley–Terry's first, as each is compared with
         each.
     """
-    rewards = rewards_of(ranked, names)
+    rewards, ranked = rewards_by_prompt(ranked, names), one_row_each(ranked)
     filled = fill_failed(rewards)
     rng = np.random.default_rng(seed)
     shuffled = [_lead(rng.permuted(filled, axis=0)) for _ in range(SHUFFLES)]

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from persyn_datasets.data.build import Cost, Line, Measured, Routing, Temperature
 from persyn_datasets.data.reasoning import written_length
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import rewards_by_prompt
 from persyn_datasets.report import thinking
 from persyn_datasets.router.metrics import (
     calibration_error,
@@ -93,8 +93,9 @@ def measure_routing(
     )
     top = np.array([row.max() for row in scores.values()])
     with np.errstate(divide="ignore"):
-        o = np.log([scores[key] for key in held_out["prompt_id"]]).reshape(-1, len(names))
-    bins = reliability(o, rewards_of(held_out, names))
+        each = dict.fromkeys(held_out["prompt_id"])
+        o = np.log([scores[key] for key in each]).reshape(-1, len(names))
+    bins = reliability(o, rewards_by_prompt(held_out, names))
     return {
         "confidence": np.histogram(top, bins=BINS, range=(0, 1))[0].tolist(),
         "mean_confidence": float(top.mean()),

@@ -8,7 +8,7 @@ from datasets import Dataset
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data.build import OfThird, Thinking, Thoughts
 from persyn_datasets.data.reasoning import written_length
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import rewards_by_prompt
 from persyn_datasets.engines import price_of
 from persyn_datasets.report.tables import table
 
@@ -63,9 +63,9 @@ def _mean(values: list[float]) -> float | None:
 def _by_difficulty(ranked: Dataset, teachers: dict[str, Thoughts]) -> list[OfThird]:
     names = list(teachers)
     thinks = np.array([2 * of["thoughts"] > of["answers"] for of in teachers.values()])
-    if thinks.all() or not thinks.any() or len(ranked) < len(THIRDS):
+    quality, rewards = (rewards_by_prompt(ranked, names, key) for key in ("quality", "reward"))
+    if thinks.all() or not thinks.any() or len(rewards) < len(THIRDS):
         return []
-    quality, rewards = (rewards_of(ranked, names, signal) for signal in ("quality", "reward"))
     known = np.flatnonzero(~np.isnan(quality).all(-1))
     order = known[np.nanmean(quality[known], -1).argsort(kind="stable")]
     return [

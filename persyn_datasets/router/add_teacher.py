@@ -13,7 +13,7 @@ from torch import nn
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.lengths import lengths
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import one_row_each, rewards_by_prompt
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.model import Router
 from persyn_datasets.router.standardised import Standardised
@@ -49,7 +49,8 @@ def add_teacher(router: Router, ranked: Dataset, teacher: Teacher, output_dir: s
             f"{router.path} has a teacher {teacher.name!r} already; give the new one another name."
         )
     names = [*router.names, teacher.name]
-    *others, new = rewards_of(ranked, names).T
+    ranked, rewards = one_row_each(ranked), rewards_by_prompt(ranked, names)
+    *others, new = rewards.T
     ahead = np.nan_to_num(np.sign(new - np.array(others))).T
     if not ahead.any():
         raise InputError(

@@ -112,27 +112,6 @@ def mean_with_interval(of_prompts: np.ndarray, seed: int = 0) -> Interval:
     return interval(of_prompts, seed)
 
 
-def first_rows(prompt_ids: Sequence[str]) -> np.ndarray:
-    """The first row of each prompt, in the order in which they first come."""
-    first: dict[str, int] = {}
-    for row, key in enumerate(prompt_ids):
-        first.setdefault(key, row)
-    return np.array(list(first.values()))
-
-
-def mean_by_prompt(rewards: np.ndarray, prompt_ids: Sequence[str]) -> np.ndarray:
-    """Rewards (rows, teachers) as (prompts, teachers), in the order of `first_rows`; the mean of a
-    prompt's rows, without their NaN.
-    """
-    place = {key: i for i, key in enumerate(dict.fromkeys(prompt_ids))}
-    of_prompt = np.array([place[key] for key in prompt_ids])
-    known = ~np.isnan(rewards)
-    total, count = np.zeros((2, len(place), rewards.shape[1]))
-    np.add.at(total, of_prompt, np.where(known, rewards, 0))
-    np.add.at(count, of_prompt, known)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
 def fill_failed(rewards: np.ndarray) -> np.ndarray:
     """Failed responses get their prompt's lowest reward; prompts of which all failed are
     left out.

@@ -25,12 +25,16 @@ from persyn_datasets.config.overrides import apply_overrides
 from persyn_datasets.config.recipe import teachers_from
 from persyn_datasets.config.teacher import Message, Teacher
 from persyn_datasets.data.build import Metrics
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import (
+    mean_by_prompt,
+    one_row_each,
+    rewards_by_prompt,
+)
 from persyn_datasets.router.ceiling import ceiling, sampled_rewards
 from persyn_datasets.router.crossfit import Calibration, cross_fitted, simple_lines
 from persyn_datasets.router.drift import profile, unlike
 from persyn_datasets.router.heads import WithFeatures, head_of
-from persyn_datasets.router.metrics import compare, first_rows, mean_by_prompt
+from persyn_datasets.router.metrics import compare
 from persyn_datasets.router.older_versions import save_config, save_router
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import content_hash
@@ -193,12 +197,9 @@ class Router:
                 router reads.
         """
         asked, seen = (self.calibration(rows, group) for rows in (held_out, trained_on))
-        scores = self.scores(held_out["messages"])
-        of_prompts = scores[first_rows(held_out["prompt_id"])]
-        metrics = compare(
-            simple_lines(seen, asked) | {"router": of_prompts}, asked.rewards, self.names
-        )
-        sampled = sampled_rewards(held_out, self.names)
+        scores = self.scores(one_row_each(held_out)["messages"])
+        metrics = compare(simple_lines(seen, asked) | {"router": scores}, asked.rewards, self.names)
+        sampled = mean_by_prompt(sampled_rewards(held_out, self.names), held_out["prompt_id"])
         if sampled.shape[-1] > 1:
             metrics["ceiling"] = ceiling(
                 scores, sampled, self.names.index(metrics["best_single_teacher"])
@@ -213,12 +214,10 @@ class Router:
 
     def calibration(self, ranked: Dataset, group: str | None = None) -> Calibration:
         """What the prompts of rows of `Rank` tell, each once; see `evaluate` for `group`."""
-        ids = ranked["prompt_id"]
-        rows = first_rows(ids)
-        first = ranked.select(rows)
+        first = one_row_each(ranked)
         return Calibration(
             self.read(first["messages"])[1],
-            mean_by_prompt(rewards_of(ranked, self.names), ids),
+            rewards_by_prompt(ranked, self.names),
             np.array([str(value) for value in first[group]]) if group else None,
         )
 

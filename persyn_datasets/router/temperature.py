@@ -8,7 +8,7 @@ from datasets import Dataset
 from scipy.optimize import minimize_scalar
 
 from persyn_datasets.data.build import Temperature
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import one_row_each, rewards_by_prompt
 from persyn_datasets.router.bradley_terry import bradley_terry_loss
 from persyn_datasets.router.heads import head_of
 from persyn_datasets.router.metrics import calibration_error, reliability
@@ -53,7 +53,8 @@ def calibrate(router: Router, held_out: Dataset, output_dir: str) -> tuple[Route
         The router; and its `temperature` and the `metrics.calibration_error` `before` and `after`:
         the latter is cross-fitted, each fold of the prompts at the temperature of the others.
     """
-    o, rewards = router.scores(held_out["messages"]), rewards_of(held_out, router.names)
+    o = router.scores(one_row_each(held_out)["messages"])
+    rewards = rewards_by_prompt(held_out, router.names)
     # The temperature of all prompts is too good on them: what it is worth is seen fold by fold.
     fold = np.random.default_rng(0).permutation(len(o)) % min(FOLDS, len(o))
     by_others = np.ones(len(o))

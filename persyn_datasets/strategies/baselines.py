@@ -13,7 +13,7 @@ from datasets import Dataset
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.strategy import ROUTED
 from persyn_datasets.config.teacher import Teacher
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import rewards_by_prompt
 from persyn_datasets.store.statistics import seeded_uniform
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def assign(recipe: "Recipe", prompt_ids: Sequence[str], ranked: Dataset | None) 
 
 def mean_rewards(ranked: Dataset, names: Sequence[str]) -> dict[str, float]:
     """teacher → its mean reward; a failed response counts as its prompt's lowest."""
-    rewards = rewards_of(ranked, names)
+    rewards = rewards_by_prompt(ranked, names)
     rewards = rewards[~np.isnan(rewards).all(-1)]
     if not len(rewards):
         raise BuildError("No calibration response has a reward, so no teacher is the best single.")

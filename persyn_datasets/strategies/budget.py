@@ -17,7 +17,7 @@ from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Message, Price, Teacher
 from persyn_datasets.data.build import Spend, Tradeoff
 from persyn_datasets.data.lengths import lengths
-from persyn_datasets.data.responses import rewards_of
+from persyn_datasets.data.responses import one_row_each, rewards_by_prompt
 from persyn_datasets.engines import price_of
 from persyn_datasets.strategies.assignment import CHUNK, assign, choose, multipliers_of
 from persyn_datasets.strategies.second_opinion import Room
@@ -49,8 +49,8 @@ def expectations(router: Judge, held_out: Dataset, ranked: Dataset) -> dict[str,
             `expected_reward`.
         ranked: all rows of `Rank`, for `lengths`.
     """
-    worth = mean_win(softmax(router.scores(held_out["messages"]), -1))
-    rewards = rewards_of(held_out, router.names)
+    worth = mean_win(softmax(router.scores(one_row_each(held_out)["messages"]), -1))
+    rewards = rewards_by_prompt(held_out, router.names)
     known = ~np.isnan(rewards)
     intercept, slope = _line(worth[known], rewards[known])
     # Never 0: the router's order still decides where money does not.
@@ -244,9 +244,9 @@ def tradeoff(
         prompts; a failed response counts as the lowest.
     """
     place = {key: i for i, key in enumerate(routed["prompt_id"])}
-    own = routed.select([place[key] for key in held_out["prompt_id"]])
+    own = routed.select([place[key] for key in one_row_each(held_out)["prompt_id"]])
     of_held_out = estimates(own, router, unit, teachers)
-    outcome = rewards_of(held_out, router.names)
+    outcome = rewards_by_prompt(held_out, router.names)
     known = ~np.isnan(outcome).all(-1)
     lowest = np.nanmin(outcome, -1, keepdims=True, initial=np.inf)
     outcome = np.where(np.isnan(outcome), lowest, outcome)[known]

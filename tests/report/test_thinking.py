@@ -26,10 +26,11 @@ def ranked(thoughts=("3+", "3+4", "3+4")):
     return Dataset.from_list(
         [
             {
+                "prompt_id": str(i),
                 "responses": [
                     response("slow", thought, "" if i == 0 else "7", of_slow, 10, 8 if i else None),
                     response("quick", "", "It is 7.", of_quick),
-                ]
+                ],
             }
             for i, (thought, (of_slow, of_quick)) in enumerate(
                 zip(thoughts, qualities, strict=True)

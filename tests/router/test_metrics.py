@@ -4,7 +4,8 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from persyn_datasets.router.metrics import compare, fill_failed, first_rows, mean_by_prompt
+from persyn_datasets.data.responses import first_rows, mean_by_prompt
+from persyn_datasets.router.metrics import compare, fill_failed
 
 NAN = float("nan")
 

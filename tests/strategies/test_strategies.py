@@ -70,10 +70,16 @@ EXPECTED = {
 
 
 def test_the_best_single_has_the_largest_mean_and_a_failed_answer_counts_as_the_lowest():
-    def row(a, b):
-        return {"responses": [{"teacher": "a", "reward": a}, {"teacher": "b", "reward": b}]}
-
-    ranked = Dataset.from_list([row(0.9, 0.2), row(None, 0.5), row(0.1, 0.6), row(None, None)])
+    rewards = [(0.9, 0.2), (None, 0.5), (0.1, 0.6), (None, None)]
+    ranked = Dataset.from_list(
+        [
+            {
+                "prompt_id": str(i),
+                "responses": [{"teacher": "a", "reward": a}, {"teacher": "b", "reward": b}],
+            }
+            for i, (a, b) in enumerate(rewards)
+        ]
+    )
     found = mean_rewards(ranked, ["a", "b"])
     assert found == pytest.approx({"a": (0.9 + 0.5 + 0.1) / 3, "b": (0.2 + 0.5 + 0.6) / 3})
 
