@@ -189,7 +189,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             account,
             keep_reasoning=self.recipe.keep_reasoning,
         )
-        answered = self._run(routed, synthesize, schema.SYNTHESIZED)
+        answered = self._run(routed, synthesize, schema.synthesized(routed.column_names))
         second = None
         if self.recipe.second_opinion and learned["router"]:
             assert ranked

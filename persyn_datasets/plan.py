@@ -15,7 +15,9 @@ from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data.build import Estimate, Line, Planned, Use
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load, prompts_of
-from persyn_datasets.engines import check_keys, engine_of, facts_of, price_of
+from persyn_datasets.data.tools import COLUMN as TOOLS
+from persyn_datasets.data.tools import offered
+from persyn_datasets.engines import check_keys, check_tools, engine_of, facts_of, price_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, beside, by_bytes, tokens_counted
 from persyn_datasets.report.tables import Table, table
@@ -42,6 +44,8 @@ def check(recipe: Recipe) -> Dataset:
     for teacher in teachers:
         check_keys(teacher)
     prompts, _ = contamination(recipe)
+    if any(offered(prompts)):
+        _check_tools(recipe, prompts)
     if strategies.calibration_size(recipe, len(prompts)):
         _check_calibration(recipe, prompts)
     for teacher in teachers:
@@ -55,6 +59,17 @@ def contamination(recipe: Recipe) -> tuple[Dataset, dict[str, Any] | None]:
     """
     prompts, how = prompts_of(recipe), recipe.prompts.decontaminate
     return clean(prompts, how) if how else (prompts, None)
+
+
+def _check_tools(recipe: Recipe, prompts: Dataset) -> None:
+    for teacher in strategies.teachers_of(recipe):
+        check_tools(teacher)
+    if strategies.calibration_size(recipe, len(prompts)):
+        raise InputError(
+            f"The prompts have a column {TOOLS!r}, and the strategy {recipe.strategy} scores "
+            "answers, which is not done for calls of functions. Take a strategy without a "
+            "calibration, e.g. random, or remove the column."
+        )
 
 
 def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
@@ -215,7 +230,8 @@ def _answers(recipe: Recipe, prompts: Dataset, account: Sequence[Line]) -> dict[
     """By teacher, what one answer of it uses."""
     size = strategies.calibration_size(recipe, len(prompts))
     drawn = calibration(recipe, prompts)["prompt_id"] if 0 < size <= len(prompts) else []
-    by_server = _longest_mean(prompts, drawn, [by_bytes(m) for m in prompts["messages"]])
+    bounds = [by_bytes(m, t) for m, t in zip(prompts["messages"], offered(prompts), strict=True)]
+    by_server = _longest_mean(prompts, drawn, bounds)
     answer: dict[str, Use] = {}
     for t in strategies.teachers_of(recipe):
         expected, most = _prompt_tokens(recipe, prompts, drawn, t, by_server)
@@ -254,8 +270,8 @@ def _prompt_tokens(
     most, all_counted = by_server + own, teacher.price and len(prompts) <= COUNTED
     sample = prompts if all_counted else _sample(recipe, prompts)
     counted: list[int] = []
-    for messages in sample["messages"]:
-        tokens = tokens_counted(teacher, teacher.conversation(messages))
+    for messages, tools in zip(sample["messages"], offered(sample), strict=True):
+        tokens = tokens_counted(teacher, teacher.conversation(messages), tools)
         if tokens is None:
             return most, most
         counted.append(tokens)

@@ -27,7 +27,8 @@ from persyn_datasets.data.build import STATS, Answered, Line
 from persyn_datasets.data.conversations import conversations
 from persyn_datasets.data.distillation import teacher_ids
 from persyn_datasets.data.rows import rows_hash
-from persyn_datasets.engines import engine_of
+from persyn_datasets.data.tools import offered
+from persyn_datasets.engines import check_tools, engine_of
 from persyn_datasets.engines.account import Account, merge
 from persyn_datasets.engines.dispatch import identity_of
 from persyn_datasets.hub import cards, licenses
@@ -151,6 +152,8 @@ def synthesize(
         used = prompts.unique("teacher")
     for teacher in teachers:
         if teacher.name in used:
+            if isinstance(prompts, Dataset) and any(offered(prompts)):
+                check_tools(teacher)
             engine_of(teacher).check(teacher)
 
     def answer(rows: Dataset, before: float) -> tuple[Dataset, list[Line]]:
@@ -158,7 +161,8 @@ def synthesize(
             rows = run(rows, routing, schema.ROUTED, runner, batch_size=ROWS)
         account = Account(max_cost, before)
         stage = Synthesize(teachers, account=account, keep_reasoning=keep)
-        rows = run(rows, stage, schema.SYNTHESIZED, runner, batch_size=None)
+        adds = schema.synthesized(rows.column_names)
+        rows = run(rows, stage, adds, runner, batch_size=None)
         return rows.remove_columns(schema.steering(rows.column_names)), account.to_list()
 
     address = digest([router.content, names, [identity_of(t) for t in teachers], keep])

@@ -50,7 +50,8 @@ class BatchServer(Loopback):
     Attributes:
         bought: answers by prompt; at: what happens when a step is reached, by its name: `upload`,
             `create` (made, not yet said), `look`, `results` (half of the lines are sent); ends: the
-            word by which answers end, if not each dialect's own for a whole one.
+            word by which answers end, if not each dialect's own for a whole one; completed: what
+            the dialect's own API answers to each row, if not a text.
     """
 
     def __init__(self, behave: Callable[[Batch, int], None] = lambda *_: None, looks: int = 1):
@@ -60,6 +61,7 @@ class BatchServer(Loopback):
         self.bought: Counter[str] = Counter()
         self.at: dict[str, Callable[[], Any]] = {}
         self.ends = ""
+        self.completed: dict[str, Any] | None = None
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
         super().__init__(_Handler)
@@ -164,7 +166,8 @@ class _Handler(Handler):
     def _openai_line(self, batch: Batch, custom_id: str, outcome: Any) -> dict[str, Any]:
         row = {"id": f"r-{custom_id}", "custom_id": custom_id, "response": None, "error": None}
         if outcome == "ok":
-            body = completion(_answer(batch.rows[custom_id]), self.of.ends or "stop")
+            text = _answer(batch.rows[custom_id])
+            body = self.of.completed or completion(text, self.of.ends or "stop")
             return row | {"response": {"status_code": 200, "body": body}}
         if isinstance(outcome, str):
             code, message = OPENAI[outcome]
@@ -227,6 +230,7 @@ class _Handler(Handler):
                 "stop_reason": self.of.ends or "end_turn",
                 "usage": {"input_tokens": 7, "output_tokens": len(text.split())},
             }
+            message = self.of.completed or message
             result: dict[str, Any] = {"type": "succeeded", "message": message}
         elif isinstance(outcome, str):
             result = {"type": ANTHROPIC[outcome]}

@@ -86,7 +86,7 @@ class CountingEngine:
         self.asked, self.stop_after, self.fails = [], stop_after, fails
 
     def __call__(self, requests, account):
-        for i, (teacher, _, messages, _) in enumerate(requests):
+        for i, (teacher, _, messages, *_) in enumerate(requests):
             if len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt
             prompt = messages[-1]["content"]

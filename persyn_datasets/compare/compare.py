@@ -24,6 +24,7 @@ from persyn_datasets.compare.trial import UNTRAINED, trial, untrained
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data import sources
+from persyn_datasets.data.tools import offered
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.statistics import holm, interval, paired
 from persyn_datasets.strategies import baselines as strategies
@@ -131,6 +132,11 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
         )
     for builder in builders:
         prompts = plan.check(builder.recipe)
+    if any(offered(prompts)):
+        raise InputError(
+            "The prompts have a column 'tools', and students are compared without functions to "
+            "call. Remove or rename that column."
+        )
     harness.check(recipe.evaluation, prompts)
     if recipe.target and recipe.evaluation.held_out:
         held_out = sources.load(recipe.evaluation.held_out)

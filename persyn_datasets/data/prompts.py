@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
@@ -11,6 +11,8 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.data import schema
 from persyn_datasets.data.tables import load_table, plain_errors
+from persyn_datasets.data.tools import COLUMN as TOOLS
+from persyn_datasets.data.tools import is_exact, to_tools
 
 FIRST_ROWS = 100
 ROWS_AT_ONCE = 1000
@@ -20,11 +22,12 @@ _EXPECTED = (
 )
 
 
-def prompt_id(messages: Sequence[Message]) -> str:
-    """The identity of a prompt: a hash of its messages. The same prompt has the same id
-    everywhere.
+def prompt_id(messages: Sequence[Message], tools: str = "") -> str:
+    """The identity of a prompt: a hash of its messages, and of the `tools` that it offers (JSON
+    text, see `to_tools`). The same prompt has the same id everywhere.
     """
-    canonical = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
+    turns: list[Any] = [[m["role"], m["content"]] for m in messages]
+    canonical = json.dumps([turns, json.loads(tools)] if tools else turns, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
@@ -50,6 +53,11 @@ def to_messages(cell: Any, where: str) -> list[Message]:
             raise InputError(
                 f"{where}: message {i} has role {message['role']!r}; expected system, user or "
                 "assistant."
+            )
+        if message.get("tool_calls"):
+            raise InputError(
+                f"{where}: message {i} has tool_calls, and only an answer can call functions here; "
+                "end the prompt before that message, or remove the row."
             )
     if cell[-1]["role"] != "user":
         raise InputError(f"{where}: the last message is the {cell[-1]['role']}'s; {_EXPECTED}.")
@@ -114,7 +122,8 @@ def load_prompts(
     streaming: bool = False,
 ) -> Any:
     """Load prompts as rows of `prompt_id`, `messages` and, if named, `answer`; other columns pass
-    through. See `load_table` for what can be read.
+    through. A column `tools` holds what each prompt offers its teacher, as JSON text; see
+    `to_tools`. See `load_table` for what can be read.
 
     Args:
         column: the column with the prompts. Default: `messages`, else `prompt`.
@@ -122,10 +131,11 @@ def load_prompts(
         streaming: give an `IterableDataset`: rows are read, and checked, as they are needed.
 
     Raises:
-        InputError: with the row and column of the first cell that is not a prompt.
+        InputError: with the row and column of the first cell that is not a prompt, or no `tools`.
     """
     options: dict[str, Any] = {"name": name, "split": split, "revision": revision}
-    options |= {"streaming": streaming, "texts": [answer_column] if answer_column else []}
+    texts = [TOOLS, answer_column] if answer_column else [TOOLS]
+    options |= {"streaming": streaming, "texts": texts}
     table = load_table(path, **options)
     columns = _columns(table, path)
     column = column or next((c for c in ("messages", "prompt") if c in columns), "messages")
@@ -133,26 +143,13 @@ def load_prompts(
     if not streaming and len(table) == 0:
         raise InputError(f"{path}: there are no rows; expected prompts.")
 
-    def identify(batch: dict[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
-        messages = [
-            to_messages(cell, f"{path}, row {i}, column {column!r}")
-            for i, cell in zip(indices, batch[column], strict=True)
-        ]
-        added: dict[str, list[Any]] = {
-            "prompt_id": [prompt_id(m) for m in messages],
-            "messages": messages,
-        }
-        if answer_column:
-            added["answer"] = [
-                text_of(answer, f"{path}, row {i}, column {answer_column!r}")
-                for i, answer in zip(indices, batch[answer_column], strict=True)
-            ]
-        return added
-
+    with_tools = TOOLS in columns and TOOLS not in (column, answer_column)
+    identify = _identify(path, column, answer_column, columns[TOOLS] if with_tools else None)
     gone = [c for c in (column, answer_column) if c and c not in ("messages", "answer")]
-    answer = {"answer": Value("string")} if answer_column else {}
+    added = schema.PROMPT | ({"answer": Value("string")} if answer_column else {})
+    added |= {TOOLS: Value("string")} if with_tools else {}
     kept = {k: v for k, v in columns.items() if k not in (column, answer_column)}
-    features = Features({**kept, **schema.PROMPT, **answer})
+    features = Features({**kept, **added})
     if isinstance(table, IterableDataset):
         return _streamed(table, identify, path, features)
     return table.map(
@@ -163,6 +160,26 @@ def load_prompts(
         features=features,
         desc="Prompts",
     )
+
+
+def _identify(path: str, column: str, answer_column: str | None, tools: Any) -> Any:
+    """A batched map that adds what `load_prompts` does; `tools` is the feature of that column."""
+
+    def identify(batch: dict[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+        def read(name: str, reader: Callable[..., Any], *more: Any) -> list[Any]:
+            cells = zip(indices, batch[name], strict=True)
+            return [reader(cell, f"{path}, row {i}, column {name!r}", *more) for i, cell in cells]
+
+        messages = read(column, to_messages)
+        offered = [""] * len(messages) if tools is None else read(TOOLS, to_tools, is_exact(tools))
+        added = {"prompt_id": list(map(prompt_id, messages, offered)), "messages": messages}
+        if tools is not None:
+            added[TOOLS] = [text or None for text in offered]
+        if answer_column:
+            added["answer"] = read(answer_column, text_of)
+        return added
+
+    return identify
 
 
 def _require(columns: Features, path: str, **named: str | None) -> None:

@@ -74,8 +74,11 @@ def read(response: Mapping[str, Any], what: Reads) -> str:
     reasoning, answer = response.get("reasoning") or "", response["text"]
     if what == "reasoning":
         return inline(reasoning, "") if reasoning else ""
-    if what == "answer" and answer:
+    called = bool(response.get("tool_calls"))
+    if what == "answer" and (answer or called):
         return str(answer)
+    if called and reasoning and not answer:
+        return f"{inline(reasoning, '')}\n</think>\n\n"  # the thought has ended, with calls
     return inline(reasoning, answer)
 
 

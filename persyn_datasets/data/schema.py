@@ -9,12 +9,14 @@ rows.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from datasets import List, Value
+from datasets import Json, List, Value
 
 from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.data.tools import COLUMN as TOOLS
 
 PROMPT_ID = {"prompt_id": Value("string")}
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
+MESSAGES_WITH_CALLS = List(Json())  # an object each, with `tool_calls` or without
 PROMPT = PROMPT_ID | {"messages": MESSAGES}
 
 COUNTS = {key: Value("int64") for key in ("prompt_tokens", "completion_tokens", "reasoning_tokens")}
@@ -23,6 +25,7 @@ RESPONSE = {
     "sample": Value("int64"),
     "text": Value("string"),
     "reasoning": Value("string"),
+    "tool_calls": Value("string"),
     "finish_reason": Value("string"),
     **COUNTS,
     "error": Value("string"),
@@ -52,6 +55,13 @@ SYNTHESIZED = PROMPT_ID | {
 }
 
 
+def synthesized(columns: Iterable[str]) -> dict[str, Any]:
+    """What `Synthesize` adds to rows with these columns."""
+    if TOOLS not in columns:
+        return SYNTHESIZED
+    return SYNTHESIZED | {"completion": MESSAGES_WITH_CALLS, TOOLS: Value("string")}
+
+
 def with_target(stage: dict[str, Any]) -> dict[str, Any]:
     """`SCORED` or `RANKED` of a `Score` that has a target."""
     return stage | {"responses": List(stage["responses"].feature | TARGET)}
@@ -59,10 +69,11 @@ def with_target(stage: dict[str, Any]) -> dict[str, Any]:
 
 # Columns that trainers take for something of their own, beside `prompt` and `completion` (TRL 1.16:
 # `text` and `messages` are trained instead or change the end token, `chosen` and `rejected` make
-# pairs of it, `input_ids` and its like are taken for tokens, the others change the template).
+# pairs of it, `input_ids` and its like are taken for tokens, the others change the template). Not
+# `tools`: they are what the teachers were offered.
 STEERING = (
     *("messages", "conversations", "text", "chosen", "rejected"),
-    *("tools", "chat_template_kwargs", "image", "images"),
+    *("chat_template_kwargs", "image", "images"),
     *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks"),
 )
 

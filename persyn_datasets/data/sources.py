@@ -8,6 +8,8 @@ from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.config.target import Target
 from persyn_datasets.data.prompts import load_prompts
+from persyn_datasets.data.tools import COLUMN as TOOLS
+from persyn_datasets.data.tools import offered
 
 PLACE = ("path", "name", "split", "revision", "column", "answer_column")
 
@@ -20,6 +22,11 @@ def load(source: Prompts | Target | HeldOut) -> Dataset:
         InputError: a column is not there, or a row lacks what it is scored or measured by.
     """
     rows = load_prompts(**{k: getattr(source, k) for k in PLACE if hasattr(source, k)})
+    if not isinstance(source, Prompts) and any(offered(rows)):
+        raise InputError(
+            f"{source.path} has a column {TOOLS!r}, and students are measured without functions to "
+            "call. Remove or rename that column."
+        )
     if isinstance(source, Target):
         _check_texts(rows, source.response_column, source.path, "target.response_column")
     if isinstance(source, HeldOut):

@@ -37,6 +37,7 @@ ENDINGS = {
     **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
     "model_context_window_exceeded": "length",
 }
+CALLED = ("tool_calls", "tool_use", "function_call")  # of a whole answer, if it has calls
 # Keys of a `Teacher` that not every engine reads.
 KEYS_OF_SOME = (
     *("base_url", "engine_args", "chat_template_kwargs"),
@@ -68,6 +69,7 @@ class Facts:
         share_of_price: of a teacher's `price`, what its engine is billed.
         answers_as: the engine whose answers are the same as its own, and which names them in the
             journal. Default: itself.
+        tools: it passes on the functions that a prompt offers, and its answers may call them.
         keys: those of a `Teacher` that only this engine reads, beyond those that all read.
         needs: those of `keys` that it cannot do without.
     """
@@ -80,19 +82,21 @@ class Facts:
     whole: bool = False
     share_of_price: float = 1.0
     answers_as: str = ""
+    tools: bool = False
     keys: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
     """One prompt for one teacher; `messages` are the teacher's `conversation`, `sample` counts its
-    answers to it.
+    answers to it. `tools` are the functions that the prompt offers, as JSON text (`data.tools`).
     """
 
     teacher: Teacher
     prompt_id: str
     messages: list[Message]
     sample: int = 0
+    tools: str = ""
 
     @property
     def sampling(self) -> Sampling:
@@ -124,11 +128,15 @@ class Response(TypedDict):
     `reasoning` is what the teacher thought before it answered, empty if nothing is known of it; its
     `reasoning_tokens` are a part of `completion_tokens`, None if nobody counted them. A thought
     that was cut off is no failure: its `text` is empty, and its `finish_reason` is `length`.
+
+    `tool_calls` are the functions that it calls, as JSON text (`data.tools`); an answer of calls
+    alone has no text.
     """
 
     teacher: str
     text: str
     reasoning: str
+    tool_calls: str
     finish_reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -146,6 +154,7 @@ def answered(
     why_empty: str = "",
     reasoning: str = "",
     reasoning_tokens: int | None = None,
+    tool_calls: str = "",
 ) -> Response:
     """What a teacher said, without white space at the ends.
 
@@ -160,18 +169,21 @@ def answered(
     reasoning, text = reasoning.strip(), text[:cut].strip()
     if not reasoning:
         reasoning, text = split(text)
+    if tool_calls and finish_reason in CALLED:
+        finish_reason = "stop"
     finish_reason = ending(finish_reason) if cut is None else "stop"
     error = _broken_off(finish_reason)
     if not reasoning:
         reasoning_tokens = reasoning_tokens or 0
     elif not why_empty:
         why_empty = "all that it wrote is a thought"
-    if not text and not (reasoning and finish_reason == "length"):
+    if not (text or tool_calls) and not (reasoning and finish_reason == "length"):
         error = ": ".join(filter(None, [EMPTY, error or why_empty]))
     return Response(
         teacher=teacher.name,
         text=text,
         reasoning=reasoning,
+        tool_calls=tool_calls,
         finish_reason=finish_reason,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -194,7 +206,7 @@ def _broken_off(finish_reason: str) -> str:
 
 def from_record(record: dict[str, Any]) -> Response:
     """A response that the journal has kept. Up to version 0.1.0 the thought stayed in its text, and
-    any ending was that of a whole answer.
+    any ending was that of a whole answer; nobody called a function.
     """
     if "reasoning" not in record:
         reasoning, text = split(record["text"])
@@ -203,7 +215,7 @@ def from_record(record: dict[str, Any]) -> Response:
     if record["text"]:
         finish_reason = ending(record["finish_reason"])
         record = record | {"finish_reason": finish_reason, "error": _broken_off(finish_reason)}
-    return cast(Response, record)
+    return cast(Response, {"tool_calls": "", **record})
 
 
 def failed(
@@ -217,6 +229,7 @@ def failed(
         teacher=teacher.name,
         text="",
         reasoning="",
+        tool_calls="",
         finish_reason="error",
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -287,3 +300,14 @@ def check_keys(teacher: Teacher) -> None:
                 f"Teacher {teacher.name!r}: its engine {teacher.engine!r} does not read the key "
                 f"{key!r}; remove it, or choose another engine.{hint}"
             )
+
+
+def check_tools(teacher: Teacher) -> None:
+    """Raises `InputError`: its engine has no way for a prompt that offers functions."""
+    if not facts_of(teacher).tools:
+        able = ", ".join(name for name in names() if facts_of(replace(teacher, engine=name)).tools)
+        raise InputError(
+            f"Teacher {teacher.name!r}: prompts have `tools`, and its engine {teacher.engine!r} "
+            f"cannot read calls out of an answer. Ask it by one that can ({able}), e.g. `vllm "
+            "serve` with a tool parser; or remove the column."
+        )

@@ -245,7 +245,10 @@ def highest_price(request: Request) -> float:
     if not (price := price_of(request.teacher)):
         return 0.0
     return float(
-        price.of(tokens_at_most(request.teacher, request.messages), request.sampling.max_tokens)
+        price.of(
+            tokens_at_most(request.teacher, request.messages, request.tools),
+            request.sampling.max_tokens,
+        )
     )
 
 

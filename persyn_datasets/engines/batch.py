@@ -44,6 +44,7 @@ FACTS = Facts(
     whole=True,
     share_of_price=0.5,
     answers_as="endpoint",
+    tools=True,
     keys=("base_url", *OF_BODY),
     needs=("base_url",),
 )

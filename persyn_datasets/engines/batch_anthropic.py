@@ -70,10 +70,17 @@ def body(request: Request, refused: Refused) -> dict[str, Any]:
         "top_p": sampling.top_p if sampling.top_p < 1 else None,
         "top_k": sampling.top_k,
         "stop_sequences": list(sampling.stop),
+        "tools": [_tool(tool["function"]) for tool in json.loads(request.tools or "[]")],
         **request.teacher.extra_body,
     }
     left_out: tuple[Any, ...] = (None, "", [])
     return {k: v for k, v in params.items() if k not in refused.without and v not in left_out}
+
+
+def _tool(function: dict[str, Any]) -> dict[str, Any]:
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    kept = {key: function[key] for key in ("name", "description") if function.get(key)}
+    return kept | {"input_schema": schema}
 
 
 def line(custom_id: str, body: dict[str, Any]) -> bytes:
@@ -153,8 +160,15 @@ def _outcome(result: dict[str, Any], key: str | None) -> Any:
 
 def completion(said: dict[str, Any]) -> dict[str, Any]:
     """A message as the chat completion that it would be."""
+    content = said.get("content")
+    parts = content if isinstance(content, list) else []
+    calls = [
+        {"type": "function", "function": {"name": part.get("name"), "arguments": part.get("input")}}
+        for part in parts
+        if isinstance(part, dict) and part.get("type") == "tool_use"
+    ]
     choice = {
-        "message": {"role": "assistant", "content": said.get("content")},
+        "message": {"role": "assistant", "content": content, "tool_calls": calls},
         "finish_reason": said.get("stop_reason"),
     }
     return {"choices": [choice], "usage": said.get("usage")}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from persyn_datasets.config.teacher import Teacher, fold_system
+from persyn_datasets.data.tools import to_calls
 from persyn_datasets.engines import OF_BODY, Request, Response, answered, ending, failed
 from persyn_datasets.engines.server import Fault, message, short, storable
 
@@ -118,6 +119,7 @@ def request_body(request: Request, refused: Refused) -> dict[str, Any]:
         "stream": False,
         **sampling.stated,
         **{key: value for key in OF_BODY if (value := getattr(request.teacher, key))},
+        "tools": json.loads(request.tools or "[]"),
     }
     body |= body.pop("extra_body", {})
     return {
@@ -151,7 +153,12 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
         words = short(message(choice.get("error") or output), key) if choice.get("error") else ""
         why = f"the server broke off (finish_reason {reason}){': ' * bool(words)}{words}"
         return failed(teacher, why, prompt, completion)
-    if text is None or not said or not (text or thought or reason):
+    try:
+        calls = to_calls(said.get("tool_calls")) if request.tools else ""
+    except ValueError as error:
+        why = f"a call that cannot be read: {short(str(error), key)}"
+        return failed(teacher, why, prompt, completion) | {"finish_reason": reason or "stop"}
+    if text is None or not said or not (text or thought or calls or reason):
         if completion:
             why = f"an answer in a shape that is not known: {_shown(choice, key)}"
             return failed(teacher, why, prompt, completion) | {"finish_reason": reason or "stop"}
@@ -166,6 +173,7 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
         why_empty=_why_empty(said, output),
         reasoning=storable(thought),
         reasoning_tokens=reasoning_tokens(output),
+        tool_calls=calls,
     )
 
 

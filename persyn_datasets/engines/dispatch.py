@@ -16,7 +16,15 @@ from typing import Any
 from persyn_datasets.config.errors import BuildError
 from persyn_datasets.config.teacher import Sampling, Teacher, check_names
 from persyn_datasets.data.rows import rows_hash
-from persyn_datasets.engines import Request, Response, check_keys, engine_of, facts_of, from_record
+from persyn_datasets.engines import (
+    Request,
+    Response,
+    check_keys,
+    check_tools,
+    engine_of,
+    facts_of,
+    from_record,
+)
 from persyn_datasets.engines.account import Account, Key, key_of
 from persyn_datasets.engines.recorded import read_columns
 from persyn_datasets.store.identity import KnownByContent, teacher_identity
@@ -61,6 +69,8 @@ class Asking(KnownByContent):
 
     def _responses(self, requests: Sequence[Request], rank: int | None) -> list[Response]:
         """See `respond`; `rank` is the process's number where `map` has several."""
+        for teacher in {r.teacher.name: r.teacher for r in requests if r.tools}.values():
+            check_tools(teacher)
         if rank is not None:
             from persyn_datasets.store.models import use_device  # torch takes seconds to import
 
@@ -249,7 +259,7 @@ class _Answers:
         texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for (name, prompt_id, _), response in self.responses.items():
             if not response["error"]:
-                texts[name][prompt_id].append(response["text"])
+                texts[name][prompt_id].append(response["text"] + response["tool_calls"])
         teachers = {r.teacher.name: r.teacher for r in self.asked.values()}
         for name, of_prompt in texts.items():
             several = [set(found) for found in of_prompt.values() if len(found) > 1]

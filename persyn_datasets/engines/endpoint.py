@@ -33,6 +33,7 @@ from persyn_datasets.engines.server import (
 FACTS = Facts(
     remote=True,
     retried=True,
+    tools=True,
     keys=("base_url", *OF_BODY),
     needs=("base_url",),
 )

@@ -20,6 +20,7 @@ from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.data.reasoning import inline
 from persyn_datasets.engines import Request, Response, failed
 from persyn_datasets.engines.account import Account
+from persyn_datasets.engines.bound import template_switches
 from persyn_datasets.engines.chat import Refused, read_response, request_body
 from persyn_datasets.engines.rate import window
 from persyn_datasets.engines.server import Fault, Server
@@ -195,7 +196,10 @@ class Lane:
         if None in (response["prompt_tokens"], response["completion_tokens"]):
             loop = asyncio.get_running_loop()
             prompt, completion = await loop.run_in_executor(
-                self.counter, _count, request, inline(response["reasoning"], response["text"])
+                self.counter,
+                _count,
+                request,
+                inline(response["reasoning"], response["text"]) + response["tool_calls"],
             )
             response["prompt_tokens"] = (
                 prompt if response["prompt_tokens"] is None else response["prompt_tokens"]
@@ -209,7 +213,8 @@ class Lane:
         return response
 
     def _amounts(self, request: Request) -> dict[str, int]:
-        prompt = sum(len(message["content"]) for message in request.messages) // 4
+        written = sum(len(message["content"]) for message in request.messages)
+        prompt = (written + len(request.tools)) // 4
         return {"requests": 1, "tokens": prompt + int(self.completion)}
 
     def _spend(self, request: Request) -> list[int]:
@@ -258,8 +263,7 @@ def _count(request: Request, text: str) -> tuple[int | None, int | None]:
         return None, None
     completion = len(tokenizer(text, add_special_tokens=False)["input_ids"])
     try:
-        return len(
-            prompt_ids(tokenizer, request.messages, teacher.chat_template_kwargs)
-        ), completion
+        switches = template_switches(teacher, request.tools)
+        return len(prompt_ids(tokenizer, request.messages, switches)), completion
     except TemplateError:  # the server's template takes this conversation, the Hub's does not
         return None, completion

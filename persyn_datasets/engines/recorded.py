@@ -2,28 +2,33 @@
 
 The dataset has a row for each answer, with its teacher's name; or, as a teacher's `columns` say, a
 row for each prompt, with a column for each teacher. A thought is the beginning of the answer,
-between tags, or in a column of its own (`THOUGHTS`).
+between tags, or in a column of its own (`THOUGHTS`). Where there is a column `tools`, it belongs to
+the prompt, and an answer that is a message may have `tool_calls`.
 """
 
+import json
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Json, List
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import prompt_id, text_of, to_messages
 from persyn_datasets.data.reasoning import is_open
 from persyn_datasets.data.tables import load_table
+from persyn_datasets.data.tools import COLUMN as TOOLS
+from persyn_datasets.data.tools import is_exact, to_calls, to_tools
 from persyn_datasets.engines import Facts, Request, Response, answered, failed
 from persyn_datasets.engines.account import Account
 
-FACTS = Facts(journalled=False, keys=("columns",))
+FACTS = Facts(journalled=False, tools=True, keys=("columns",))
 COLUMNS = ("prompt", "teacher", "response")
 THOUGHTS = ("reasoning_content", "reasoning")  # as servers name it; the first that is there
-TEXTS = ("teacher", "response", *THOUGHTS)
+TEXTS = ("teacher", "response", TOOLS, *THOUGHTS)
 READ_AT_ONCE = 1000
 TABLES_IN_MEMORY = 4
 EVERYBODY = ""  # the name of whose answers they are, where no column says it
@@ -41,10 +46,20 @@ class Place(NamedTuple):
         return cell
 
 
+class Said(NamedTuple):
+    """A recorded answer, without white space at its ends; `error`: why its calls cannot be read."""
+
+    text: str = ""
+    thought: str = ""
+    calls: str = ""
+    error: str = ""
+
+
 class Records(NamedTuple):
     """Recorded answers and their thoughts, which stay on disk.
 
-    `rows_of` has by teacher the numbers of its prompts, sorted, and their rows.
+    `rows_of` has by teacher the numbers of its prompts, sorted, and their rows. `exact`: answers
+    are lists of messages, as JSON.
     """
 
     table: Dataset
@@ -52,6 +67,7 @@ class Records(NamedTuple):
     reasoning: Place | None
     rows_of: dict[str, tuple[np.ndarray, np.ndarray]]
     named: bool  # a column says whose answers they are
+    exact: bool
 
     def answers_of(self, teacher: Teacher) -> tuple[np.ndarray, np.ndarray] | None:
         return self.rows_of.get(teacher.name if self.named else EVERYBODY)
@@ -72,7 +88,9 @@ def _recorded(teacher: Teacher) -> Records:
     response, reasoning = places["response"], places.get("reasoning")
     columns = {response.column} | ({reasoning.column} if reasoning else set())
     read = table.select_columns(sorted(columns))
-    return Records(read, response, reasoning, _indexed[key], named)
+    if exact := read.features[response.column] == schema.MESSAGES_WITH_CALLS:
+        read = read.cast_column(response.column, List(Json(decode=False)))
+    return Records(read, response, reasoning, _indexed[key], named, exact)
 
 
 def _load(teacher: Teacher) -> tuple[Dataset, dict[str, Place]]:
@@ -82,10 +100,10 @@ def _load(teacher: Teacher) -> tuple[Dataset, dict[str, Place]]:
         InputError: it lacks one of them.
     """
     path, columns = teacher.model, teacher.columns
-    table = load_table(path, revision=teacher.revision, texts=() if columns else TEXTS)
+    table = load_table(path, revision=teacher.revision, texts=(TOOLS,) if columns else TEXTS)
+    tools = {TOOLS: Place(TOOLS)} if TOOLS in table.column_names else {}
     if columns:
-        of = {key: _place(table.features, teacher, key) for key in columns}
-        return table, of
+        return table, tools | {key: _place(table.features, teacher, key) for key in columns}
     missing = [c for c in COLUMNS if c not in table.column_names]
     if missing:
         raise InputError(
@@ -95,7 +113,7 @@ def _load(teacher: Teacher) -> tuple[Dataset, dict[str, Place]]:
         )
     thoughts = [name for name in THOUGHTS if name in table.column_names]
     reasoning = {"reasoning": Place(thoughts[0])} if thoughts else {}
-    return table, {key: Place(key) for key in COLUMNS} | reasoning
+    return table, tools | {key: Place(key) for key in COLUMNS} | reasoning
 
 
 def _place(features: Features, teacher: Teacher, key: str) -> Place:
@@ -129,9 +147,11 @@ def _index(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     numbers, names = np.empty(len(table), np.uint64), np.empty(len(table), np.int32)
     place: dict[str, int] = {}
-    for row, (prompt, name) in enumerate(_prompts(table, places)):
-        where = f"{path}, row {row}, column {places['prompt'].column!r}"
-        numbers[row] = _number(prompt_id(to_messages(prompt, where)))
+    exact = TOOLS in places and is_exact(table.features[TOOLS])
+    for row, (prompt, tools, name) in enumerate(_prompts(table, places)):
+        where = f"{path}, row {row}, column "
+        messages = to_messages(prompt, f"{where}{places['prompt'].column!r}")
+        numbers[row] = _number(prompt_id(messages, to_tools(tools, f"{where}{TOOLS!r}", exact)))
         names[row] = place.setdefault(text_of(name, f"{path}, row {row}") or "", len(place))
     rows_of = {}
     for name, i in place.items():
@@ -141,19 +161,14 @@ def _index(
     return rows_of
 
 
-def _prompts(table: Dataset, places: dict[str, Place]) -> Iterator[tuple[Any, Any]]:
-    """The prompt of each row, and whose answer it has."""
-    prompt, teacher = places["prompt"], places.get("teacher")
-    columns = {prompt.column} | ({teacher.column} if teacher else set())
-    batches = table.select_columns(list(columns)).iter(batch_size=READ_AT_ONCE)
-    return chain.from_iterable(
-        zip(
-            map(prompt.of, batch[prompt.column]),
-            map(teacher.of, batch[teacher.column]) if teacher else repeat(EVERYBODY),
-            strict=False,
-        )
-        for batch in batches
-    )
+def _prompts(table: Dataset, places: dict[str, Place]) -> Iterator[tuple[Any, Any, Any]]:
+    """The prompt of each row, what it offers, and whose answer it has."""
+    read = [places.get(key) for key in ("prompt", TOOLS, "teacher")]
+    columns = {place.column for place in read if place}
+    for batch in table.select_columns(list(columns)).iter(batch_size=READ_AT_ONCE):
+        prompt, tools, teacher = (map(p.of, batch[p.column]) if p else None for p in read)
+        assert prompt is not None
+        yield from zip(prompt, tools or repeat(None), teacher or repeat(EVERYBODY), strict=False)
 
 
 def _number(key: str) -> np.uint64:
@@ -186,40 +201,52 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
             rows = [_row(records, requests[i]) for i in part]
             found = _read(records, [row for row in rows if row is not None], path)
             for i, row in zip(part, rows, strict=True):
-                yield i, _response(requests[i], *(("", "") if row is None else next(found)))
+                yield i, _response(requests[i], Said() if row is None else next(found))
 
 
-def _read(records: Records, rows: list[int], path: str) -> Iterator[tuple[str, str]]:
-    """The text and the thought of each row, without white space at their ends."""
+def _read(records: Records, rows: list[int], path: str) -> Iterator[Said]:
     batch, reasoning = records.table[rows], records.reasoning
     for i, row in enumerate(rows):
         where = f"{path}, row {row}"
-        text, thought = _said(records.response.of(batch[records.response.column][i]), where)
+        said = _said(records.response.of(batch[records.response.column][i]), where, records.exact)
         if reasoning:
             thought = text_of(reasoning.of(batch[reasoning.column][i]), where) or ""
-        yield text.strip(), thought.strip()
+            said = said._replace(thought=thought.strip())
+        yield said
 
 
-def _said(cell: Any, where: str) -> tuple[str, str]:
-    """An answer and its thought. A completion, as TRL and this package write it, is a list of one
-    message.
+def _said(cell: Any, where: str, exact: bool) -> Said:
+    """An answer. A completion, as TRL and this package write it, is a list of one message; `exact`:
+    as its JSON.
     """
+    if exact and isinstance(cell, list) and len(cell) == 1:
+        cell = [json.loads(cell[0])]
     if not isinstance(cell, list) or len(cell) != 1 or not isinstance(cell[0], dict):
-        return text_of(cell, where) or "", ""
+        return Said((text_of(cell, where) or "").strip())
     message = cell[0]
+    text = text_of(message.get("content"), where) or ""
     thought = next((message[key] for key in THOUGHTS if message.get(key)), "")
-    return text_of(message.get("content"), where) or "", text_of(thought, where) or ""
+    said = Said(text.strip(), (text_of(thought, where) or "").strip())
+    try:
+        return said._replace(calls=to_calls(message.get("tool_calls"), exact))
+    except ValueError as error:
+        return said._replace(error=str(error))
 
 
-def _response(request: Request, text: str, thought: str) -> Response:
+def _response(request: Request, said: Said) -> Response:
     teacher, sample = request.teacher, request.sample
-    if not text and not thought:
+    text, thought = said.text, said.thought
+    if request.tools and said.error:
+        return failed(teacher, f"its recorded answer calls what cannot be read: {said.error}")
+    calls = said.calls if request.tools else ""
+    if not text and not thought and not calls:
         which = f"answer number {sample + 1}" if sample else "answer"
         why = f"no {which} of {teacher.name!r} to this prompt is recorded in {teacher.model}"
         return failed(teacher, why)
     # A thought that never ends was cut off, whoever recorded it.
-    ends = "length" if not text or (is_open(text) and not thought) else "stop"
-    return answered(teacher, text, ends, reasoning=thought)
+    cut = not (text or calls) or (is_open(text) and not thought)
+    ends = "length" if cut else "stop"
+    return answered(teacher, text, ends, reasoning=thought, tool_calls=calls)
 
 
 def check(teacher: Teacher) -> None:

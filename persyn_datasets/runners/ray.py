@@ -43,6 +43,7 @@ _REQUEST = Features(
         "prompt_id": Value("string"),
         "messages": schema.MESSAGES,
         "sample": Value("int64"),
+        "tools": Value("string"),
     }
 )
 _RESPONSE = {
@@ -136,6 +137,7 @@ def _answers(requests: Sequence[Request], stage: str) -> Iterator[tuple[Request,
             "prompt_id": r.prompt_id,
             "messages": r.messages,
             "sample": r.sample,
+            "tools": r.tools,
         }
         for i, r in enumerate(requests)
     ]
@@ -198,7 +200,13 @@ class _Answer:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         requests = [
-            Request(self.teachers[row["name"]], row["prompt_id"], row["messages"], row["sample"])
+            Request(
+                self.teachers[row["name"]],
+                row["prompt_id"],
+                row["messages"],
+                row["sample"],
+                row["tools"],
+            )
             for row in table.to_pylist()
         ]
         responses = respond(requests, self.stage, Account())

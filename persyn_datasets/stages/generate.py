@@ -8,6 +8,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of, prompt_id
+from persyn_datasets.data.tools import tools_of
 from persyn_datasets.engines import Request, facts_of
 from persyn_datasets.engines.dispatch import Asking
 
@@ -40,11 +41,16 @@ class Generate(Asking):
     def __call__(
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
     ) -> dict[str, list[Any]]:
-        messages = messages_of(batch)
-        ids = [prompt_id(m) for m in messages]
+        messages, tools = messages_of(batch), tools_of(batch)
+        if any(tools):
+            raise InputError(
+                "Generate: a prompt has `tools`, and Score cannot score calls of functions. Name a "
+                "teacher for each row and ask by Synthesize, or remove the column."
+            )
+        ids = list(map(prompt_id, messages, tools))
         requests = [
-            Request(teacher, key, teacher.conversation(m), sample)
-            for key, m in zip(ids, messages, strict=True)
+            Request(teacher, key, teacher.conversation(m), sample, offered)
+            for key, m, offered in zip(ids, messages, tools, strict=True)
             for teacher in self.teachers
             for sample in range(self.samples)
         ]
@@ -52,8 +58,8 @@ class Generate(Asking):
         responses = [
             {**response, "sample": r.sample} for r, response in zip(requests, answers, strict=True)
         ]
-        schema.check_size([answer["text"] for answer in answers], "Generate")
-        schema.check_size([answer["reasoning"] for answer in answers], "Generate")
+        for texts in ("text", "reasoning", "tool_calls"):
+            schema.check_size([answer[texts] for answer in answers], "Generate")
         n = len(self.teachers) * self.samples
         return {
             "prompt_id": ids,

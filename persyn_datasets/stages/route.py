@@ -9,6 +9,7 @@ from scipy.special import softmax
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.data.prompts import messages_of, prompt_id
+from persyn_datasets.data.tools import tools_of
 from persyn_datasets.router.model import Router
 from persyn_datasets.store.models import use_device
 
@@ -66,7 +67,7 @@ class Route:
                     "again."
                 )
         return {
-            "prompt_id": [prompt_id(m) for m in messages],
+            "prompt_id": list(map(prompt_id, messages, tools_of(batch))),
             "messages": messages,
             "teacher": [names[i] for i in o.argmax(-1)],
             "router_scores": softmax(o, -1).tolist(),

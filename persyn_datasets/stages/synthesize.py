@@ -9,6 +9,8 @@ from persyn_datasets.config.reasoning import KeepReasoning, as_trained
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import messages_of, prompt_id
 from persyn_datasets.data.reasoning import read
+from persyn_datasets.data.tools import COLUMN as TOOLS
+from persyn_datasets.data.tools import message, tools_of
 from persyn_datasets.engines import Request
 from persyn_datasets.engines.dispatch import Asking
 
@@ -25,6 +27,13 @@ class Synthesize(Asking):
     Each row is answered by the teacher that its column `teacher` names; answers that the journal
     has, those of the calibration among them, are not generated again. A row that fails stays, with
     an empty `completion` and its `error`: filter on `error == ""` before training.
+
+    Where rows have a column `tools`, a completion's message has `tool_calls` if its teacher called
+    functions, and is JSON; `map` is to know the types:
+
+        adds = schema.synthesized(routed.column_names)
+        features = Features({**routed.features, **adds})
+        routed.map(Synthesize(teachers), batched=True, batch_size=None, features=features)
 
     Args:
         keep_reasoning: where a teacher's thought goes: `inline`, into the completion's text, before
@@ -45,24 +54,37 @@ class Synthesize(Asking):
             raise InputError(
                 f"Rows are assigned to {unknown[0]!r}; the teachers here are {', '.join(teachers)}."
             )
-        ids = [prompt_id(m) for m in messages]
+        tools = tools_of(batch)
+        ids = list(map(prompt_id, messages, tools))
+        asked = zip(batch["teacher"], ids, messages, tools, strict=True)
         requests = [
-            Request(teachers[name], key, teachers[name].conversation(m))
-            for name, key, m in zip(batch["teacher"], ids, messages, strict=True)
+            Request(teachers[name], key, teachers[name].conversation(m), tools=offered)
+            for name, key, m, offered in asked
         ]
         responses = self._responses(requests, rank)
         texts = [read(r, as_trained(self.keep_reasoning)) for r in responses]
-        schema.check_size(texts, "Synthesize")
+        for written in (texts, [r["tool_calls"] for r in responses]):
+            schema.check_size(written, "Synthesize")
         columns: dict[str, list[Any]] = {key: [r[key] for r in responses] for key in COPIED}  # type: ignore[literal-required]
-        errors = [r["error"] or ("" if r["text"] else CUT_OFF) for r in responses]
+        errors = [
+            r["error"] or ("" if r["text"] or r["tool_calls"] else CUT_OFF) for r in responses
+        ]
         in_column = self.keep_reasoning == "column"
+        calls = [r["tool_calls"] if TOOLS in batch else None for r in responses]
+        if TOOLS in batch:
+            columns[TOOLS] = [offered or None for offered in tools]
         return columns | {
             "prompt_id": ids,
             "prompt": messages,
             "completion": [
-                [] if error else [{"role": "assistant", "content": text}]
-                for text, error in zip(texts, errors, strict=True)
+                [] if error else [_message(text, called)]
+                for text, called, error in zip(texts, calls, errors, strict=True)
             ],
             "reasoning": [r["reasoning"] if in_column else "" for r in responses],
             "error": errors,
         }
+
+
+def _message(text: str, calls: str | None) -> Any:
+    """The completion; as JSON where it may have calls."""
+    return {"role": "assistant", "content": text} if calls is None else message(text, calls)

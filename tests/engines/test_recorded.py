@@ -45,6 +45,7 @@ def test_answers_are_matched_on_prompt_and_teacher(answers):
         "teacher": "a",
         "text": "first",
         "reasoning": "",
+        "tool_calls": "",
         "finish_reason": "stop",
         "error": "",
         "prompt_tokens": None,

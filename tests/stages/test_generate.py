@@ -39,7 +39,7 @@ def asked(monkeypatch):
 
     def generate(requests, account):
         for i in reversed(range(len(requests))):
-            teacher, _, messages, _ = requests[i]
+            teacher, _, messages, *_ = requests[i]
             text = messages[-1]["content"]
             if "interrupt" in text and "interrupt" not in asked:
                 asked.append("interrupt")

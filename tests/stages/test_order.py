@@ -70,4 +70,4 @@ def test_rows_that_are_read_back_from_a_file(tmp_path, arrow, read):
 
 def test_columns_that_steer_a_trainer():
     columns = ["prompt", "completion", "answer", "text", "label", "tools", "chosen", "images"]
-    assert schema.steering(columns) == ["text", "tools", "chosen", "images"]
+    assert schema.steering(columns) == ["text", "chosen", "images"]

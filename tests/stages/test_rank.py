@@ -179,6 +179,7 @@ def test_input_is_not_changed_and_map_gives_the_schema():
         "sample": 0,
         "text": "x",
         "reasoning": "",
+        "tool_calls": "",
         "finish_reason": "stop",
         "prompt_tokens": 1,
         "completion_tokens": 1,

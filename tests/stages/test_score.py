@@ -24,6 +24,7 @@ def response(teacher, text, error=""):
         "sample": 0,
         "text": text,
         "reasoning": "",
+        "tool_calls": "",
         "finish_reason": "stop",
         "error": error,
         "prompt_tokens": 1,
