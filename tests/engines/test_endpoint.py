@@ -136,11 +136,7 @@ def outside() -> Iterator[list[httpx.Request]]:
         ),
         ("https://evilhuggingface.co/v1/", "https://evilhuggingface.co/v1/chat/completions", False),
         ("http://host:8080", "http://host:8080/v1/chat/completions", False),
-        (
-            "https://host/v1beta/openai?a=1",
-            "https://host/v1beta/openai/chat/completions?a=1",
-            False,
-        ),
+        ("https://host/v1beta/openai", "https://host/v1beta/openai/chat/completions", False),
     ],
 )
 def test_addresses_and_whom_the_token_is_for(
