@@ -184,12 +184,13 @@ def test_names_are_unique():
         Generate([Teacher("m"), Teacher("m", revision="v2")])
 
 
-def test_stages_pickle_and_hash_by_what_they_hold():
+def test_stages_pickle_and_hash_by_what_they_hold(chat_model, reward_model):
+    quality = {"reward_model": reward_model}
     stages = [
         lambda: Generate([Teacher("m", system_prompt="s", examples=row("x"))]),
         lambda: Generate([Teacher("m", system_prompt="t")]),
-        lambda: Score(student="m"),
-        lambda: Score(student=Student("m", revision="v2"), quality={"reward_model": "r"}),
+        lambda: Score(student=chat_model),
+        lambda: Score(student=Student(chat_model, revision="v2"), quality=quality),
         lambda: Rank(),
         lambda: Rank(alpha=0.5),
         lambda: Pairify(),
