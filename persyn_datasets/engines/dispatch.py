@@ -5,15 +5,17 @@ bought twice.
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
-from persyn_datasets.config.errors import BuildError
+from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.teacher import Sampling, Teacher, check_names
 from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.engines import (
@@ -27,7 +29,7 @@ from persyn_datasets.engines import (
 )
 from persyn_datasets.engines.account import Account, Key, key_of
 from persyn_datasets.engines.recorded import read_columns
-from persyn_datasets.store.identity import KnownByContent, teacher_identity
+from persyn_datasets.store.identity import KnownByContent, commit_of, teacher_identity
 from persyn_datasets.store.journal import Journal
 from persyn_datasets.store.progress import Bar, usd
 
@@ -95,10 +97,11 @@ def respond(
         BuildError: every request to a teacher fails, more than the share `max_failed` of all
             failed, or `account.max_cost` is reached. What was answered is in the journal by then.
     """
-    ask = ask or ask_here
     account.open(stage)
     with ExitStack() as stack:
         answers = _Answers(requests, stage, account, max_failed, stack)
+        # Processes elsewhere call this function, too, and look for the commits themselves.
+        ask = ask or partial(ask_here, commits=answers.commits)
         ask(answers.missing(), account, answers.keep)
         if again := answers.to_ask_again():
             ask(again, account, answers.keep)
@@ -108,8 +111,32 @@ def respond(
 
 def identity_of(teacher: Teacher) -> dict[str, Any]:
     """A teacher's address in the journal; engines whose answers are the same share one."""
+    return _identity(teacher, commit_now(teacher))
+
+
+def _identity(teacher: Teacher, commit: str | None) -> dict[str, Any]:
     engine = facts_of(teacher).answers_as or teacher.engine
-    return teacher_identity(replace(teacher, engine=engine))
+    return teacher_identity(replace(teacher, engine=engine), commit)
+
+
+def commit_now(teacher: Teacher) -> str | None:
+    """The commit of a model on the Hub that is loaded here; None of any other teacher."""
+    facts = facts_of(teacher)
+    if facts.remote or not facts.journalled or Path(teacher.model).is_dir():
+        return None
+    with suppress(InputError):  # the engine will say what is wrong with it
+        return commit_of(teacher.model, teacher.revision)
+    return None
+
+
+@lru_cache
+def _say_moved(model: str, commit: str) -> None:
+    logger.warning(
+        "%s on the Hub is now at commit %s. Its earlier answers are those of other weights: they "
+        "stay in the journal, and are not used.",
+        model,
+        commit[:8],
+    )
 
 
 def content_of(teacher: Teacher, tables: dict[Any, str]) -> Any:
@@ -140,6 +167,7 @@ class _Answers:
         self.stage, self.account, self.max_failed = stage, account, max_failed
         self.responses: dict[Key, Response] = {}
         self.journals: dict[tuple[str, int], Journal] = {}
+        self.commits: dict[str, str | None] = {}  # by teacher, see `commit_now`
         self.in_a_row: Counter[str] = Counter()  # failures of a teacher
         # Answers that are not in the journal yet: empty ones of teachers that say nothing.
         self.silent: dict[str, list[tuple[Request, Response]]] = defaultdict(list)
@@ -154,8 +182,14 @@ class _Answers:
         for (name, prompt_id, sample), request in self.asked.items():
             keys[name, sample].append(prompt_id)
             if (name, sample) not in self.journals and facts_of(request.teacher).journalled:
-                teacher = replace(request.teacher, sampling=request.sampling)
-                journal = Journal("responses", teacher.model, identity_of(teacher))
+                if name not in self.commits:
+                    self.commits[name] = commit_now(request.teacher)
+                teacher, commit = request.teacher, self.commits[name]
+                teacher = replace(teacher, sampling=request.sampling)
+                identity = _identity(teacher, commit)
+                if commit and identity["weights"] == commit:
+                    _say_moved(teacher.model, commit)
+                journal = Journal("responses", teacher.model, identity)
                 self.journals[name, sample] = stack.enter_context(journal)
         for (name, sample), journal in self.journals.items():
             for prompt_id, record in journal.get(keys[name, sample]).items():
@@ -278,13 +312,27 @@ class _Answers:
                 )
 
 
-def ask_here(requests: list[Request], account: Account, keep: Callable[..., None]) -> None:
+def ask_here(
+    requests: list[Request],
+    account: Account,
+    keep: Callable[..., None],
+    commits: Mapping[str, str | None] = MappingProxyType({}),
+) -> None:
     """Work on the requests; remote teachers in a thread of their own, so that they and local ones
     wait for no other.
+
+    Args:
+        commits: by teacher, the commit of its model that is to answer, where a branch may move.
     """
 
+    def at_commit(request: Request) -> Request:
+        teacher = request.teacher
+        commit = commits.get(teacher.name) or teacher.revision
+        return request._replace(teacher=replace(teacher, revision=commit))
+
     def work(group: list[Request]) -> None:
-        with closing(engine_of(group[0].teacher).generate(group, account)) as answers:
+        engine = engine_of(group[0].teacher)
+        with closing(engine.generate(list(map(at_commit, group)), account)) as answers:
             for i, response in answers:
                 keep(group[i], response)
 

@@ -5,12 +5,10 @@ What others wrote survives, in the text and entry by entry in the header. huggin
 classes hold one card; merging two is the work, and it is done here on plain values.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -25,6 +23,7 @@ from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS
 from persyn_datasets.report.tables import account_table, table
 from persyn_datasets.report.text import to_yaml as to_yaml
+from persyn_datasets.store.identity import content_hash
 from persyn_datasets.store.journal import digest
 
 BEGIN = (
@@ -248,14 +247,9 @@ def hashes(found: dict[str, Path]) -> dict[str, str]:
 
 
 def sha256(file: Path) -> str:
-    stat = file.stat()
-    return _sha256(file, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)  # weights are large, and asked about several times in a publish
-def _sha256(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    found = content_hash(file)
+    assert found, f"{file} is no file"
+    return found
 
 
 def configs(data: dict[str, str]) -> list[dict[str, Any]]:

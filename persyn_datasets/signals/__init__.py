@@ -17,6 +17,7 @@ name (`math-verify` is `math_verify.py`), or by a key of that name that holds wh
         without loading weights: where scores are kept, one row is scored when a build begins.
 
 Optional: `identity(spec) -> dict`, what its scores depend on, as JSON values; default: `spec`.
+`resolved(spec) -> spec`, the same with the commit of what is on the Hub; default: `spec`.
 """
 
 from collections.abc import Callable, Mapping
@@ -128,6 +129,12 @@ def identity(quality: Quality) -> dict[str, Any]:
     signal, spec = signal_of(quality)
     facts = signal.identity(spec) if hasattr(signal, "identity") else spec
     return {"signal": _last(signal), **facts}
+
+
+def resolved(quality: Quality) -> Quality:
+    """The same quality, whose model on the Hub is from now on this very commit."""
+    signal, spec = signal_of(quality)
+    return signal.resolved(spec) if hasattr(signal, "resolved") else quality
 
 
 def _last(module: ModuleType) -> str:

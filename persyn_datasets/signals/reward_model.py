@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_datasets.config.errors import InputError
@@ -138,6 +139,17 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
         return {"weights": weights_of(spec["reward_model"], spec.get("revision"))}
     except InputError as error:
         raise InputError(f"quality.reward_model: {error}") from error
+
+
+def resolved(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the commit of a model on the Hub: what is scored is what its scores are kept under.
+
+    Raises:
+        InputError: it is not found.
+    """
+    if spec.get("base_url") or Path(spec["reward_model"]).is_dir():
+        return spec
+    return {**spec, "revision": identity(spec)["weights"]}
 
 
 def _assistant(text: str) -> Message:

@@ -22,7 +22,7 @@ from persyn_datasets.data.reasoning import read
 from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.data.sources import load
 from persyn_datasets.engines.account import Account
-from persyn_datasets.signals import Quality, facts_of, identity, signal_of
+from persyn_datasets.signals import Quality, facts_of, identity, resolved, signal_of
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
 from persyn_datasets.signals.trained_text import ChatFormat
@@ -178,8 +178,9 @@ class Score(KnownByContent):
     ) -> list[float | None]:
         """r_q of each row, from the journal or by the signal, where it says that it is kept."""
         assert self.quality is not None
-        signal, spec = signal_of(self.quality)
-        facts = facts_of(self.quality)
+        quality = resolved(self.quality)
+        signal, spec = signal_of(quality)
+        facts = facts_of(quality)
         if facts.asks:
             spec = spec | {"account": self.account}
         if not facts.journalled:
@@ -189,7 +190,7 @@ class Score(KnownByContent):
         keys = [
             digest([row, {name: columns[name][i] for name in used}]) for i, row in enumerate(rows)
         ]
-        depends_on = identity(self.quality) | {"dtype": str(dtype())}
+        depends_on = identity(quality) | {"dtype": str(dtype())}
         with Journal("quality", depends_on["signal"], depends_on) as journal:
             known = journal.get(keys)
             todo = list({key: i for i, key in enumerate(keys) if key not in known}.values())

@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import RANGES, WHERE_AND_HOW_FAST, Sampling, Teacher
@@ -97,8 +98,12 @@ def commit_of(model: str, revision: str | None = None) -> str:
         ) from error
 
 
-def teacher_identity(teacher: Teacher) -> dict[str, Any]:
-    """All that can change a teacher's response, and nothing else: its address in the journal."""
+def teacher_identity(teacher: Teacher, commit: str | None = None) -> dict[str, Any]:
+    """All that can change a teacher's response, and nothing else: its address in the journal.
+
+    Args:
+        commit: of a model on the Hub that is loaded here, where the branch is now.
+    """
     identity = {key: value for key, value in teacher.to_dict().items() if key in OF_RESPONSES}
     if teacher.base_urls:
         identity["base_url"] = teacher.base_urls[0]
@@ -109,7 +114,8 @@ def teacher_identity(teacher: Teacher) -> dict[str, Any]:
     sampling = {key: value for key, value in identity["sampling"].items() if key not in RANGES}
     identity["sampling"] = sampling | (teacher.sampling or Sampling()).stated
     identity |= {key: value for key in SINCE_0_1_0 if (value := getattr(teacher, key))}
-    return identity | {"weights": response_weights(teacher.model)}
+    on_the_hub = _hub_weights(teacher, commit) if commit else None
+    return identity | {"weights": response_weights(teacher.model) or on_the_hub}
 
 
 def response_weights(path: str) -> str | None:
@@ -121,22 +127,42 @@ def response_weights(path: str) -> str | None:
     """
     if (content := content_hash(path)) is None or not (sampled := _sampled_hash(path)):
         return None
-    claim = default_root() / "weights" / sampled
+    return sampled if _owner(sampled, content) == content else f"{sampled}-{content}"
+
+
+def _hub_weights(teacher: Teacher, commit: str) -> str | None:
+    """A commit as journals of responses name it; None: as in all journals before commits counted.
+
+    Those answers stay valid for the first commit that is seen. Where the branch moves on, another
+    commit adds itself.
+    """
+    branch = digest(["hub", teacher.model, teacher.revision])
+    return None if _owner(branch, commit) == commit else commit
+
+
+def _owner(name: str, content: str) -> str:
+    """The content that has this name in the journal, which is this one if the name is free."""
+    claim = default_root() / "weights" / name
     if not claim.exists():
         with suppress(OSError):  # a journal that cannot be written is refused where it is opened
             claim.parent.mkdir(parents=True, exist_ok=True)
             replace_file(claim, content.encode())
-    owner = claim.read_text() if claim.exists() else content
-    return sampled if owner == content else f"{sampled}-{content}"
+    return claim.read_text() if claim.exists() else content
 
 
-def file_facts(path: str) -> tuple[tuple[str, int, int, int, int, int], ...]:
-    """Of each file in a folder its name, device, inode, size and times, in nanoseconds; nothing of
-    a Hub id. Cheap, and enough within one process: what is written anew, whatever its size and
-    date, differs.
+def facts_here(model: str, revision: str | None = None) -> tuple[Any, ...]:
+    """What tells within one process that a model is another one now, at little cost: of each file
+    in a folder its name, device, inode, size and times, in nanoseconds; of a Hub id the commit that
+    the cache has.
     """
-    folder = Path(path)
-    return tuple((str(f), *_facts(f)) for f in _files(folder)) if folder.is_dir() else ()
+    folder = Path(model)
+    if folder.is_dir():
+        return tuple((str(f), *_facts(f)) for f in _files(folder))
+    try:
+        config = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:
+        return ()
+    return (Path(config).parent.name,) if isinstance(config, str) else ()
 
 
 def _facts(file: Path) -> tuple[int, int, int, int, int]:

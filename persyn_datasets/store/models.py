@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from persyn_datasets.config.teacher import Message, fold_system
-from persyn_datasets.store.identity import file_facts
+from persyn_datasets.store.identity import facts_here
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    key = model, revision, trust_remote_code, file_facts(model)
+    key = model, revision, trust_remote_code, facts_here(model, revision)
     tokenizer = _tokenizers.get(key)  # kept, since an endpoint's thread may load another
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -115,14 +115,15 @@ def _load(kind: Any, model: str, revision: str | None, trust_remote_code: bool) 
     """One model of each kind at a time is in memory: teachers that share weights share the load,
     and a student and a reward model may take turns.
 
-    Files that changed since they were read are read again. A Hub id stays the commit that it was;
-    give the commit as `revision` where that matters (`identity.commit_of`).
+    Files that changed since they were read are read again, and so is a branch on the Hub that has
+    moved, once somebody has looked (`identity.commit_of`). Give the commit as `revision` where the
+    result is kept under its name.
 
     Raises:
         OSError, ValueError, RuntimeError: its files are not there, or not whole, or do not fit its
             config.
     """
-    key = model, revision, trust_remote_code, file_facts(model), dtype(), device()
+    key = model, revision, trust_remote_code, facts_here(model, revision), dtype(), device()
     if _models.get(kind, (None,))[0] != key:
         _models.pop(kind, None)  # before the next one is loaded: two might not fit
         loaded, found = kind.from_pretrained(

@@ -1,5 +1,7 @@
 import copy
+import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +21,17 @@ from persyn_datasets.report.verdict import (
 
 ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)*%?")
+
+
+def test_a_file_that_is_written_anew_has_another_hash_at_the_same_size_and_date(tmp_path):
+    """By its hash it is published, or taken for what is on the Hub already."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first, stat = cards.sha256(file), file.stat()
+    assert first == hashlib.sha256(b"one").hexdigest()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert cards.sha256(file) == hashlib.sha256(b"two").hexdigest()
 
 
 @pytest.fixture

@@ -262,6 +262,31 @@ def test_a_reward_model_trained_in_place_within_one_process(chat_model, reward_m
     assert signals(judge(BATCH), "quality") == after
 
 
+def test_a_reward_model_on_the_hub_that_is_pushed_again_within_one_process(
+    chat_model, reward_model, hub, tmp_path
+):
+    """As in a folder: the branch's name is kept in no place of its weights."""
+
+    def push(folder):
+        files = {f.name: f.read_bytes() for f in Path(folder).iterdir()}
+        return hub.put("org/judge", files, "model")
+
+    push(reward_model)
+    judge = Score(student=None, quality={"reward_model": "org/judge"})
+    before = signals(judge(BATCH), "quality")
+    shutil.copytree(reward_model, tmp_path / "judge")
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model)
+    with torch.no_grad():
+        model.score.weight.mul_(-1)
+    model.save_pretrained(tmp_path / "judge")
+    second = push(tmp_path / "judge")
+    after = signals(judge(BATCH), "quality")
+    for b, a in zip(before, after, strict=True):
+        assert a[0] == pytest.approx(-b[0], abs=1e-4)
+    pinned = Score(student=None, quality=judge.quality | {"revision": second.oid})
+    assert signals(pinned(BATCH), "quality") == after
+
+
 def test_what_the_student_reads_and_quality_grades(chat_model):
     """The student what it is trained on, quality the answer alone; a cut-off thought is wrong."""
     thoughtful = response("a", "It is 2.") | {"reasoning": "It is 7."}
