@@ -31,6 +31,7 @@ from persyn_datasets.data.conversations import conversations
 from persyn_datasets.data.preferences import preferences
 from persyn_datasets.data.sources import prompts_of
 from persyn_datasets.data.tables import write_tables
+from persyn_datasets.data.tools import offered, to_calls
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id, check_folder
@@ -40,7 +41,7 @@ from persyn_datasets.router.model import Router
 from persyn_datasets.runners import check
 from persyn_datasets.runners.local import run
 from persyn_datasets.signals import facts_of
-from persyn_datasets.signals.trained_text import ChatFormat
+from persyn_datasets.signals.trained_text import ChatFormat, Row
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.rank import COLUMNS, Rank
 from persyn_datasets.stages.score import Score
@@ -319,7 +320,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         rows, teachers = second_opinion.least_sure(routed, router.names, share, room)
         if not len(rows):
             return answered, None
-        ask = partial(self._run, stage=synthesize, adds=schema.SYNTHESIZED)
+        ask = partial(self._run, stage=synthesize, adds=schema.synthesized(routed.column_names))
         reward = recipe.effective_reward
         column = COLUMNS[reward.learnability]
         rank = second_opinion.RankTwo(
@@ -343,7 +344,10 @@ def longest(student: Student, chats: Dataset) -> int | None:
     """Tokens of the longest conversation as the student is trained on it; None: there is no row,
     or its template refuses one, which the student's user finds out.
     """
-    rows = [(messages[:-1], messages[-1]["content"]) for messages in chats["messages"]]
+    rows = [
+        Row(messages[:-1], messages[-1]["content"], tools, to_calls(messages[-1].get("tool_calls")))
+        for messages, tools in zip(chats["messages"], offered(chats), strict=True)
+    ]
     try:
         return max((len(row.ids) for row in ChatFormat(student).render(rows)), default=None)
     except InputError:

@@ -15,14 +15,13 @@ from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data.build import Estimate, Line, Planned, Use
 from persyn_datasets.data.contamination import clean, in_words
 from persyn_datasets.data.sources import check_apart, load, prompts_of
-from persyn_datasets.data.tools import COLUMN as TOOLS
 from persyn_datasets.data.tools import offered
 from persyn_datasets.engines import check_keys, check_tools, engine_of, facts_of, price_of
 from persyn_datasets.engines.account import wall
 from persyn_datasets.engines.bound import TEMPLATE_TOKENS, beside, by_bytes, tokens_counted
 from persyn_datasets.report.tables import Table, table
 from persyn_datasets.report.text import fill
-from persyn_datasets.signals import trained_text
+from persyn_datasets.signals import trained_calls, trained_text
 from persyn_datasets.stages.generate import check_samples
 from persyn_datasets.store.models import load_tokenizer, template_of
 from persyn_datasets.store.progress import usd
@@ -45,7 +44,8 @@ def check(recipe: Recipe) -> Dataset:
         check_keys(teacher)
     prompts, _ = contamination(recipe)
     if any(offered(prompts)):
-        _check_tools(recipe, prompts)
+        for teacher in teachers:
+            check_tools(teacher)
     if strategies.calibration_size(recipe, len(prompts)):
         _check_calibration(recipe, prompts)
     for teacher in teachers:
@@ -59,17 +59,6 @@ def contamination(recipe: Recipe) -> tuple[Dataset, dict[str, Any] | None]:
     """
     prompts, how = prompts_of(recipe), recipe.prompts.decontaminate
     return clean(prompts, how) if how else (prompts, None)
-
-
-def _check_tools(recipe: Recipe, prompts: Dataset) -> None:
-    for teacher in strategies.teachers_of(recipe):
-        check_tools(teacher)
-    if strategies.calibration_size(recipe, len(prompts)):
-        raise InputError(
-            f"The prompts have a column {TOOLS!r}, and the strategy {recipe.strategy} scores "
-            "answers, which is not done for calls of functions. Take a strategy without a "
-            "calibration, e.g. random, or remove the column."
-        )
 
 
 def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
@@ -109,6 +98,9 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
     _check_model("student.model", student.model, student.revision, student.trust_remote_code)
     thinking = recipe.keep_reasoning == "inline" and any(map(_thinks, recipe.teachers))
     trained_text.check(recipe.student, prompts["messages"], thinking)
+    if any(offered(prompts)):
+        signals.check_tools(recipe.quality)
+        trained_calls.check(recipe.student, prompts, strategies.teachers_of(recipe))
     if recipe.target:
         check_apart(recipe.target, prompts)
     if routed:

@@ -3,14 +3,17 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from chat_server import ChatServer, completion
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from pool import make_recipe, write_lines
 
-from persyn_datasets import InputError, PersynBuilder, Recipe
-from persyn_datasets.data.tools import to_tools
+from persyn_datasets import InputError, PersynBuilder, Recipe, Student
+from persyn_datasets.data.tools import to_calls, to_tools
+from persyn_datasets.signals.learnability import signals
+from persyn_datasets.signals.trained_text import ChatFormat, Row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "scripts"))
 
@@ -59,13 +62,13 @@ def build_of(recipe, output):
     return builder
 
 
-def prepared(rows, model):
+def prepared(rows, model, tokenizer=None):
     """Token ids and labels by `SFTTrainer` itself."""
     trl = pytest.importorskip("trl", reason="TRL is not installed")
     config = trl.SFTConfig(
         output_dir=model, max_length=None, shuffle_dataset=False, use_cpu=True, bf16=False
     )
-    trainer = trl.SFTTrainer(model, config, train_dataset=rows)
+    trainer = trl.SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
     return trainer.train_dataset.to_list()
 
 
@@ -129,10 +132,95 @@ def test_what_is_published_is_a_recorded_teacher(built, chat_model, tmp_path):
     assert second == first and len(first) == 4
 
 
-def test_who_cannot_call_is_refused_before_anybody_is_asked(chat_model, tmp_path, asked):
+def test_who_cannot_call_is_refused_before_anybody_is_asked(
+    chat_model, tmp_path, asked, monkeypatch
+):
     local = [{"name": name, "model": chat_model} for name in ("local", "other")]
     with pytest.raises(InputError, match=r"'local'.*'transformers'"):
         build_of(recipe_of(tmp_path, chat_model, "", teachers=local), tmp_path)
-    with pytest.raises(InputError, match="strategy persyn"):
-        build_of(recipe_of(tmp_path, chat_model, "http://x/v1", strategy="persyn"), tmp_path)
+    scored = {"strategy": "persyn", "calibration": {"size": 4}}
+    recipe = recipe_of(tmp_path, chat_model, "http://x/v1", quality="math-verify", **scored)
+    with pytest.raises(InputError, match="quality.*math-verify"):
+        build_of(recipe, tmp_path)
+    recipe = recipe_of(tmp_path, chat_model, "http://x/v1", quality=rewards(monkeypatch), **scored)
+    with pytest.raises(InputError, match="student.*leaves out `tools`"):
+        build_of(recipe, tmp_path)
     assert asked == []
+
+
+def rewards(monkeypatch):
+    """The dotted path of a reward of calls."""
+    module = ModuleType("rewards_of_calls")
+    module.calls = lambda completions, **_: [
+        float(len(said[0].get("tool_calls", []))) + len(said[0]["content"]) / 1000
+        for said in completions
+    ]
+    monkeypatch.setitem(sys.modules, "rewards_of_calls", module)
+    return "rewards_of_calls.calls"
+
+
+def talkative(request, nth):
+    """The model `a` calls twice as often, `b` says more."""
+    prompt, model = request["messages"][-1]["content"], request["model"]
+    calls = [("weather", {"city": prompt, "at": [0.9549]})] * (2 if model == "a" else 1)
+    body = completion(f"I look up {prompt}" if model == "b" else None, "tool_calls")
+    body["choices"][0]["message"]["tool_calls"] = [
+        {"id": "1", "type": "function", "function": {"name": n, "arguments": json.dumps(x)}}
+        for n, x in calls
+    ]
+    return 200, {}, body
+
+
+def test_calls_are_scored_routed_and_trained_on(chat_model, tmp_path, monkeypatch):
+    """What the student is scored on is what `SFTTrainer` makes of the published rows."""
+    students = pytest.importorskip("students", reason="TRL is not installed")
+    student = students.save_student("qwen3", tmp_path / "student")
+    rows = [
+        {"prompt": f"Is it warm in {c}?", "tools": [WEATHER, CLOCK]} for c in "ABCDEFGHIJKLMNOP"
+    ]
+    with ChatServer(talkative) as server:
+        recipe = recipe_of(tmp_path, chat_model, server.url, strategy="persyn").to_dict()
+        recipe["prompts"] = {"path": write_lines(tmp_path / "p.jsonl", rows), "column": "prompt"}
+        recipe |= {"student": {"model": student}, "quality": rewards(monkeypatch)}
+        recipe |= {"calibration": {"size": 12, "seed": 3}, "second_opinion": 0.25}
+        for teacher in recipe["teachers"]:
+            teacher["model"] = teacher["name"]
+        builder = build_of(Recipe.from_dict(recipe), tmp_path / "out")
+        bodies = len(server.bodies)
+        build_of(Recipe.from_dict(recipe), tmp_path / "again")
+        assert len(server.bodies) == bodies  # all from the journal
+    form, folder = ChatFormat(Student(student)), str(builder.folder)
+    calibration = concatenate_datasets(list(load_dataset(folder, "calibration").values()))
+    offered = to_tools([WEATHER, CLOCK], "here")
+    of_student = []
+    for row in calibration:
+        assert row["tools"] == offered and row["best_teacher"] == "a"
+        for r in row["responses"]:
+            assert len(json.loads(r["tool_calls"])) == (2 if r["teacher"] == "a" else 1)
+            assert r["quality"] == pytest.approx(len(json.loads(r["tool_calls"])), abs=0.1)
+            of_student.append(Row(row["messages"], r["text"], offered, r["tool_calls"]))
+    found = dict(signals(Student(student), of_student))
+    measured = [r["learnability"] for row in calibration for r in row["responses"]]
+    assert [found[i]["learnability"] for i in range(len(found))] == pytest.approx(
+        measured, abs=1e-4
+    )
+    pairs = load_dataset(folder, "preferences", split="train")
+    assert {len(p["chosen"][0]["tool_calls"]) for p in pairs} == {2}
+    assert {len(p["rejected"][0]["tool_calls"]) for p in pairs} == {1}
+    assert set(pairs["tools"]) == {offered}
+    train = load_dataset(folder, split="train")
+    published = [
+        Row(r["prompt"], said["content"], r["tools"], to_calls(said["tool_calls"]))
+        for r in train
+        for said in r["completion"]
+    ]
+    assert len(published) == 16 and builder.stats["second_opinions"]["asked"] == 4
+    ids = [row["input_ids"] for row in prepared(train, student, form.tokenizer)]
+    exact = [r._replace(calls=exactly(r.calls)) for r in published]
+    assert [text.ids for text in form.render(exact)] == ids
+    assert builder.stats["max_length"] == max(map(len, ids))
+
+
+def exactly(calls):
+    """As the teacher wrote the number, which `datasets` 5.2 reads with an error."""
+    return calls.replace("0.9549000000000001", "0.9549")

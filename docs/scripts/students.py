@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import trl
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, Features, Value, disable_progress_bars
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from persyn_datasets import InputError
 from persyn_datasets.config.student import Student
+from persyn_datasets.data import schema
+from persyn_datasets.data.tools import message
 from persyn_datasets.report.tables import table
-from persyn_datasets.signals.trained_text import ChatFormat, check
+from persyn_datasets.signals.trained_text import ChatFormat, Row, Rows, check
 
 PAGE = Path(__file__).parents[1] / "students.md"
 BEGIN = "## Every template in TRL's wheel"
@@ -97,19 +99,28 @@ def save_student(name: str, folder: Path) -> str:
     return str(folder)
 
 
+def _published(rows: Rows, options: dict[str, Any]) -> Dataset:
+    """Rows as they are published: with `tools` where there are some, their messages as JSON."""
+    found = [Row(*row) for row in rows]
+    columns: dict[str, list[Any]] = {"prompt": [row.messages for row in found]}
+    if not any(row.tools for row in found):
+        said = [[{"role": "assistant", "content": row.answer}] for row in found]
+        columns |= {"completion": said}
+        columns |= {"chat_template_kwargs": [options] * len(found)} if options else {}
+        return Dataset.from_dict(columns)
+    columns["completion"] = [[message(row.answer, row.calls)] for row in found]
+    columns["tools"] = [row.tools or None for row in found]
+    features = {"prompt": schema.MESSAGES, "completion": schema.MESSAGES_WITH_CALLS}
+    return Dataset.from_dict(columns, features=Features({**features, "tools": Value("string")}))
+
+
 def trained_by_trl(
-    student: str, tokenizer: Any, rows: list[tuple[list[dict[str, str]], str]], **options: Any
+    student: str, tokenizer: Any, rows: Rows, **options: Any
 ) -> list[tuple[list[int], int]]:
     """The ids of each row and how many of them carry no loss, as `SFTTrainer` prepares them."""
     from trl import SFTConfig, SFTTrainer
 
-    data = Dataset.from_list(
-        [
-            {"prompt": messages, "completion": [{"role": "assistant", "content": answer}]}
-            | ({"chat_template_kwargs": options} if options else {})
-            for messages, answer in rows
-        ]
-    )
+    data = _published(rows, options)
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             output_dir=folder,

@@ -83,5 +83,6 @@ def read(response: Mapping[str, Any], what: Reads) -> str:
 
 
 def written_length(response: Mapping[str, Any]) -> int:
-    """Characters of all that it wrote, thought and answer."""
-    return len(response.get("reasoning") or "") + len(response["text"])
+    """Characters of all that it wrote: thought, answer and calls."""
+    parts = (response.get("reasoning"), response["text"], response.get("tool_calls"))
+    return sum(len(part or "") for part in parts)

@@ -154,7 +154,7 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
         why = f"the server broke off (finish_reason {reason}){': ' * bool(words)}{words}"
         return failed(teacher, why, prompt, completion)
     try:
-        calls = to_calls(said.get("tool_calls")) if request.tools else ""
+        calls = _calls(request, said)
     except ValueError as error:
         why = f"a call that cannot be read: {short(str(error), key)}"
         return failed(teacher, why, prompt, completion) | {"finish_reason": reason or "stop"}
@@ -175,6 +175,15 @@ def read_response(request: Request, output: Any, key: str | None) -> Response:
         reasoning_tokens=reasoning_tokens(output),
         tool_calls=calls,
     )
+
+
+def _calls(request: Request, said: dict[str, Any]) -> str:
+    """What it calls of what was offered. Raises ValueError: that cannot be read, or is too much."""
+    calls = to_calls(said.get("tool_calls")) if request.tools else ""
+    alone = request.teacher.extra_body.get("parallel_tool_calls") is False
+    if calls and alone and len(json.loads(calls)) > 1:
+        raise ValueError("it calls several functions, and parallel_tool_calls is false")
+    return calls
 
 
 def _choice(output: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from persyn_datasets.data.build import Cost, Line, Measured, Routing, Temperature
 from persyn_datasets.data.reasoning import written_length
 from persyn_datasets.data.responses import rewards_by_prompt
+from persyn_datasets.data.tools import to_calls
 from persyn_datasets.report import thinking
 from persyn_datasets.router.metrics import (
     calibration_error,
@@ -44,7 +45,7 @@ def measure(ranked: Dataset | None, answered: Dataset, names: Iterable[str]) -> 
     best, routed = Counter(ranked["best_teacher"] if ranked else ()), Counter(answered["teacher"])
     answers: dict[str, list[str]] = {name: [] for name in responses}
     for name, completion in zip(answered["teacher"], answered["completion"], strict=True):
-        answers[name] += [message["content"] for message in completion]
+        answers[name] += [m["content"] + to_calls(m.get("tool_calls")) for m in completion]
 
     def mean(rows: list[dict[str, Any]], key: str) -> float | None:
         values = [r[key] for r in rows if r.get(key) is not None]

@@ -17,7 +17,7 @@ from persyn_datasets.report import text as report
 from persyn_datasets.report.figures import CAPTIONS, draw
 
 EXAMPLES = 6
-OURS = {"prompt_id", "prompt", "completion", "teacher", "finish_reason", "error", "answer"}
+OURS = {"prompt_id", "prompt", "completion", "teacher", "finish_reason", "error", "answer", "tools"}
 MOST_GROUPS = 20  # a column of more values is no grouping
 
 
@@ -98,7 +98,8 @@ def _example(row: dict[str, Any], chosen: str | None) -> dict[str, Any]:
     answers = [
         {
             "teacher": r["teacher"],
-            "text": r["error"] or read_response(r, "answer"),
+            "text": r["error"]
+            or f"{read_response(r, 'answer')}\n{r.get('tool_calls') or ''}".strip(),
             "quality": r["quality"],
             "reward": r["reward"],
             "probability": None if r["learnability"] is None else exp(r["learnability"]),

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
 from scipy.stats import rankdata
 
 from persyn_datasets.data import schema
+from persyn_datasets.data.tools import COLUMN as TOOLS
 
 # Prompts whose answers are scored once more: enough for a first digit, at little cost.
 PROMPTS = 16
@@ -19,16 +20,19 @@ def without_question(ranked: Dataset) -> Dataset:
     to be scored again.
     """
     first = ranked.select(range(min(PROMPTS, len(ranked))))
+    tools = {TOOLS: Value("string")} if TOOLS in ranked.column_names else {}
 
     def blank(row: dict[str, Any]) -> dict[str, Any]:
         *before, last = row["messages"]
         # Without what the calibration has added to them.
         responses = [{key: r[key] for key in schema.RESPONSE} for r in row["responses"]]
-        return {"messages": [*before, last | {"content": NOTHING}], "responses": responses}
+        return {"messages": [*before, last | {"content": NOTHING}], "responses": responses} | {
+            key: row[key] for key in tools
+        }
 
     return first.map(
         blank,
-        features=Features(schema.GENERATED),
+        features=Features({**schema.GENERATED, **tools}),
         remove_columns=first.column_names,
         load_from_cache_file=False,
     )

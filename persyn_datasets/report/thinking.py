@@ -43,7 +43,7 @@ def _teacher(rows: list[dict[str, Any]]) -> Thoughts:
     return {
         "answers": len(rows),
         "thoughts": len(thoughts),
-        "cut_off": sum(not r["text"] for r in thoughts),
+        "cut_off": sum(not (r["text"] or r.get("tool_calls")) for r in thoughts),
         "tokens": _mean([r["completion_tokens"] for r in counted]),
         "reasoning_tokens": _mean([_tokens(r) for r in counted]),
     }

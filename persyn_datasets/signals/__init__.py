@@ -33,6 +33,7 @@ from persyn_datasets.config.teacher import Teacher
 
 Quality = str | Mapping[str, Any] | Callable[..., Any]
 FUNCTION = "function"
+CALLS = "tool_calls of completions"  # no column of a table of prompts
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Facts:
         asks: it asks a model behind a server. Then `score` also takes the `account`, and the file
             has `asked(spec) -> Teacher`, `template(spec)`, the text that asks, and
             `requests_of_prompt(spec, answers)`, how often it asks about a prompt.
+        tools: it sees calls of functions: `score` finds them in the column `CALLS`, as JSON text of
+            each row. Else it is not asked where prompts offer some: it would take a call for an
+            empty answer.
     """
 
     name: str = ""
@@ -56,6 +60,7 @@ class Facts:
     journalled: bool = True
     cut: float | None = None
     asks: bool = False
+    tools: bool = False
 
 
 def names() -> list[str]:
@@ -106,6 +111,16 @@ def check(quality: Quality, prompts: Any) -> None:
     """Check a recipe's quality with its prompts; see the signal's own `check`."""
     signal, spec = signal_of(quality)
     signal.check(spec, prompts)
+
+
+def check_tools(quality: Quality) -> None:
+    """Raises `InputError`: the signal sees no calls of functions."""
+    if not facts_of(quality).tools:
+        raise InputError(
+            f"quality: prompts have `tools`, and {shown(quality)} sees the text of an answer and "
+            "not what it calls. Take a function of your own, which finds the calls in its "
+            "completions as `tool_calls`; or remove the column."
+        )
 
 
 def asks(quality: Quality) -> Teacher | None:

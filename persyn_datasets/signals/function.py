@@ -4,6 +4,7 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -12,9 +13,11 @@ from typing import Any
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
-from persyn_datasets.signals import Facts
+from persyn_datasets.data.tools import message
+from persyn_datasets.signals import CALLS, Facts
 
-FACTS = Facts(journalled=False)  # it may ask a judge, or draw: it is called each time
+# It may ask a judge, or draw: it is called each time.
+FACTS = Facts(journalled=False, tools=True)
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
@@ -44,8 +47,8 @@ def score(
 ) -> list[float | None]:
     """What the function returns, for all rows at once.
 
-    `prompts` and `completions` are conversational; every other column of the rows comes by its
-    name.
+    `prompts` and `completions` are conversational, with `tool_calls` where an answer has some;
+    every other column of the rows comes by its name.
 
     Raises:
         InputError: it returned something else than one number or None per row.
@@ -53,9 +56,14 @@ def score(
     called = resolve(function) if isinstance(function, str) else function
     parameters = inspect.signature(called).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    columns = dict(columns)
+    calls = columns.pop(CALLS, None) or [""] * len(rows)
     given = {
         "prompts": [messages for messages, _ in rows],
-        "completions": [[{"role": "assistant", "content": text}] for _, text in rows],
+        "completions": [
+            [json.loads(message(text, called))]
+            for (_, text), called in zip(rows, calls, strict=True)
+        ],
         **columns,
     }
     scores = list(called(**{k: v for k, v in given.items() if takes_all or k in parameters}))

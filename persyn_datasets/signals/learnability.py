@@ -7,7 +7,7 @@ From the same forward pass, the Rank-Surprisal Ratio RSR = Σ_t min(rank_t, 100)
 7): lower is better.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TypedDict
 
 import torch
@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
-from persyn_datasets.config.teacher import Message
 from persyn_datasets.signals.log_probs import response_log_probs
-from persyn_datasets.signals.trained_text import ChatFormat
+from persyn_datasets.signals.trained_text import ChatFormat, Rows
 from persyn_datasets.store.models import context_length, load_causal_lm
 
 # Of what is measured: where it changes, scores that are kept are measured again.
@@ -40,11 +39,9 @@ class Signals(TypedDict):
     dropped: int
 
 
-def signals(
-    student: Student, rows: Sequence[tuple[list[Message], str]]
-) -> Iterator[tuple[int, Signals]]:
-    """Score (messages, response text) rows with the student, each in the text on which the student
-    is trained (`trained_text`).
+def signals(student: Student, rows: Rows) -> Iterator[tuple[int, Signals]]:
+    """Score rows of (messages, response text), or `Row`s, with the student, each in the text on
+    which it is trained (`trained_text`).
 
     The tokens of the response count, without the end of the turn, so that truncated responses
     compare. What does not fit into the student's context is cut off at the end of the response.
@@ -76,7 +73,7 @@ def signals(
 
 
 def answer_log_probs(
-    model: PreTrainedModel, form: ChatFormat, rows: Sequence[tuple[list[Message], str]]
+    model: PreTrainedModel, form: ChatFormat, rows: Rows
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, int]]:
     """log p_θ of each token of an answer as it is trained, by any loaded model θ that reads
     `form`'s texts: the student, or the same one after some training.

@@ -6,7 +6,8 @@ loss, all others do, those that the template adds before the answer and behind i
 may be assumed: templates put an empty think block, a channel or a recipient before an answer, trim
 it, rewrite its white space, or leave its reasoning out; a tokenizer may merge across the border.
 
-So the answer's tokens are found in that very text, by their places in it.
+So the answer's tokens are found in that very text, by their places in it. Calls of functions, which
+each template writes in a way of its own, are what is rendered where a text would be.
 """
 
 import json
@@ -17,23 +18,39 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+from datasets import Json
 from jinja2 import TemplateError
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.student import Student
 from persyn_datasets.config.teacher import Message
+from persyn_datasets.data.tools import message
 from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import load_tokenizer, template_of
 
 # Some templates write the day on which they are rendered. Scores of one day must be those of
 # another, so it is always this one.
 TEMPLATE_DATE = date(2026, 1, 1)
-_MARK = "\ufdd0"  # no character, by Unicode: no text has it
+MARK = "\ufdd0"  # no character, by Unicode: no text has it
 _TEXTS_AT_ONCE = 256
 _THOUGHT = "<think>"
 _THINKING = f"{_THOUGHT}\nOne and one.\n</think>\n\nTwo."
+
+
+class Row(NamedTuple):
+    """A prompt and its answer. `tools` is what the prompt offers, `calls` what the answer calls, as
+    JSON text (`data.tools`).
+    """
+
+    messages: list[Message]
+    answer: str
+    tools: str = ""
+    calls: str = ""
+
+
+Rows = Sequence[tuple[list[Message], str] | Row]
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ class TrainedText:
 class _Prompt:
     text: str  # with the generation prompt
     ids: list[int]
-    probe: str  # with an answer that is only `_MARK`, and what follows it
+    probe: str  # with an answer that is only `MARK`, and what follows it
     tail: str
 
 
@@ -104,30 +121,50 @@ class ChatFormat:
             **({"given": _THOUGHT} if _THOUGHT in asked else {}),
         }
 
-    def render(self, rows: Sequence[tuple[list[Message], str]]) -> Iterator[TrainedText]:
-        """Of each row of (messages, answer), in order.
+    def render(self, rows: Rows) -> Iterator[TrainedText]:
+        """Of each row, in order.
 
         Raises:
             InputError: the template refuses a row, or has no place for an answer.
         """
         for first in range(0, len(rows), _TEXTS_AT_ONCE):
-            some = rows[first : first + _TEXTS_AT_ONCE]
-            texts = [self._apply([*m, {"role": "assistant", "content": a}]) for m, a in some]
+            some = [Row(*row) for row in rows[first : first + _TEXTS_AT_ONCE]]
+            texts = [self.answered(row) for row in some]
             fast = self.tokenizer.is_fast
             encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast)
-            for i, (messages, answer) in enumerate(some):
-                prompt = self._prompt(json.dumps(messages))
+            for i, row in enumerate(some):
                 offsets = encoded["offset_mapping"][i] if fast else None
-                yield self._row(prompt, answer, texts[i], encoded["input_ids"][i], offsets)
+                yield self._row(row, texts[i], encoded["input_ids"][i], offsets)
 
-    def probe(self, messages: list[Message]) -> str:
+    def probe(self, messages: list[Message], tools: str = "") -> str:
         """The messages and an answer, rendered."""
-        return self._prompt(json.dumps(messages)).probe
+        return self._prompt(json.dumps(messages), tools).probe
 
-    def _row(
-        self, prompt: _Prompt, answer: str, text: str, ids: list[int], offsets: Any
-    ) -> TrainedText:
-        begin, stop, dropped = answer_place(text, answer, prompt.probe, prompt.tail)
+    def answered(self, row: Row) -> str:
+        """A row, rendered."""
+        said: Any = {"role": "assistant", "content": row.answer}
+        if row.calls:  # as the trainer gets it: `datasets` rounds numbers when it reads JSON
+            said = Json().decode_example(message(row.answer, row.calls))
+        return self._apply([*row.messages, said], row.tools)
+
+    def _place(self, row: Row, text: str, prompt: _Prompt) -> tuple[int, int, str]:
+        """Where in its text a row's answer is, and what of it is not there."""
+        if not row.calls:
+            return answer_place(text, row.answer, prompt.probe, prompt.tail)
+        stop = len(text) - len(prompt.tail) if text.endswith(prompt.tail) else len(text)
+        begin = common_prefix(text, prompt.probe)
+        if not row.answer.strip():
+            return begin, stop, ""
+        alone = self.answered(row._replace(calls=""))
+        first, last, dropped = answer_place(alone, row.answer, prompt.probe, prompt.tail)
+        if common_prefix(text, alone) >= last:
+            return first, stop, dropped
+        kept = "".join(row.answer.split()) in "".join(text[begin:stop].split())
+        return begin, stop, "" if kept else row.answer.strip()
+
+    def _row(self, row: Row, text: str, ids: list[int], offsets: Any) -> TrainedText:
+        prompt = self._prompt(json.dumps(row.messages), row.tools)
+        begin, stop, dropped = self._place(row, text, prompt)
         loss_from = common_prefix(prompt.ids, ids)
         spans = self._spans(text, ids, begin, stop) if offsets is None else _spans(offsets)
         inside = [i for i, span in enumerate(spans) if _overlaps(span, begin, stop)]
@@ -150,20 +187,22 @@ class ChatFormat:
         inside = [(begin, stop)] * (last - first)
         return [(0, begin)] * first + inside + [(stop, len(text))] * (len(ids) - last)
 
-    def _rendered_prompt(self, messages: str) -> _Prompt:
+    def _rendered_prompt(self, messages: str, tools: str = "") -> _Prompt:
         prompt = json.loads(messages)
-        text = self._apply(prompt, add_generation_prompt=True)
+        text = self._apply(prompt, tools, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        probe = self._apply([*prompt, {"role": "assistant", "content": _MARK}])
-        if _MARK not in probe:
+        probe = self._apply([*prompt, {"role": "assistant", "content": MARK}], tools)
+        if MARK not in probe:
             raise InputError(
                 f"The chat template of the student {self.student.model!r} leaves the answer out: "
                 "it reads contents in parts, as for images. Take a student for texts, or give its "
                 "tokenizer a template for texts."
             )
-        return _Prompt(text, ids, probe, probe.rpartition(_MARK)[2])
+        return _Prompt(text, ids, probe, probe.rpartition(MARK)[2])
 
-    def _apply(self, messages: list[Message], **options: Any) -> str:
+    def _apply(self, messages: list[Message], tools: str = "", **options: Any) -> str:
+        if tools:
+            options["tools"] = json.loads(tools)
         try:
             text: Any = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, **self.options, **options

@@ -42,11 +42,6 @@ class Generate(Asking):
         self, batch: Mapping[str, Sequence[Any]], rank: int | None = None
     ) -> dict[str, list[Any]]:
         messages, tools = messages_of(batch), tools_of(batch)
-        if any(tools):
-            raise InputError(
-                "Generate: a prompt has `tools`, and Score cannot score calls of functions. Name a "
-                "teacher for each row and ask by Synthesize, or remove the column."
-            )
         ids = list(map(prompt_id, messages, tools))
         requests = [
             Request(teacher, key, teacher.conversation(m), sample, offered)

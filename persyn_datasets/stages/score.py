@@ -21,11 +21,20 @@ from persyn_datasets.data.prompts import messages_of
 from persyn_datasets.data.reasoning import read
 from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.data.sources import load
+from persyn_datasets.data.tools import tools_of
 from persyn_datasets.engines.account import Account
-from persyn_datasets.signals import Quality, facts_of, identity, resolved, signal_of
+from persyn_datasets.signals import (
+    CALLS,
+    Quality,
+    check_tools,
+    facts_of,
+    identity,
+    resolved,
+    signal_of,
+)
 from persyn_datasets.signals.learnability import SCORER, Signals, signals
 from persyn_datasets.signals.target import theta_plus
-from persyn_datasets.signals.trained_text import ChatFormat
+from persyn_datasets.signals.trained_text import ChatFormat, Row, Rows
 from persyn_datasets.store.identity import KnownByContent, weights_of
 from persyn_datasets.store.journal import Journal, digest
 from persyn_datasets.store.models import dtype, use_device
@@ -91,7 +100,9 @@ class Score(KnownByContent):
     ) -> dict[str, list[Any]]:
         use_device(rank)
         schema.require(batch, "responses", "Score")
-        messages = messages_of(batch)
+        messages, tools = messages_of(batch), tools_of(batch)
+        if any(tools) and self.quality is not None:
+            check_tools(self.quality)
         responses = [[dict(r) for r in row] for row in batch["responses"]]
         names = ["quality"] if self.quality is not None else []
         if self.student is not None:
@@ -105,11 +116,19 @@ class Score(KnownByContent):
             for k in batch
             if k not in ("messages", "prompt", "responses")
         }
+        if any(tools):
+            columns[CALLS] = [r.get("tool_calls") or "" for _, r in places]
         if self.quality is not None:
             self._add_quality([(messages[i], r) for i, r in places], columns)
         if self.student is not None:
-            self._add_of_student([(messages[i], r) for i, r in places if read(r, self.reads)])
+            rows = [(self._row(messages[i], tools[i], r), r) for i, r in places]
+            self._add_of_student([(row, r) for row, r in rows if row.answer or row.calls])
         return {"responses": responses}
+
+    def _row(self, messages: list[Message], tools: str, response: dict[str, Any]) -> Row:
+        """What the student reads of a response."""
+        calls = response.get("tool_calls") if tools and self.reads != "reasoning" else ""
+        return Row(messages, read(response, self.reads), tools, calls or "")
 
     def _add_quality(
         self, places: list[tuple[list[Message], dict[str, Any]]], columns: dict[str, list[Any]]
@@ -121,17 +140,15 @@ class Score(KnownByContent):
         for (_, r), quality in zip(places, self.of_quality(rows, columns), strict=True):
             r["quality"] = cut if cut is not None and r["finish_reason"] == "length" else quality
 
-    def _add_of_student(self, places: list[tuple[list[Message], dict[str, Any]]]) -> None:
+    def _add_of_student(self, places: list[tuple[Row, dict[str, Any]]]) -> None:
         """What the student says of what it reads."""
-        rows = [(messages, read(r, self.reads)) for messages, r in places]
+        rows = [row for row, _ in places]
         for (_, r), by_student in zip(places, self.of_student(rows), strict=True):
             r["learnability"], r["rsr"] = by_student["learnability"], by_student["rsr"]
         if self.target:
             self._add_target([r for _, r in places], rows)
 
-    def _add_target(
-        self, responses: list[dict[str, Any]], rows: list[tuple[list[Message], str]]
-    ) -> None:
+    def _add_target(self, responses: list[dict[str, Any]], rows: Rows) -> None:
         """r_t of each: its learnability under θ⁺ minus that under θ."""
         assert isinstance(self.student, Student) and self.target
         plus = Score(theta_plus(self.student, self.target)).of_student(rows)
@@ -139,7 +156,7 @@ class Score(KnownByContent):
             if after["learnability"] is not None:
                 r["target"] = after["learnability"] - r["learnability"]
 
-    def of_student(self, rows: list[tuple[list[Message], str]]) -> list[Signals]:
+    def of_student(self, rows: Rows) -> list[Signals]:
         """What the student says of each row, from the journal or by the student."""
         assert isinstance(self.student, Student)
         student, weights = self.student, weights_of(self.student.model, self.student.revision)
@@ -153,7 +170,9 @@ class Score(KnownByContent):
             "scorer": SCORER,
             **ChatFormat(student).identity(),
         }
-        keys = [digest(row) for row in rows]
+        keys = [
+            digest(row if any(row[2:]) else row[:2]) for row in rows
+        ]  # as before there were tools
         with Journal("learnability", self.student.model, identity) as journal:
             known = journal.get(keys)
             todo = list(

@@ -6,18 +6,20 @@ have no scale: min–max over the two makes 0 and 1 of any difference, so that q
 alone, whatever the margin.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, Features, Json, List, concatenate_datasets
 
 from persyn_datasets.config.reward import Normalize
 from persyn_datasets.data import schema
 from persyn_datasets.data.reasoning import split
 from persyn_datasets.data.responses import Responses, with_columns
+from persyn_datasets.data.tools import to_calls
 from persyn_datasets.store.statistics import usual_range
 
 Stage = Callable[[Dataset], Dataset]
@@ -118,7 +120,8 @@ def keep_better(
         "teacher", teachers, feature=routed.features["teacher"]
     )
     second, first = synthesize(asked), answered.select(rows)
-    responses = [[_response(a), _response(b)] for a, b in zip(first, second, strict=True)]
+    both_answers = zip(_as_written(first), _as_written(second), strict=True)
+    responses = [[_response(a), _response(b)] for a, b in both_answers]
     features = Features(
         {**asked.remove_columns(["teacher", "router_scores"]).features, **schema.GENERATED}
     )
@@ -226,12 +229,22 @@ def _with(responses: Responses, values: dict[str, np.ndarray]) -> pa.ChunkedArra
     return responses.with_fields(**columns)
 
 
+def _as_written(answered: Dataset) -> Dataset:
+    """With completions as JSON where they are, which `datasets` would read with rounded numbers."""
+    if answered.features["completion"] != schema.MESSAGES_WITH_CALLS:
+        return answered
+    return answered.cast_column("completion", List(Json(decode=False)))
+
+
 def _response(row: dict[str, Any]) -> dict[str, Any]:
-    reasoning, text = split(row["completion"][0]["content"]) if row["completion"] else ("", "")
+    said = row["completion"][0] if row["completion"] else {"content": ""}
+    said = json.loads(said) if isinstance(said, str) else said
+    reasoning, text = split(said["content"])
     copied = ("teacher", "finish_reason", *schema.COUNTS, "error")
     return {
         "sample": 0,
         "text": text,
         "reasoning": reasoning or row["reasoning"],
+        "tool_calls": to_calls(said.get("tool_calls")),
         **{key: row[key] for key in copied},
     }

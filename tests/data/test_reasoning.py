@@ -71,3 +71,7 @@ def test_what_is_read_of_a_response() -> None:
     plain = {"text": "7"}  # of version 0.1.0
     assert [read(plain, what) for what in ("both", "answer", "reasoning")] == ["7", "7", ""]
     assert written_length(whole) == 8
+    called = {"text": "", "reasoning": "3 and 4", "tool_calls": "[{}]"}
+    assert read(called, "both") == "<think>\n3 and 4\n</think>\n\n"
+    assert (read(called, "answer"), read(called, "reasoning")) == ("", "<think>\n3 and 4")
+    assert written_length(called) == 11

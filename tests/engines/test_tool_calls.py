@@ -100,6 +100,15 @@ def test_arguments_that_are_not_json_fail_their_row_which_was_paid_for(
     assert server.count == 1
 
 
+def test_a_second_call_where_one_was_allowed_fails_its_row() -> None:
+    one_call = {"extra_body": {"parallel_tool_calls": False}}
+    response, server = asked(called('{"city": "Rome"}', "{}"), **one_call)
+    assert "parallel_tool_calls" in response["error"] and not response["tool_calls"]
+    assert server.bodies[0]["parallel_tool_calls"] is False
+    alone, _ = asked(called('{"city": "Rome"}'), **one_call)
+    assert (json.loads(alone["tool_calls"]), alone["error"]) == (CALLS[:1], "")
+
+
 def test_a_prompt_without_tools_is_sent_and_read_as_ever() -> None:
     with ChatServer(lambda request, nth: (200, {}, called("{}"))) as server:
         [response] = respond(ask(teach(server), "hi"), "Test", Account())

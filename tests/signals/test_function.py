@@ -6,8 +6,8 @@ import torch
 from datasets import Dataset
 
 from persyn_datasets import InputError
+from persyn_datasets.signals import CALLS, identity
 from persyn_datasets.signals import function as signal
-from persyn_datasets.signals import identity
 
 ROWS = [([{"role": "user", "content": "the " * i}], "er" * i) for i in range(3)]
 COLUMNS = {"answer": ["a", "b", "c"], "level": [1, 2, 3]}
@@ -35,6 +35,19 @@ def test_reward_functions_get_what_they_name():
     assert signal.score(ROWS, COLUMNS, some) == [1.0, 4.0, 7.0]
     with pytest.raises(InputError, match="some_few.* 1 .* 3 "):
         signal.score(ROWS, COLUMNS, some_few)
+
+
+def test_calls_are_in_the_completions():
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 0.9549}}}]
+    columns = COLUMNS | {CALLS: [json.dumps(calls), "", json.dumps(calls * 2)]}
+
+    def called(completions, **more):
+        assert set(more) == {"prompts", *COLUMNS}
+        said = [completion[0].get("tool_calls") for completion in completions]
+        assert said == [calls, None, calls * 2]
+        return [len(found or []) for found in said]
+
+    assert signal.score(ROWS, columns, called) == [1.0, 0.0, 2.0]
 
 
 def some_few(prompts, **_):

@@ -170,6 +170,15 @@ def test_an_answer_may_be_a_number_and_zero(chat_model):
     assert signals(Score(student=chat_model)(batch), "quality") == [[1.0]]
 
 
+def test_calls_are_not_graded_by_what_sees_the_text_alone(chat_model):
+    tools = '[{"type": "function", "function": {"name": "f"}}]'
+    batch = BATCH | {"tools": [None, tools, None]}
+    with pytest.raises(InputError, match="quality: prompts have `tools`, and math-verify"):
+        Score(student=chat_model)(batch)
+    ours = Score(student=None, quality=lambda completions: [1.0] * len(completions))
+    assert signals(ours(batch), "quality")[1] == [1.0, None, 1.0, 1.0]
+
+
 def test_mistakes(chat_model):
     with pytest.raises(InputError, match=r"'reward_model'"):
         Score(student="m", quality={"model": "r"})
