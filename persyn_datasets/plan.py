@@ -10,6 +10,7 @@ from datasets import Dataset
 from persyn_datasets import signals
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.recipe import Recipe
+from persyn_datasets.config.shares import part_of
 from persyn_datasets.config.strategy import REASSIGNED, STRATEGIES
 from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data.build import Estimate, Line, Planned, Use
@@ -173,7 +174,7 @@ def plan(recipe: Recipe, prompts: int) -> Planned:
     """
     n, m, c = prompts, len(recipe.teachers), strategies.calibration_size(recipe, prompts)
     k = recipe.calibration.samples
-    twice = int(recipe.second_opinion * n) if recipe.strategy in strategies.ROUTED else 0
+    twice = part_of(recipe.second_opinion, n) if recipe.strategy in strategies.ROUTED else 0
     return {
         "prompts": n,
         "teachers": m,

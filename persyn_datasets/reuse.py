@@ -21,6 +21,7 @@ from datasets import Dataset, IterableDataset
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.config.reasoning import KeepReasoning
+from persyn_datasets.config.shares import part_of
 from persyn_datasets.config.teacher import Teacher, check_prices
 from persyn_datasets.data import schema
 from persyn_datasets.data.build import STATS, Answered, Line
@@ -325,7 +326,7 @@ def _check_failed(done: list[dict[str, Any]], max_failed: float, at_least: int =
     """Raises `BuildError` if more than the share `max_failed` failed, of at least so many rows."""
     rows = sum(sum(shard["counts"].values()) for shard in done)
     errors = _sum(done, "errors")
-    if errors.total() > max_failed * max(rows, at_least):
+    if errors.total() > part_of(max_failed, max(rows, at_least)):
         reasons = "; ".join(f"{n:,} × {error[:200]}" for error, n in errors.most_common(3))
         raise BuildError(
             f"{errors.total():,} of {rows:,} responses failed, and max_failed is {max_failed:.0%}: "

@@ -1,7 +1,7 @@
 """A recipe: everything that makes one personalised dataset, as a YAML file."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -70,6 +70,22 @@ class RouterTraining:
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout is {self.holdout}; expected a share in (0, 1), e.g. 0.1.")
+
+
+def _check_keys(values: Any, path: Path) -> None:
+    """Raises `InputError`: what a file holds is empty, or a list, a text, a number."""
+    if isinstance(values, dict):
+        return
+    if values is None:
+        bare = (f for f in fields(Recipe) if f.default is f.default_factory is MISSING)
+        needed = ", ".join(f.name for f in bare)
+        raise InputError(
+            f"{path}: the file is empty; expected the keys of a recipe, at least {needed}. "
+            "builders/ has recipes to start from."
+        )
+    found = "a list" if isinstance(values, list) else str(values)
+    found = f"the text {values[:60]!r}" if isinstance(values, str) else found
+    raise InputError(f"{path}: found {found}; expected the keys of a recipe.")
 
 
 @dataclass(frozen=True)
@@ -170,10 +186,7 @@ class Recipe:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not a YAML text: {error}") from error
-        if not isinstance(values, dict):
-            raise InputError(
-                f"{path}: found {type(values).__name__}; expected the keys of a recipe."
-            )
+        _check_keys(values, path)
         _share_sampling(values)
         apply_overrides(values, overrides, f"The recipe of {recipe} on the Hub" if foreign else "")
         return cls.from_dict(values, where=str(path))

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from persyn_datasets.config.errors import BuildError, InputError
+from persyn_datasets.config.shares import part_of
 from persyn_datasets.config.teacher import Sampling, Teacher, check_names
 from persyn_datasets.data.rows import rows_hash
 from persyn_datasets.engines import (
@@ -258,7 +259,7 @@ class _Answers:
         self.in_a_row[name] += 1
         count = self.in_a_row[name]
         never = count == FIRST_FAILURES and not self.account.answered(request.teacher)
-        if never or count > max(FIRST_FAILURES, self.max_failed * len(self.asked)):
+        if never or count > max(FIRST_FAILURES, part_of(self.max_failed, len(self.asked))):
             raise BuildError(
                 f"{self.stage}: teacher {name!r} fails: {count} requests in a row, the last with: "
                 f"{response['error']}. Fix it and rerun the same command; all answers so far are "
@@ -275,7 +276,7 @@ class _Answers:
                 "answers so far are kept."
             )
         reasons = Counter((key[0], r["error"]) for key, r in self.responses.items() if r["error"])
-        if (count := reasons.total()) > self.max_failed * len(self.asked):
+        if (count := reasons.total()) > part_of(self.max_failed, len(self.asked)):
             most = "; ".join(
                 f"{n:,} × {name!r}: {error[:200]}" for (name, error), n in reasons.most_common(5)
             )

@@ -13,6 +13,7 @@ from scipy.optimize import lsq_linear
 from scipy.special import softmax
 
 from persyn_datasets.config.errors import InputError
+from persyn_datasets.config.shares import part_of
 from persyn_datasets.config.strategy import Budget
 from persyn_datasets.config.teacher import Message, Price, Teacher
 from persyn_datasets.data.build import Spend, Tradeoff
@@ -174,8 +175,7 @@ def within_budget(
 
 def _caps(budget: Budget, names: Sequence[str], prompts: int) -> list[int]:
     """How many prompts each teacher may get at most."""
-    # 0.29 · 100 is 28.999999999999996: without the 1e-9 it would be 28 prompts, not 29.
-    return [int(budget.max_share.get(name, 1.0) * prompts + 1e-9) for name in names]
+    return [part_of(budget.max_share.get(name, 1.0), prompts) for name in names]
 
 
 def room_for_more(

@@ -16,6 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, List, concatenate_datasets
 
 from persyn_datasets.config.reward import Normalize
+from persyn_datasets.config.shares import part_of
 from persyn_datasets.data import schema
 from persyn_datasets.data.reasoning import split
 from persyn_datasets.data.responses import Responses, with_columns
@@ -71,7 +72,7 @@ def least_sure(
     a, b = of_own[there], best[there]
     certainty = abs(a / (a + b) - 0.5)
     order = there[np.argsort(certainty, kind="stable")]
-    most = int(share * len(routed))
+    most = part_of(share, len(routed))
     if not room:
         chosen = order[:most]
         return chosen, [names[i] for i in p[chosen].argmax(-1)]

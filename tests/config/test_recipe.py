@@ -124,8 +124,11 @@ def test_a_missing_key_is_named(values, key):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"- a\n- b\n", "found list; expected the keys of a recipe"),
-        (b"", "found NoneType"),
+        (b"- a\n- b\n", "found a list; expected the keys of a recipe"),
+        (b"", r"r\.yaml: the file is empty.*name, student, prompts, teachers"),
+        (b"# name: x\n---\n", r"r\.yaml: the file is empty.*name, student, prompts, teachers"),
+        (b"name", "found the text 'name'; expected the keys of a recipe"),
+        (b"3", "found 3; expected the keys of a recipe"),
         (b"name: {", "not a YAML text"),
         (b"name: caf\xe9", "not a YAML text"),
     ],
