@@ -43,11 +43,12 @@ LOWEST := .venv-lowest/bin
 .venv-lowest/installed: pyproject.toml constraints.txt .ci/lowest.py
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
-	$(LOWEST)/pip install --quiet --constraint constraints.txt --constraint .venv-lowest/constraints.txt --editable . "pytest>=8.0"
+	$(LOWEST)/pip install --quiet --constraint constraints.txt --constraint .venv-lowest/constraints.txt --editable ".[compare,ray]" "pytest>=8.0"
 	touch $@
 
 test-lowest: .venv-lowest/installed  ## with the lowest dependencies that pyproject.toml allows
 	$(LOWEST)/python -m pytest $(EDGES)
+	$(LOWEST)/python -m pytest tests/compare/test_train.py tests/compare/test_evaluate.py -m "not slow"
 
 NEWEST := .venv-newest/bin
 test-newest:  ## with the newest dependencies that pyproject.toml allows

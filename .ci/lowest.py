@@ -1,4 +1,5 @@
-"""Constraints that hold every dependency of pyproject.toml at the lowest version it allows.
+"""Constraints that hold every dependency of pyproject.toml, those of its extras `compare` and `ray`
+too, at the lowest version it allows.
 
 Without torch, whose version is in constraints.txt: older ones have no build for a CPU on an
 ordinary index.
@@ -9,7 +10,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-for dependency in project["dependencies"]:
-    name, lowest = re.match(r"([\w-]+)>=([\d.]+)", dependency).groups()
+extras = project["optional-dependencies"]
+for dependency in [*project["dependencies"], *extras["compare"], *extras["ray"]]:
+    name, lowest = re.match(r"([\w-]+)(?:\[.*\])?>=([\d.]+)", dependency).groups()
     if name != "torch":
         print(f"{name}=={lowest}")
