@@ -48,7 +48,7 @@ from persyn_datasets.stages.score import Score
 from persyn_datasets.stages.synthesize import Synthesize
 from persyn_datasets.store import files, meter, own
 from persyn_datasets.store.journal import replace_file
-from persyn_datasets.store.progress import stages
+from persyn_datasets.store.progress import stages, unseen
 from persyn_datasets.strategies import baselines as strategies
 from persyn_datasets.strategies import budget, second_opinion
 
@@ -289,7 +289,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
     def _order_left(self, ranked: Dataset) -> float | None:
         """Of learnability, when the student does not see the question; see `report.question`."""
         score = Score(self.recipe.student, None, reads=as_trained(self.recipe.keep_reasoning))
-        return order_left(ranked, self._run(without_question(ranked), score, schema.SCORED))
+        with unseen():  # a few more of the rows that were scored in plain sight
+            again = self._run(without_question(ranked), score, schema.SCORED)
+        return order_left(ranked, again)
 
     def _run(self, rows: Dataset, stage: Any, adds: dict[str, Any]) -> Dataset:
         return run(rows, stage, adds, self.runner, batch_size=None)

@@ -4,7 +4,6 @@ import gc
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from inspect import signature
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from persyn_datasets.engines import Request, Response, answered, failed, thought
 from persyn_datasets.engines.account import Account
 from persyn_datasets.store.models import (
     batches,
+    cache_argument,
     context_length,
     load_causal_lm,
     load_tokenizer,
@@ -259,7 +259,7 @@ class _Work:
                 stop_strings=list(self.sampling.stop) or None,
             ),
             tokenizer=self.tokenizer,
-            **({_cache_argument(self.model): cache} if cache else {}),
+            **({cache_argument(self.model): cache} if cache else {}),
         )
         return longer
 
@@ -291,7 +291,7 @@ class _Work:
         prefix = [column[0] for column in shared]
         if prefix:
             ids = torch.tensor([prefix], device=self.model.device)
-            self.model(ids, logits_to_keep=1, **{_cache_argument(self.model): cache})
+            self.model(ids, logits_to_keep=1, **{cache_argument(self.model): cache})
             cache.batch_repeat_interleave(len(rows))
         return cache, len(prefix)
 
@@ -334,7 +334,7 @@ def _bytes_per_token(model: PreTrainedModel) -> int:
     sizes = []
     for tokens in (8, 16):
         cache: Any = model(torch.zeros(1, tokens, dtype=torch.long, device=model.device))
-        kept = getattr(cache, _cache_argument(model), None)
+        kept = getattr(cache, cache_argument(model), None)
         found = (vars(layer).values() for layer in getattr(kept, "layers", ()))
         tensors = [value for values in found for value in values if torch.is_tensor(value)]
         sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
@@ -353,12 +353,6 @@ def positions_change_at(model: PreTrainedModel) -> int:
         if kind.get("rope_type") == "longrope" and kind.get("original_max_position_embeddings")
     ]
     return min(lengths, default=10**9)
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """Its name: transformers 5.24 has renamed it."""
-    known = signature(model.forward).parameters
-    return "cache" if "cache" in known else "past_key_values"
 
 
 def _padded(rows: list[list[int]], prefix: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:

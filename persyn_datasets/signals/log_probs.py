@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from persyn_datasets.store.memory import in_batches, token_budget
+from persyn_datasets.store.models import cache_argument
 
 logger = logging.getLogger(__name__)
 
@@ -176,12 +177,13 @@ def _body(
     """What the model has without its head; [0] are the hidden states (rows, length, size). The
     cache grows by these rows.
     """
-    return _trunk(model)(
+    trunk = _trunk(model)
+    return trunk(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         position_ids=positions.clamp(min=0).to(model.device),
-        past_key_values=cache,
         use_cache=True,
+        **{cache_argument(trunk): cache},
     )
 
 

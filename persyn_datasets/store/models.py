@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -258,6 +259,12 @@ def _say_folded(model: str) -> None:
         "message.",
         model,
     )
+
+
+def cache_argument(model: Any) -> str:
+    """The name by which a model's forward takes a cache: transformers 5.24 has renamed it."""
+    known = signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def batches(lengths: Sequence[int], tokens: int, rows: int | None = None) -> Iterator[list[int]]:
