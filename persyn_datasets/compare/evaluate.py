@@ -21,12 +21,13 @@ from persyn_datasets.config.teacher import Sampling, Teacher
 from persyn_datasets.data.sources import load
 from persyn_datasets.signals.learnability import Signals
 from persyn_datasets.signals.math_verify import identity, verdicts
-from persyn_datasets.signals.trained_text import TEMPLATE_DATE, ChatFormat, at_date
+from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.stages.generate import Generate
 from persyn_datasets.stages.score import Score
 from persyn_datasets.store import models
 from persyn_datasets.store.identity import content_hash, weights_of
 from persyn_datasets.store.journal import digest, replace_file
+from persyn_datasets.store.templates import at_date
 
 Measures = dict[str, dict[str, float]]  # measure → prompt → value; more is better
 
@@ -137,7 +138,7 @@ def _task(student: Student, task: str, evaluation: Evaluation, folder: Path) -> 
     from lm_eval import simple_evaluate
 
     tokenizer = deepcopy(form.tokenizer)
-    tokenizer.chat_template = at_date(form.published_template, TEMPLATE_DATE)
+    tokenizer.chat_template = at_date(form.published_template)
     model = _language_model(evaluation)(
         models.load_causal_lm(*weights), tokenizer=tokenizer, batch_size=evaluation.batch_size
     )

@@ -22,6 +22,7 @@ from persyn_datasets.store.models import context_length, load_causal_lm
 # Of what is measured: where it changes, scores that are kept are measured again.
 SCORER = 2
 HIGHEST_RANK = 100
+LEAST_SURPRISAL = 2**-24  # of a token: float32 has no number between 1 − 2⁻²⁴ and 1
 
 
 class Signals(TypedDict):
@@ -58,9 +59,13 @@ def signals(student: Student, rows: Rows) -> Iterator[tuple[int, Signals]]:
         if not len(log_probs):
             yield i, Signals(learnability=None, rsr=None, tokens=0, dropped=left_out)
             continue
-        # Σ_t −log p_θ(y_t | …). r_l is minus its mean; RSR (Eq. 7) divides the clipped ranks by it.
+        # Σ_t −log p_θ(y_t | …). r_l is minus its mean; RSR (Eq. 7) divides the clipped ranks by it,
+        # but not by 0, of an answer that the student is certain of: that would end as a reward of
+        # −∞. It gets the ratio of the least surprisal that float32 knows (the authors' code divides
+        # by 1e-12 there): worse than any other, and finite.
         surprisal = -log_probs.sum()
-        rsr = ranks.clamp(max=HIGHEST_RANK).sum() / surprisal
+        least = LEAST_SURPRISAL * len(log_probs)
+        rsr = ranks.clamp(max=HIGHEST_RANK).sum() / surprisal.clamp(min=least)
         yield (
             i,
             Signals(

@@ -20,6 +20,7 @@ from persyn_datasets.store.models import (
     load_classifier,
     load_tokenizer,
 )
+from persyn_datasets.store.templates import TEMPLATE_DATE, at_date, writes_date
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the identity of a model needs none
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,7 +129,7 @@ def check(spec: Mapping[str, Any], prompts: Any) -> None:
 
 
 def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's weights, by content.
+    """The model's weights, by content; and the date that its template writes, if it does.
 
     Raises:
         InputError: they are not found.
@@ -136,9 +137,21 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
     if base_url := spec.get("base_url"):
         return {"model": spec["reward_model"], "base_url": base_url}
     try:
-        return {"weights": weights_of(spec["reward_model"], spec.get("revision"))}
+        weights = {"weights": weights_of(spec["reward_model"], spec.get("revision"))}
     except InputError as error:
         raise InputError(f"quality.reward_model: {error}") from error
+    return weights | _date(spec)
+
+
+def _date(spec: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        tokenizer = load_tokenizer(
+            spec["reward_model"], spec.get("revision"), bool(spec.get("trust_remote_code", False))
+        )
+    except (OSError, ValueError, KeyError):
+        return {}  # no tokenizer that loads: `check` says so
+    dated = writes_date(str(tokenizer.chat_template or ""))
+    return {"date": TEMPLATE_DATE.isoformat()} if dated else {}
 
 
 def resolved(spec: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -157,7 +170,9 @@ def _assistant(text: str) -> Message:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, conversation: list[Message]) -> list[int]:
-    text: Any = tokenizer.apply_chat_template(conversation, tokenize=False)
+    text: Any = tokenizer.apply_chat_template(
+        conversation, chat_template=at_date(str(tokenizer.get_chat_template())), tokenize=False
+    )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

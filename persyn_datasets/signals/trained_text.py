@@ -11,11 +11,9 @@ each template writes in a way of its own, are what is rendered where a text woul
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -29,10 +27,8 @@ from persyn_datasets.config.teacher import Message
 from persyn_datasets.data.tools import message
 from persyn_datasets.store.journal import digest
 from persyn_datasets.store.models import load_tokenizer, template_of
+from persyn_datasets.store.templates import TEMPLATE_DATE, at_date
 
-# Some templates write the day on which they are rendered. Scores of one day must be those of
-# another, so it is always this one.
-TEMPLATE_DATE = date(2026, 1, 1)
 MARK = "\ufdd0"  # no character, by Unicode: no text has it
 _TEXTS_AT_ONCE = 256
 _THOUGHT = "<think>"
@@ -107,7 +103,7 @@ class ChatFormat:
         self.template = template_of(own)
         self.published_template = with_defaults(self.template, self.options)
         self.tokenizer = copy(own)
-        self.tokenizer.chat_template = at_date(self.template, TEMPLATE_DATE)
+        self.tokenizer.chat_template = at_date(self.template)
         self._prompt = lru_cache(maxsize=8)(self._rendered_prompt)
 
     def identity(self) -> dict[str, Any]:
@@ -277,20 +273,6 @@ def _spans(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _overlaps(span: tuple[int, int], begin: int, stop: int) -> bool:
     first, last = span
     return last > begin and (first < stop or first == last == stop)
-
-
-def at_date(template: str, day: date) -> str:
-    """The template, with `strftime_now` always of one day."""
-    formats = re.findall(r"""strftime_now\(\s*(["'])(.*?)\1""", template)
-    if not formats:
-        return template
-    days = {form: day.strftime(form) for _, form in formats}
-    return (
-        "{% macro strftime_now(format) %}{{ "
-        + json.dumps(days)
-        + "[format] }}{% endmacro %}\n"  # Jinja takes the line's end for the block's
-        + template
-    )
 
 
 def with_defaults(template: str, options: Mapping[str, Any]) -> str:

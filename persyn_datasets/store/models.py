@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 
 from persyn_datasets.config.teacher import Message, fold_system
 from persyn_datasets.store.identity import facts_here
+from persyn_datasets.store.templates import at_date
 
 if TYPE_CHECKING:
     import torch
@@ -232,7 +233,7 @@ def _rendered(
     def render(conversation: list[Message]) -> str:
         text: Any = tokenizer.apply_chat_template(
             conversation,
-            chat_template=template_of(tokenizer),
+            chat_template=at_date(template_of(tokenizer)),
             add_generation_prompt=True,
             tokenize=False,
             **switches,

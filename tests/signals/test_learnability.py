@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -200,6 +201,21 @@ def test_no_probability_is_above_one_at_any_rounding(dtype, tmp_path):
             assert (log_p - own).abs().mean() <= log_probs.TOLERANCE[dtype]
             assert (ranks >= 1).all()
         assert all(r.item() == 1 for _, r in list(found.values())[:5])
+
+
+def test_what_the_student_is_certain_of_has_a_finite_ratio(tmp_path):
+    """log p is exactly 0 where float32 cannot tell p from 1: the ratio's worst, not infinity."""
+    model = save_model(tmp_path, initializer_range=1.0)
+    sharp = LlamaForCausalLM.from_pretrained(model)
+    sharp.model.norm.weight.data *= 20
+    sharp.save_pretrained(model)
+    letters = [chr(c) for c in range(33, 127)]
+    found = [one for _, one in signals(Student(model), [(ROWS[1][0], c) for c in letters])]
+    certain = [one for one in found if one["learnability"] == 0]
+    assert certain
+    assert all(math.isfinite(one["rsr"]) for one in found)
+    others = [one["rsr"] for one in found if one["learnability"] < -1e-3]
+    assert all(one["rsr"] > max(others) for one in certain)
 
 
 def test_an_empty_response_has_no_signals(chat_model):

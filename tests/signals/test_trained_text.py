@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tokenizer, save_model
-from jinja2 import Environment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from persyn_datasets import InputError, Student, quickstart
 from persyn_datasets.data.reasoning import inline
 from persyn_datasets.signals.learnability import signals
-from persyn_datasets.signals.trained_text import ChatFormat, answer_place, at_date, check
+from persyn_datasets.signals.trained_text import ChatFormat, answer_place, check
 from persyn_datasets.store.models import load_tokenizer, prompt_ids
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "scripts"))
@@ -173,16 +172,6 @@ def test_tomorrow_is_scored_as_today(name, tmp_path, monkeypatch):
     for form_of in ("%Y-%m-%d", "%d %b %Y"):
         assert today.strftime(form_of) not in written
     assert form.identity()["date"] == "2026-01-01"
-
-
-def test_a_template_at_a_date_is_the_same_but_for_it():
-    source = "\n{% if x %}a{% endif %}\n  {% if x %}b{% endif %}{{ strftime_now('%d %b %Y') }}\n"
-    hugging_face = Environment(trim_blocks=True, lstrip_blocks=True)
-    fixed = hugging_face.from_string(at_date(source, date(2026, 1, 1)))
-    free = hugging_face.from_string(source)
-    said = free.render(x=1, strftime_now=lambda form: date(2026, 1, 1).strftime(form))
-    assert fixed.render(x=1, strftime_now=None) == said
-    assert at_date("no date", date(2026, 1, 1)) == "no date"
 
 
 def with_template(folder, template):
