@@ -10,8 +10,10 @@ from chat_server import ChatServer, completion
 from datasets import Dataset, concatenate_datasets, load_dataset
 from pool import make_recipe, write_lines
 
-from persyn_datasets import InputError, PersynBuilder, Recipe, Student
+from persyn_datasets import InputError, PersynBuilder, Recipe, Router, Student, load_prompts
+from persyn_datasets.config.prompts import Prompts
 from persyn_datasets.data.tools import to_calls, to_tools
+from persyn_datasets.reuse import synthesize
 from persyn_datasets.signals.learnability import signals
 from persyn_datasets.signals.trained_text import ChatFormat, Row
 
@@ -189,6 +191,7 @@ def test_calls_are_scored_routed_and_trained_on(chat_model, tmp_path, monkeypatc
         bodies = len(server.bodies)
         build_of(Recipe.from_dict(recipe), tmp_path / "again")
         assert len(server.bodies) == bodies  # all from the journal
+        reused(builder, tmp_path)
     form, folder = ChatFormat(Student(student)), str(builder.folder)
     calibration = concatenate_datasets(list(load_dataset(folder, "calibration").values()))
     offered = to_tools([WEATHER, CLOCK], "here")
@@ -219,6 +222,21 @@ def test_calls_are_scored_routed_and_trained_on(chat_model, tmp_path, monkeypatc
     exact = [r._replace(calls=exactly(r.calls)) for r in published]
     assert [text.ids for text in form.render(exact)] == ids
     assert builder.stats["max_length"] == max(map(len, ids))
+
+
+def reused(builder, folder):
+    """The router assigns new prompts that offer functions; the answers hold the calls."""
+    rows = [{"prompt": f"Is it wet in {c}?", "tools": [WEATHER]} for c in "ABC"]
+    path = write_lines(folder / "new.jsonl", rows)
+    router = Router.from_pretrained(str(builder.output / "router"))
+    counts = synthesize(router, load_prompts(path), folder / "more", Prompts(path))
+    made = load_dataset(str(folder / "more"), split="train")
+    chats = load_dataset(str(folder / "more"), "messages", split="train")
+    assert counts.total() == len(made) == len(chats) == 3
+    for row, chat in zip(made, chats, strict=True):
+        assert row["tools"] == chat["tools"] == to_tools([WEATHER], "here")
+        assert row["prompt"] + row["completion"] == chat["messages"]
+        assert {c["function"]["name"] for c in chat["messages"][-1]["tool_calls"]} == {"weather"}
 
 
 def exactly(calls):

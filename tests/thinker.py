@@ -35,9 +35,16 @@ THOUGHT, ANSWER = "3+4", "7."
 
 
 def save_thinker(folder: Path) -> str:
-    """Saves it; its heads are of 64, which vLLM can do on a CPU."""
-    tokenizer = make_tokenizer(TEMPLATE)
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("<think>", "</think>")])
+    """Saves it."""
+    return save_speaker(folder, TEMPLATE, SAYS, ["<think>", "</think>"])
+
+
+def save_speaker(folder: Path, template: str, says: list[str], added: list[str]) -> str:
+    """Saves a model that says these tokens, one after the other, each of which comes once; its
+    heads are of 64, which vLLM can do on a CPU.
+    """
+    tokenizer = make_tokenizer(template)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -59,7 +66,7 @@ def save_thinker(folder: Path) -> str:
         layer.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), 128))
         model.lm_head.weight.zero_()
-        for before, after in pairwise(tokenizer.convert_tokens_to_ids(SAYS)):
+        for before, after in pairwise(tokenizer.convert_tokens_to_ids(says)):
             model.lm_head.weight[after, before] = 1.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -24,9 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from persyn_datasets import InputError
 from persyn_datasets.config.student import Student
+from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data import schema
 from persyn_datasets.data.tools import message
 from persyn_datasets.report.tables import table
+from persyn_datasets.signals import trained_calls
 from persyn_datasets.signals.trained_text import ChatFormat, Row, Rows, check
 
 PAGE = Path(__file__).parents[1] / "students.md"
@@ -140,6 +142,8 @@ def trained_by_trl(
 USER = [{"role": "user", "content": "What is 2+3?"}]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *USER]
 PLAIN, SPACED = "It is 5.", "  It is 5. \n"
+CALL = Row(USER, "", trained_calls.TOOLS, trained_calls.calls("5"))
+OFFER = Dataset.from_list([{"messages": USER, "tools": trained_calls.TOOLS}])
 THINKING = "<think>\nTwo and three are five.\n</think>\n\nThe answer is 5."
 
 
@@ -150,7 +154,7 @@ def row_of(name: str, folder: Path) -> list[str]:
         check(student, [USER])
     except InputError as error:
         why = "leaves the answer out" if "leaves the answer out" in str(error) else "refuses texts"
-        return [name, f"refused: {why} (for images)", "–", "–", "–", "–"]
+        return [name, f"refused: {why} (for images)", "–", "–", "–", "–", "–"]
     form = ChatFormat(student)
     rows = [(USER, answer) for answer in (PLAIN, THINKING, SPACED)]
     plain, thinking, spaced = found = list(form.render(rows))
@@ -165,6 +169,7 @@ def row_of(name: str, folder: Path) -> list[str]:
         before = "as asked"
     reasoning = "left out" if thinking.dropped else "kept"
     ends = form.tokenizer.decode(spaced.answer)
+    calls = _calls(student, form)
     try:
         check(student, [SYSTEM])
         system = "yes"
@@ -176,8 +181,27 @@ def row_of(name: str, folder: Path) -> list[str]:
         reasoning,
         "kept" if ends == SPACED else f"`{ends!r}`",
         system,
-        "yes" if same else "NO",
+        calls,
+        "yes" if same and calls != "NO" else "NO",
     ]
+
+
+def _calls(student: Student, form: ChatFormat) -> str:
+    """What becomes of calls of functions; NO: something else is scored than what is trained."""
+    for several, found in ((True, "yes"), (False, "one")):
+        teacher = Teacher("m", extra_body={} if several else {"parallel_tool_calls": False})
+        try:
+            trained_calls.check(student, OFFER, [teacher])
+        except InputError as error:
+            why = str(error)
+            continue
+        [ours] = form.render([CALL])
+        return (
+            found
+            if [(ours.ids, ours.loss_from)] == trained_by_trl(student.model, form.tokenizer, [CALL])
+            else "NO"
+        )
+    return "ends otherwise: refused" if "ends a call" in why else "left out: refused"
 
 
 def main() -> None:
@@ -187,6 +211,7 @@ def main() -> None:
         "reasoning in `<think>`",
         "white space at the ends",
         "system message",
+        "calls",
         "scored = trained",
     ]
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ def _check_offer(form: ChatFormat, messages: list[Message]) -> None:
 
 
 def _check_call(form: ChatFormat, messages: list[Message]) -> None:
-    row = Row(messages, "", TOOLS, _calls(VALUES[0]))
+    row = Row(messages, "", TOOLS, calls(VALUES[0]))
     probe, text = form.probe(messages, TOOLS), form.answered(row)
     called = text[common_prefix(text, probe) :]
     if any(part not in called for part in (NAME, KEY, VALUES[0])):
@@ -85,7 +85,7 @@ def _check_call(form: ChatFormat, messages: list[Message]) -> None:
 
 def _check_two(form: ChatFormat, messages: list[Message]) -> None:
     try:
-        text = form.answered(Row(messages, "", TOOLS, _calls(*VALUES)))
+        text = form.answered(Row(messages, "", TOOLS, calls(*VALUES)))
         why = "leaves one out"
     except InputError as error:
         text, why = "", f"{error}"
@@ -96,7 +96,8 @@ def _check_two(form: ChatFormat, messages: list[Message]) -> None:
         )
 
 
-def _calls(*values: str) -> str:
+def calls(*values: str) -> str:
+    """A call of the probe with each of these values, as JSON text."""
     return to_calls([{"function": {"name": NAME, "arguments": {KEY: value}}} for value in values])
 
 
