@@ -111,7 +111,11 @@ def _check_calibration(recipe: Recipe, prompts: Dataset) -> None:
 
 
 def _thinks(teacher: Teacher) -> bool:
-    """Whether a teacher's answers hold their reasoning, as far as its own template says so."""
+    """Whether a teacher's answers hold their reasoning, as far as that can be known before it is
+    asked: by answers that are there, or by its own template.
+    """
+    if look := getattr(engine_of(teacher), "thinks", None):
+        return bool(look(teacher))
     if teacher.engine not in ("transformers", "vllm"):
         return False
     if teacher.chat_template_kwargs.get("enable_thinking") is False:

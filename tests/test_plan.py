@@ -1,5 +1,8 @@
+import json
+
 import pytest
-from pool import make_recipe, problems
+from conftest import make_tokenizer, save_model
+from pool import make_recipe, problems, write_lines
 
 from persyn_datasets import Generate, InputError, Recipe, plan
 from persyn_datasets.data.sources import load
@@ -26,6 +29,32 @@ def test_samples_multiply_the_calibration(tmp_path, chat_model):
     values["teachers"][1]["sampling"] = {"temperature": 0}
     with pytest.raises(InputError, match="'multiplier'"):
         plan.check(Recipe.from_dict(values))
+
+
+@pytest.mark.parametrize("thought", ["<think>\nOne and one.\n</think>\n\n", "column"])
+def test_recorded_reasoning_that_the_student_would_lose_is_refused(tmp_path, thought):
+    """A template like DeepSeek R1's, which drops what stands before `</think>`."""
+    template = (
+        "{% for m in messages %}{% set said = m['content'] %}"
+        "{% if m['role'] == 'assistant' %}{% set said = said.split('</think>')[-1] %}{% endif %}"
+        "{{ m['role'] }}: {{ said }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    student = save_model(tmp_path / "student")
+    make_tokenizer(template).save_pretrained(student)
+    values = make_recipe(tmp_path, str(student), keep_reasoning="inline")
+    plan.check(Recipe.from_dict(values))
+    file = tmp_path / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        if thought == "column":
+            row["reasoning"] = "One and one."
+        else:
+            row["response"] = thought + row["response"]
+    write_lines(file, rows)
+    with pytest.raises(InputError, match="reasoning"):
+        plan.check(Recipe.from_dict(values))
+    plan.check(Recipe.from_dict(values | {"keep_reasoning": "drop"}))
 
 
 def test_check_returns_the_prompts(tmp_path, chat_model):

@@ -69,12 +69,15 @@ def with_target(stage: dict[str, Any]) -> dict[str, Any]:
 
 # Columns that trainers take for something of their own, beside `prompt` and `completion` (TRL 1.16:
 # `text` and `messages` are trained instead or change the end token, `chosen` and `rejected` make
-# pairs of it, `input_ids` and its like are taken for tokens, the others change the template). Not
-# `tools`: they are what the teachers were offered.
+# pairs of it, `input_ids` and its like are taken for tokens, `seq_lengths` for a packed row's, the
+# others change the template). Not `tools`: they are what the teachers were offered. Nor what only
+# ms-swift takes (`system`, `history`, `query`, `response`): it reads the config `messages`, without
+# the user's columns; and LLaMA-Factory reads the columns that its dataset_info.json names.
 STEERING = (
     *("messages", "conversations", "text", "chosen", "rejected"),
     *("chat_template_kwargs", "image", "images"),
     *("input_ids", "attention_mask", "labels", "completion_mask", "assistant_masks"),
+    "seq_lengths",
 )
 
 

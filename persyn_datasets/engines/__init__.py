@@ -12,6 +12,8 @@ generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[int, R
     are treated alike.
 check(teacher: Teacher) -> None
     raises `InputError` if the teacher cannot be asked at all; costs nothing.
+thinks(teacher: Teacher) -> bool
+    only where answers exist already: whether they hold the teacher's reasoning.
 """
 
 import hashlib

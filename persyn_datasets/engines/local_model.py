@@ -263,10 +263,15 @@ class _Work:
         )
         return longer
 
+    def _text(self, tokens: list[int]) -> str:
+        """As it was written: some tokenizers' files ask for `a , b` to become `a, b`."""
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(tokens, **options))
+
     def _ended(self, tokens: list[int], ends: set[int], pad: int) -> bool:
         if not self.sampling.stop:
             return not ends.isdisjoint(tokens)
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        text = self._text(tokens)
         stopped = any(string in text for string in self.sampling.stop)
         return stopped or tokens[-1] == pad or not ends.isdisjoint(tokens)
 
@@ -299,7 +304,7 @@ class _Work:
         stop = self.sampling.stop
         end = next((t for t, token in enumerate(tokens) if token in ends), None)
         # `generate` has stopped behind a stop string, `answered` takes the text before it.
-        text = str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        text = self._text(tokens[:end])
         cut = any(string in text for string in stop)
         # A row that ends early is filled up with padding, which may be the end-of-sequence token.
         used = max((t for t, token in enumerate(tokens, start=1) if token != pad), default=0)

@@ -18,7 +18,7 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data import schema
 from persyn_datasets.data.prompts import prompt_id, text_of, to_messages
-from persyn_datasets.data.reasoning import is_open
+from persyn_datasets.data.reasoning import is_open, split
 from persyn_datasets.data.tables import load_table
 from persyn_datasets.data.tools import COLUMN as TOOLS
 from persyn_datasets.data.tools import is_exact, to_calls, to_tools
@@ -257,6 +257,20 @@ def check(teacher: Teacher) -> None:
             f"Teacher {teacher.name!r}: {teacher.model} has none of its answers; it has those of "
             f"{', '.join(sorted(records.rows_of))}."
         )
+
+
+def thinks(teacher: Teacher) -> bool:
+    """Whether one of its first answers holds its reasoning.
+
+    Raises:
+        InputError: see `check`.
+    """
+    check(teacher)
+    records = _recorded(teacher)
+    found = records.answers_of(teacher)
+    assert found
+    rows = np.sort(found[1])[:READ_AT_ONCE].tolist()
+    return any(said.thought or split(said.text)[0] for said in _read(records, rows, teacher.model))
 
 
 def read_columns(teacher: Teacher) -> Dataset:

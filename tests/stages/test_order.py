@@ -71,3 +71,14 @@ def test_rows_that_are_read_back_from_a_file(tmp_path, arrow, read):
 def test_columns_that_steer_a_trainer():
     columns = ["prompt", "completion", "answer", "text", "label", "tools", "chosen", "images"]
     assert schema.steering(columns) == ["text", "chosen", "images"]
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_every_column_that_trl_keeps_for_itself_is_known(images):
+    """What is no column of its own is removed by the trainer."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
+    trainer = trl.SFTTrainer.__new__(trl.SFTTrainer)
+    trainer._signature_columns, trainer._is_vision_dataset = None, images
+    trainer._set_signature_columns_if_needed()
+    own = {*trainer._signature_columns} - {"prompt", "completion"}
+    assert own and schema.steering(own) == [*own]

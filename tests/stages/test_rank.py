@@ -79,6 +79,23 @@ def test_rewards_by_hand(normalize):
     assert ranked["best_teacher"] == ["A", "C", None]
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+@pytest.mark.parametrize("signal", ["quality", "learnability"])
+@pytest.mark.parametrize("normalize", REWARDS)
+def test_a_signal_that_is_missing_poisons_no_other_answer(missing, signal, normalize):
+    row = [
+        response(t, q, -1.0 - i)
+        for i, (t, q) in enumerate(zip("abcd", (1.0, 1.0, 0.0, 0.5), strict=True))
+    ]
+    row[0][signal] = missing
+    nobody = [one | {signal: missing} for one in row]
+    ranked = Rank(normalize=normalize)(batch_of(row, nobody))
+    assert ranked["best_teacher"] == ["b", None]
+    assert column(ranked, "reward")[0][0] is None and column(ranked, "reward")[1] == [None] * 4
+    others = Rank(normalize=normalize)(batch_of(row[1:]))
+    assert column(ranked, "reward")[0][1:] == column(others, "reward")[0]
+
+
 def test_the_ends_of_alpha():
     ranked = Rank(alpha=0)(
         BATCH
