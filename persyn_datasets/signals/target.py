@@ -30,6 +30,7 @@ from persyn_datasets.config.student import Student
 from persyn_datasets.config.target import Target
 from persyn_datasets.data.sources import load
 from persyn_datasets.signals.learnability import SCORER
+from persyn_datasets.signals.log_probs import Row, response_logits
 from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store import models
 from persyn_datasets.store.identity import weights_of
@@ -38,7 +39,6 @@ from persyn_datasets.store.meter import metered
 
 BATCH_SIZE = 8
 WARM_UP = 0.1  # of all steps
-Row = tuple[list[int], list[int]]  # token ids of a prompt and of its response
 
 
 def theta_plus(student: Student, target: Target) -> Student:
@@ -129,6 +129,6 @@ def _batches(rows: Sequence[Row], steps: int) -> Iterator[list[Row]]:
 def _loss(model: Any, row: Row) -> torch.Tensor:
     """−Σ_t log p(y_t | y_<t, x)."""
     prompt, response = row
-    ids = torch.tensor([prompt + response], device=model.device)
-    logits = model(ids, logits_to_keep=len(response) + 1).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum")
+    logits = response_logits(model, prompt, response).float()
+    targets = torch.tensor(response, device=model.device)
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")

@@ -218,6 +218,67 @@ def test_what_the_student_is_certain_of_has_a_finite_ratio(tmp_path):
     assert all(one["rsr"] > max(others) for one in certain)
 
 
+ROUNDED = {
+    "Llama": {},
+    "Gemma2": ARCHITECTURES["Gemma2"],
+    "Qwen3": {"num_hidden_layers": 12},
+    "Mistral": ARCHITECTURES["Mistral"],
+}
+
+
+def drawn_rows():
+    """Responses to prompts of many lengths, three to each, as token ids."""
+    draw = torch.Generator().manual_seed(3)
+
+    def ids(most):
+        length = int(torch.randint(1, most, (1,), generator=draw))
+        return torch.randint(3, 103, (length,), generator=draw).tolist()
+
+    return [(x, ids(60)) for x in [ids(120) for _ in range(8)] for _ in range(3)]
+
+
+def apart(some, others):
+    """The largest mean difference of a row, in nats per token."""
+    return max((some[i][0] - others[i][0]).abs().mean().item() for i in some)
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_tolerance_is_of_the_order_of_the_rounding_itself(kind, dtype, tmp_path, caplog):
+    """What a batch's shape changes is less than what rounding changes, and is let pass."""
+    folder = save_model(tmp_path, kind, **{"initializer_range": 0.1} | ROUNDED[kind])
+    exact, rows = load_causal_lm(folder), drawn_rows()
+    rounded = copy.deepcopy(exact).to(dtype)
+    with torch.inference_mode():
+        plain, in_full = (dict(log_probs._whole(model, rows)) for model in (rounded, exact))
+    quick = {i: (p, r) for i, p, r in log_probs.response_log_probs(rounded, rows)}
+    assert not caplog.records  # both ways count as the same
+    assert apart(quick, plain) <= apart(plain, in_full) < log_probs.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_small_fault_is_seen_through_the_rounding(dtype, chat_model, monkeypatch, caplog):
+    """Of less than 0.15 nats per token, which was once let pass."""
+    rounded, rows = copy.deepcopy(load_causal_lm(chat_model)).to(dtype), drawn_rows()
+    with torch.inference_mode():
+        plain = dict(log_probs._whole(rounded, rows))
+    body = rounded.base_model
+    own = body.forward
+
+    def forward(*args, **options):
+        output = own(*args, **options)
+        if options.get("past_key_values") is not None:
+            output.last_hidden_state = output.last_hidden_state * 1.02
+        return output
+
+    monkeypatch.setattr(type(body), "forward", lambda self, *args, **more: forward(*args, **more))
+    with torch.inference_mode():
+        fault = apart(dict(log_probs._shared(rounded, rows)), plain)
+    assert log_probs.TOLERANCE[dtype] < fault < 0.15
+    found = {i: (p, r) for i, p, r in log_probs.response_log_probs(rounded, rows)}
+    assert apart(found, plain) == 0 and len(caplog.records) == 1
+
+
 def test_an_empty_response_has_no_signals(chat_model):
     found = dict(signals(Student(chat_model), [ROWS[0], (ROWS[1][0], "")]))
     assert found[1] == {"learnability": None, "rsr": None, "tokens": 0, "dropped": 0}

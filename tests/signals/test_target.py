@@ -8,12 +8,13 @@ import torch
 from conftest import make_tokenizer
 from datasets import load_dataset
 from pool import make_recipe, write_lines
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from persyn_datasets import InputError, Rank, Recipe, Score, Student
 from persyn_datasets.config.target import Target
 from persyn_datasets.data.sources import load
 from persyn_datasets.signals.target import theta_plus
+from persyn_datasets.store.models import free
 
 SOLUTIONS = [(f"{n} and {n}?", f"The sum of {n} and {n} is {2 * n}, there.") for n in range(10, 22)]
 
@@ -62,6 +63,30 @@ def log_likelihood(folder, question, text):
         log_probs = model(torch.tensor([prompt + y])).logits[0].log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(y) - 1)
     return sum(log_probs[i, t].item() for i, t in zip(places, y, strict=True)) / len(y)
+
+
+def test_a_student_whose_forward_keeps_all_logits(chat_model, target, monkeypatch):
+    """As xLSTM's and many of models with code of their own: the same steps are taken."""
+    expected = signals_of(Score(chat_model, target=target)(BATCH))
+    monkeypatch.setenv("PERSYN_JOURNAL", f"{target.path}.journal")  # nothing is known
+    whole = LlamaForCausalLM.forward
+    widths = []
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **options):
+        assert "logits_to_keep" not in options
+        output = whole(self, input_ids, attention_mask, position_ids, **options)
+        widths.append(output.logits.shape[1] - input_ids.shape[1])
+        return output
+
+    free()
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    found = signals_of(Score(chat_model, target=target)(BATCH))
+    free()
+    assert set(widths) == {0} and found == pytest.approx(expected, abs=1e-4)
+
+
+def signals_of(scored):
+    return [r["target"] for r in scored["responses"][0][:3]]
 
 
 def test_it_is_the_difference_of_two_students_and_names_what_the_target_teaches(chat_model, target):
