@@ -211,6 +211,7 @@ def test_calls_are_scored_routed_and_trained_on(chat_model, tmp_path, monkeypatc
     assert {len(p["chosen"][0]["tool_calls"]) for p in pairs} == {2}
     assert {len(p["rejected"][0]["tool_calls"]) for p in pairs} == {1}
     assert set(pairs["tools"]) == {offered}
+    assert chosen_by_dpo(pairs, student, form.tokenizer, tmp_path) == [2] * len(pairs)
     train = load_dataset(folder, split="train")
     published = [
         Row(r["prompt"], said["content"], r["tools"], to_calls(said["tool_calls"]))
@@ -222,6 +223,19 @@ def test_calls_are_scored_routed_and_trained_on(chat_model, tmp_path, monkeypatc
     exact = [r._replace(calls=exactly(r.calls)) for r in published]
     assert [text.ids for text in form.render(exact)] == ids
     assert builder.stats["max_length"] == max(map(len, ids))
+
+
+def chosen_by_dpo(pairs, student, tokenizer, folder):
+    """How often each chosen answer calls, as `DPOTrainer` prepares it."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
+    config = trl.DPOConfig(
+        output_dir=str(folder / "dpo"), use_cpu=True, bf16=False, max_length=None
+    )
+    trainer = trl.DPOTrainer(student, args=config, train_dataset=pairs, processing_class=tokenizer)
+    rows = trainer.train_dataset
+    assert all('{"name": "weather"' in tokenizer.decode(ids) for ids in rows["rejected_ids"])
+    assert all("<tools>" in tokenizer.decode(ids) for ids in rows["prompt_ids"])
+    return [tokenizer.decode(ids).count('{"name": "weather"') for ids in rows["chosen_ids"]]
 
 
 def reused(builder, folder):

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Teacher
+from persyn_datasets.data.tools import offered
 from persyn_datasets.store.models import load_tokenizer
 
 SERVERS = "teacher_servers.json"
@@ -63,7 +64,16 @@ def _line(error: Exception) -> str:
 
 
 def teacher_ids(routed: Dataset) -> Dataset:
-    """Rows of `Route` as the trainer reads them: `prompt` and `teacher_id`, with `prompt_id`."""
+    """Rows of `Route` as the trainer reads them: `prompt` and `teacher_id`, with `prompt_id`.
+
+    Raises:
+        InputError: prompts offer functions, which the trainer (TRL 1.16) does not pass on.
+    """
+    if any(offered(routed)):
+        raise InputError(
+            "The prompts have a column 'tools', and TRL's distillation would leave it out. "
+            "Remove or rename that column, or train on the answers of `persyn synthesize`."
+        )
     rows = routed.select_columns(["prompt_id", "messages", "teacher"])
     return rows.rename_columns({"messages": "prompt", "teacher": "teacher_id"})
 

@@ -5,12 +5,12 @@ import json
 import pytest
 import transformers
 from conftest import make_tokenizer
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from pool import TEACHERS, make_recipe, problems, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, Teacher
 from persyn_datasets.cli import main
-from persyn_datasets.data.distillation import servers, sharing
+from persyn_datasets.data.distillation import servers, sharing, teacher_ids
 from persyn_datasets.store import own
 
 TEXTS = ["What is the other?", "3 plus 4?"]
@@ -54,6 +54,16 @@ def test_servers():
     assert command.startswith("vllm serve org/b --port 8002 ")
     _, [command] = servers([Teacher("x; touch y", name="c")])
     assert command.startswith("vllm serve 'x; touch y' --port 8001 ")
+
+
+def test_functions_that_the_trainer_would_leave_out_are_refused():
+    row = {"prompt_id": "p", "messages": [{"role": "user", "content": "?"}], "teacher": "a"}
+    assert teacher_ids(Dataset.from_list([row | {"tools": None}])).to_list() == [
+        {"prompt_id": "p", "prompt": row["messages"], "teacher_id": "a"}
+    ]
+    tools = '[{"type": "function", "function": {"name": "f"}}]'
+    with pytest.raises(InputError, match="'tools'"):
+        teacher_ids(Dataset.from_list([row | {"tools": None}, row | {"tools": tools}]))
 
 
 def test_route_writes_what_the_trainer_reads(tmp_path, chat_model, others, capsys):
