@@ -11,7 +11,11 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from pool import make_recipe, write_lines
 
 from persyn_datasets import InputError, PersynBuilder, Recipe, Router, Student, load_prompts
+from persyn_datasets.compare.compare import check
+from persyn_datasets.config.evaluation import HeldOut
 from persyn_datasets.config.prompts import Prompts
+from persyn_datasets.config.target import Target
+from persyn_datasets.data.sources import load
 from persyn_datasets.data.tools import to_calls, to_tools
 from persyn_datasets.reuse import synthesize
 from persyn_datasets.signals.learnability import signals
@@ -148,6 +152,19 @@ def test_who_cannot_call_is_refused_before_anybody_is_asked(
     with pytest.raises(InputError, match="student.*leaves out `tools`"):
         build_of(recipe, tmp_path)
     assert asked == []
+
+
+def test_students_are_not_measured_on_calls(chat_model, tmp_path):
+    rows = [row | {"answer": "5"} for row in ROWS]
+    path = write_lines(tmp_path / "held_out.jsonl", rows)
+    for source in (Target(path, response_column="answer"), HeldOut(path, answer_column="answer")):
+        with pytest.raises(InputError, match="'tools'"):
+            load(source)
+    with ChatServer(reply) as server:
+        recipe = recipe_of(tmp_path, chat_model, server.url)
+        with pytest.raises(InputError, match="compared without functions"):
+            check(recipe, [PersynBuilder(recipe, tmp_path / "out")], 1, False)
+        assert server.count == 0
 
 
 def rewards(monkeypatch):

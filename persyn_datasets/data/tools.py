@@ -57,7 +57,7 @@ def to_tools(cell: Any, where: str, exact: bool = False) -> str:
 def tools_of(batch: Mapping[str, Sequence[Any]]) -> list[str]:
     """What each row of a batch offers, from its column `tools` if there is one; see `to_tools`."""
     if COLUMN not in batch:
-        return [""] * len(next(iter(batch.values()), ()))
+        return [""] * len(batch[next(iter(batch))])  # of `map`'s batches one column is decoded
     return [
         to_tools(cell, f"row {i} of the batch, column {COLUMN!r}")
         for i, cell in enumerate(batch[COLUMN])
