@@ -179,7 +179,7 @@ def generated(n=40):
 def test_ranks_in_parts_are_those_of_the_whole(monkeypatch, normalize):
     rows, rank = generated().with_format("arrow"), Rank(normalize=normalize)
     whole = runner.run(rows, rank, schema.RANKED, batch_size=None)
-    monkeypatch.setattr(runner, "BYTES_AT_ONCE", 3 * rows.data.nbytes / len(rows))
+    monkeypatch.setattr(runner, "BYTES_AT_ONCE", 3.5 * rows.data.nbytes / len(rows))
     assert runner.rows_at_once(rows, rank) == 3
     parts = runner.run(rows, rank, schema.RANKED, batch_size=None)
     assert parts.with_format(None).to_list() == whole.with_format(None).to_list()
