@@ -41,8 +41,8 @@ class Evaluation:
     `max_gen_toks`: new tokens of an answer, at most, where a task states no limit of its own; half
     the student's context, if that is less. The other keys are those of `lm_eval.simple_evaluate`.
 
-    Beside the harness's tasks there are `persyn_math` and `persyn_svamp`, graded by the verifier
-    that scores teachers' answers; see `docs/verifiers.md`.
+    Beside the harness's tasks there are `persyn_gsm8k`, `persyn_math` and `persyn_svamp`, graded by
+    the verifier that scores teachers' answers; see `docs/verifiers.md`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012

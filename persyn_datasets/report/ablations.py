@@ -67,7 +67,7 @@ def analyse(router: Router, calibration: DatasetDict, routed: Dataset, reward: R
             size, alpha = int(point.get("prompts", n)), point.get("alpha", reward.alpha)
             curves.append(point | refit(size, alpha))
             bar.update()
-    confusion = Counter(zip(chosen[n:], calibration["test"]["best_teacher"], strict=True))
+    confusion = Counter(zip(chosen[n:], test["best_teacher"], strict=True))
     return {
         "names": names,
         "difficulty": thirds(_mean(quality, axis=-1), chosen),

@@ -1,11 +1,14 @@
 """A prompt that stands in several rows counts once, whatever is measured on the rows."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import save_model
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from pool import make_recipe, write_lines
 
-from persyn_datasets import Pairify, Teacher, train_router
+from persyn_datasets import Pairify, PersynBuilder, Recipe, Teacher, train_router
 from persyn_datasets.config.reward import Reward
 from persyn_datasets.data.prompts import prompt_id
 from persyn_datasets.report.luck import luck
@@ -142,3 +145,16 @@ def test_a_teacher_that_joins(router, tmp_path):
     again = add_teacher(router, four_times(anchors), newt, str(tmp_path / "again"))
     assert again.config.persyn["added"] == once.config.persyn["added"]
     assert np.allclose(again.scores(anchors["messages"]), once.scores(anchors["messages"]))
+
+
+def test_a_build_whose_calibration_has_prompts_twice(chat_model, tmp_path):
+    values = make_recipe(tmp_path, chat_model, calibration={"size": 44, "seed": 3})
+    file = tmp_path / "prompts.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    write_lines(file, [row for row in rows for _ in range(2)])
+    builder = PersynBuilder(Recipe.from_dict(values), tmp_path / "out")
+    builder.download_and_prepare()
+    assert len(builder.as_dataset(split="train")) == 2 * len(rows)
+    held_out = load_dataset(str(builder.folder), "calibration", split="test")["prompt_id"]
+    once = set(held_out)
+    assert 0 < np.sum(builder.stats["analysis"]["confusion"]) == len(once) < len(held_out)
