@@ -142,7 +142,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         self._record["build"] = build
         figures.draw(self.recipe, self._record, self.folder / "figures")
         cards.write(self.output, self.recipe, self._record)
-        # Last: its presence says that the build is whole.
+        # Written last: its presence marks the build as complete.
         self._write_record({**self._record, **files.written(self.output)})
 
     def _write_record(self, record: Build) -> None:
@@ -239,7 +239,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "versions": measure.versions(),
             "cost": measure.cost(account.to_list(), len(prompts)),
             "compute": dict(self._works),
-            # Without a calibration nobody looked for the student.
+            # Without a calibration nothing has checked the student.
             "max_length": longest(recipe.student, chats) if self._calibration_size else None,
             **learned,
             **measure.measure(ranked, answered, names),

@@ -49,15 +49,15 @@ Rows: TypeAlias = Dataset | IterableDataset
 
 
 def check_output(output: Path) -> None:
-    """Raises `InputError` if something else lies there than what an interrupted run left."""
+    """Raises `InputError` unless the output is free, or holds an interrupted run."""
     free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
     if not free and not (output / UNFINISHED).is_dir():
         raise InputError(f"{output} is not an empty folder; give another --output, or remove it.")
 
 
 def unfinished_of(output: Path) -> Path:
-    """The folder where all is until it is whole: beside the output, or in it where it is there
-    already, as the working folder, a link to a folder or a mounted volume are.
+    """The folder for everything that is not finished: next to the output, or inside it if it exists
+    already, e.g. as the working folder, a link or a mounted volume.
     """
     if output.is_dir():
         return output / UNFINISHED
@@ -235,11 +235,11 @@ def _write_conversations(unfinished: Path) -> None:
 def _routed(
     prompts: Rows, routing: Route, budget: Budget | None, teachers: Sequence[Teacher], runner: str
 ) -> Dataset:
-    """All prompts with their teacher, which a budget has a say in."""
+    """All prompts with their teacher, within the budget if there is one."""
     if not isinstance(prompts, Dataset):
         raise InputError(
-            "A budget is shared by all prompts, and a stream does not show them: leave out "
-            "--streaming."
+            "A budget is shared by all prompts, and a stream does not know them in advance; leave "
+            "out --streaming."
         )
     if budget:
         budget.check(teachers)
@@ -336,8 +336,8 @@ def _check_failed(done: list[dict[str, Any]], max_failed: float, at_least: int =
 
 
 def _finish(output: Path) -> None:
-    """Let what is whole appear in the output; a run that is killed before is started anew by the
-    same command.
+    """Move the finished files to the output. A run that is killed before is resumed by the same
+    command.
     """
     unfinished = unfinished_of(output)
     if not output.is_dir():

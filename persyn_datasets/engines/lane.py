@@ -29,12 +29,12 @@ TRIES = 6
 BACKOFF = (
     2.0  # doubles with each try: about a minute in all, which outlasts a per-minute rate limit
 )
-IN_ALL = 3600.0  # after its first try, a request is tried again no longer than this
-PATIENCE = 600.0  # with a teacher whose servers are all down; then its requests fail at once
+IN_ALL = 3600.0  # a request is retried no later than this after its first attempt
+PATIENCE = 600.0  # all servers of a teacher may be down so long; then its requests fail
 NEVER = 60.0  # the same, for one that has not answered yet
 POLL = 0.05
-# In flight to a teacher that has not answered yet: one that only says nothing, or whose key or name
-# is wrong, is found before much is paid.
+# Requests in flight to a teacher that has not answered yet. A teacher that only returns empty
+# answers, or whose key or name is wrong, is then found before much is paid.
 FIRST_IN_FLIGHT = 8
 
 logger = logging.getLogger(__name__)
@@ -97,10 +97,10 @@ class Lane:
             row = self._next()
             if (wait := row.due - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
-            # Seen before admission: if it is refused with nothing in flight, money has run out.
+            # Read before admission: if that is refused with nothing in flight, the budget is spent.
             reserved = self.account.reserved
             try:
-                # One at a time: two that look at one place, or one limit, would both take it.
+                # One at a time: two requests that see the same free slot would both take it.
                 async with self.gate:
                     await self._first_answer(row)
                     server = await self._server(row)
@@ -119,7 +119,7 @@ class Lane:
                     put((row.index, response))
                 elif (
                     reserved or self.account.reserved
-                ):  # what is in flight may cost less than its highest price
+                ):  # requests in flight may cost less than reserved
                     self.rows.appendleft(row)
                     await asyncio.sleep(POLL)
                 else:
@@ -170,7 +170,7 @@ class Lane:
             finally:
                 for server in self.servers:
                     del server.waiting[turn]
-        for server in free:  # this one may have been woken for a place that it does not take
+        for server in free:  # this request may have been woken for a slot that it does not take
             server.wake()
         return min(free, key=lambda server: server.in_flight)
 
@@ -184,12 +184,12 @@ class Lane:
             output = await server.ask(at, body, key, request.teacher.timeout)
             response = read_response(request, output, key)
         except Fault as fault:
-            # A failure has written nothing: its tokens are free again for this minute.
+            # A failure generates nothing: its tokens are available again in this minute.
             tokens[0] = 0
             if self.refused.learn(request.teacher, body, fault):
                 fault.again = True
             elif not (fault.down and server.dead and not all(s.dead for s in self.servers)):
-                # Else it was no failure of this request, and another server takes it at once.
+                # Otherwise the server failed, not the request: another server takes it at once.
                 row.due = time.monotonic() + BACKOFF * 2**row.tries * random.uniform(0.5, 1.5)
                 row.tries += 1
             raise
@@ -208,7 +208,7 @@ class Lane:
                 response["completion_tokens"] = completion
         if response["prompt_tokens"] is not None and response["completion_tokens"] is not None:
             tokens[0] = response["prompt_tokens"] + response["completion_tokens"]
-            # A running mean: how long the next answers will be is what the tokens per minute go by.
+            # A running mean: tokens_per_minute is kept by the expected length of the next answers.
             self.completion += 0.1 * (response["completion_tokens"] - self.completion)
         return response
 
@@ -234,7 +234,7 @@ def refused(model: str, urls: tuple[str, ...]) -> Refused:
 def _tokenizer(model: str, revision: str | None, trust_remote_code: bool) -> Any:
     """None if there is none by this name; said once."""
     from persyn_datasets.store.models import (
-        load_tokenizer,  # slow to import, and most servers count themselves
+        load_tokenizer,  # slow to import, and most servers report their own counts
     )
 
     try:

@@ -1,5 +1,5 @@
-"""One base_url of the endpoint engine: its connections, what it bears, and whether it is up. Times
-are in seconds.
+"""One base_url of the endpoint engine: its connections, its limit of concurrent requests, and
+whether it is up. Times are in seconds.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from persyn_datasets.config.errors import InputError
 
 GROW_AFTER = 8  # answers
 DEAD_AFTER = 5  # faults with no answer between them
-PAUSE = 2.0  # of a server put aside; doubles with each probe that fails
+PAUSE = 2.0  # before a server that is down is tried; doubles with each failed probe
 MAX_PAUSE = 60.0
 MAX_RETRY_AFTER = 120.0
 CONNECT_TIMEOUT = 20.0
@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 class Fault(Exception):
-    """Why a try failed.
+    """Why an attempt failed.
 
     Attributes:
-        again: another may not.
-        busy: the server pushes back, for `wait` seconds.
-        down: it may be down.
-        status, body, words: of its answer, as it came: not to be shown, it may hold the key.
+        again: another attempt may succeed.
+        busy: the server asks for fewer requests, for `wait` seconds.
+        down: the server may be down.
+        status, body, words: of its answer, unredacted: never show them, they may hold the key.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Fault(Exception):
 
 
 class Server:
-    """When it pushes back, its limit of requests in flight is halved; it grows by one with every
-    `GROW_AFTER` answers.
+    """Its limit of requests in flight is halved when it asks for fewer, and grows by one with
+    every `GROW_AFTER` answers.
 
-    After `DEAD_AFTER` faults in a row it is put aside; then it gets one request at a time until it
-    answers.
+    After `DEAD_AFTER` faults in a row the server counts as down. It then gets one request at a time
+    until it answers.
     """
 
     def __init__(self, url: str, most: int, stack: AsyncExitStack) -> None:
@@ -76,7 +76,7 @@ class Server:
         self.dead = self.probing = False
         self.why = ""
         self.died = self.closed = self.cut = (
-            0.0  # when it was put aside, at first and last; when its limit was halved
+            0.0  # when it first and last went down; when its limit was halved
         )
         self.waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival
         self._opening: asyncio.TimerHandle | None = None
@@ -88,11 +88,11 @@ class Server:
         """Requests that may be sent now."""
         if self._opening:
             return 0
-        # What was in flight when it died may hang until its time-out.
+        # Requests that were in flight when the server went down may block until they time out.
         return int(not self.probing) if self.dead else max(0, self.limit - self.in_flight)
 
     def take(self) -> float:
-        """A place for one request; give the time that it returns to `ask` or `release`."""
+        """Reserve a slot for one request; pass the time that it returns to `ask` or `release`."""
         self.in_flight += 1
         self.probing = self.dead
         return time.monotonic()
@@ -104,7 +104,7 @@ class Server:
         self.wake()
 
     def wake(self) -> None:
-        """Wake as many as there is room for; each wakes the next when it has taken its place."""
+        """Wake as many waiters as there are free slots; each wakes the next once it has one."""
         for turn in list(self.waiting)[: self.room]:
             if not turn.done():
                 turn.set_result(None)
@@ -140,7 +140,7 @@ class Server:
                     json=body,
                     headers=headers(key),
                     timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT)),
-                    # they would take the prompt, and maybe the key, elsewhere
+                    # a redirect would take the prompt, and perhaps the key, elsewhere
                     follow_redirects=False,
                 )
         except (TimeoutError, httpx.TimeoutException):
@@ -171,7 +171,7 @@ class Server:
             self.limit += 1
 
     def _pushed_back(self, sent: float, wait: float) -> None:
-        if sent > self.cut:  # those in flight together push back together: one cut
+        if sent > self.cut:  # requests sent together are refused together: halve only once
             self.cut = time.monotonic()
             self.limit = max(1, self.limit // 2)
         if wait:
@@ -279,7 +279,7 @@ def headers(key: str | None) -> dict[str, str]:
 
 
 def says(response: httpx.Response, key: str | None) -> str:
-    """The server's own words for what went wrong, without the key."""
+    """The server's own error message, without the key."""
     if to := response.headers.get("location"):
         return short(
             f"it redirects to {to}, which is not followed. If that is right, make it the base_url",
@@ -289,7 +289,7 @@ def says(response: httpx.Response, key: str | None) -> str:
 
 
 def _read(response: httpx.Response) -> tuple[Any, str]:
-    """The JSON of an error, if it is JSON, and its words."""
+    """The JSON of an error, if it is JSON, and its message."""
     try:
         body = response.json()
         return body, message(body)
@@ -305,7 +305,7 @@ def message(body: Any) -> str:
 
 
 def short(text: str, key: str | None) -> str:
-    """One line of at most 300 characters, without the key, in whatever notation it is echoed."""
+    """One line of at most 300 characters, without the key in any notation that echoes it."""
     for form in {key, quote(key, safe=""), json.dumps(key)[1:-1]} if key else ():
         text = text.replace(form, "***")
     return " ".join(storable(text).split())[:300]

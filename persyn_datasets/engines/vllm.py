@@ -1,5 +1,5 @@
-"""Local teachers by vLLM: each model in a child process (vllm_child.py), which takes its memory
-along when it ends.
+"""Local teachers with vLLM: each model runs in a child process (vllm_child.py), whose memory is
+released when it ends.
 
 This side never imports vllm: it sends token ids and sampling parameters, a bounded number of rows
 ahead, and yields what comes back. The child is a program, not a `multiprocessing` process: that
@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # its import takes a second
 FACTS = Facts(retried=True, renders=True, keys=("engine_args", "chat_template_kwargs"))
 IN_FLIGHT = 2048  # rows that the child has; vLLM works on at most 1024 at a time by default
 POLL = 0.2  # seconds
-PATIENCE = 5.0  # seconds for vLLM to end by itself
+PATIENCE = 5.0  # seconds for vLLM to shut down by itself
 LAST_LINES = 60  # of the child's output, shown when it dies
 OF_THE_TEACHER = (
     "model",
@@ -74,7 +74,7 @@ def generate(requests: Sequence[Request], account: Account) -> Iterator[tuple[in
     loads: dict[str, list[int]] = {}
     for i in sorted(
         range(len(requests)), key=lambda i: requests[i].teacher.name
-    ):  # whose prompts begin alike
+    ):  # a teacher's prompts share their beginning, which vLLM caches
         loads.setdefault(json.dumps(_arguments(requests[i].teacher), sort_keys=True), []).append(i)
     for indices in loads.values():
         if not (yield from _answer(requests, indices, account)):
@@ -138,7 +138,7 @@ def _rows(
     requests: Sequence[Request], indices: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[int, list[int] | str]]:
     """The token ids of each request, or the reason why it has none; made when they are needed."""
-    # If it is not stated, or -1, the child finds it by vLLM's own rules.
+    # If it is missing or -1, the child uses the limit that vLLM derives.
     limit = requests[indices[0]].teacher.engine_args.get("max_model_len", 0)
     for i in indices:
         try:
@@ -196,19 +196,21 @@ class _Child:
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=subprocess.STDOUT,
-            # a group, to be ended as a whole; Ctrl-C is for this process to handle
+            # a process group, to be ended as a whole; this process handles Ctrl-C
             start_new_session=True,
         )
         theirs.close()
         self.send(arguments)
 
     def send(self, message: Any) -> None:
-        with suppress(OSError):  # it has died: `receive` says why
+        with suppress(OSError):  # the child has died: `receive` reports why
             self.connection.send(message)
 
     def receive(self) -> tuple[Answers, str]:
         """Answers that arrived within a short wait; and if the child has died, the reason."""
-        died = self.process.poll() is not None  # asked first: what it sent before is still read
+        died = (
+            self.process.poll() is not None
+        )  # checked first, so that everything it sent is still read
         try:
             if self.connection.poll(POLL):
                 return self.connection.recv(), ""
@@ -225,10 +227,10 @@ class _Child:
         logging.getLogger(__name__).error("vLLM's last lines:\n%s", "\n".join(lines[-LAST_LINES:]))
         if (code := self.process.returncode or 0) < 0:
             return (
-                f"the vLLM process was ended by {signal.Signals(-code).name}; was the memory short?"
+                f"the vLLM process was killed by {signal.Signals(-code).name}; it may have run "
+                "out of memory"
             )
-        # Errors follow from each other, and repeat between vLLM's processes: the first is the
-        # cause.
+        # One error causes others, and vLLM's processes repeat them: the first one is the cause.
         error = re.compile(r"^(?!.* (?:INFO|WARNING) ).*?([\w.]*(?:Error|Exception): .*)")
         first = next((n for n, line in enumerate(lines) if error.match(line)), len(lines) - 3)
         cause = " ".join(error.sub(r"\1", line) for line in lines[max(0, first) :][:3])
@@ -261,8 +263,7 @@ def check(teacher: Teacher) -> None:
     for key in teacher.engine_args:
         if key in OF_THE_TEACHER:
             raise InputError(
-                f"{who}: engine_args has {key!r}, which follows from the teacher's own keys; "
-                "remove it."
+                f"{who}: engine_args has {key!r}, which the teacher's own keys set; remove it."
             )
         if key not in (known := _engine_arguments()):
             nearest = get_close_matches(key, known, n=1, cutoff=0)[0]
@@ -279,6 +280,6 @@ def _engine_arguments() -> list[str]:
     """
     asked = subprocess.run([sys.executable, "-c", ASK_FOR_FIELDS], capture_output=True, text=True)
     if asked.returncode:
-        reason = asked.stderr.strip().splitlines()[-1:] or ["it says nothing"]
+        reason = asked.stderr.strip().splitlines()[-1:] or ["no error message"]
         raise InputError(f"vLLM is installed and cannot be imported: {reason[0]}")
     return list(json.loads(asked.stdout.splitlines()[-1]))

@@ -1,5 +1,5 @@
-"""The process that holds a model for `vllm.py`; it is run as a program, with the number of a
-socket.
+"""The process that holds a model for `vllm.py`; it runs as a program whose argument is the number
+of a socket.
 
 Receives the arguments of `vllm.LLM`, then rows: (index, token ids, arguments of `SamplingParams`).
 Sends lists of (index, answer): the arguments of `engines.answered`, or the reason why there is
@@ -27,7 +27,7 @@ def main(connection: Connection) -> None:
                 inbox.put(connection.recv())
         os.killpg(
             0, signal.SIGTERM
-        )  # the parent is gone: at any moment, be it in the middle of loading
+        )  # the parent is gone; this may happen at any time, also during loading
 
     Thread(target=listen, daemon=True).start()
     arguments = inbox.get()
@@ -52,7 +52,7 @@ def main(connection: Connection) -> None:
             parameters = SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
             try:
                 engine.add_request(str(i), tokens_input(ids), parameters)
-            except ValueError as error:  # vLLM's word for a row that it cannot take
+            except ValueError as error:  # vLLM refuses the row
                 answers.append((i, str(error)))
         if engine.has_unfinished_requests():
             finished = [output for output in engine.step() if output.finished]
@@ -65,18 +65,19 @@ def main(connection: Connection) -> None:
 
 
 def _watch() -> None:
-    """Ends this process if the engine's is killed, by want of memory for example: vLLM 0.32 waits
-    for it forever.
+    """Ends this process if the engine's process is killed, e.g. by the out-of-memory killer: vLLM
+    0.32 would wait for it forever.
     """
     engines = active_children()
     if engines:
         wait([engine.sentinel for engine in engines])
         time.sleep(
             2
-        )  # an engine that ends in good order makes the main thread fail, with a better word for it
+        )  # if the engine shuts down in an orderly way, the main thread fails with a better message
         codes = ", ".join(str(engine.exitcode) for engine in engines if engine.exitcode is not None)
         print(
-            f"RuntimeError: vLLM's engine was killed (exit code {codes}); was the memory short?",
+            f"RuntimeError: vLLM's engine was killed (exit code {codes}); it may have run out of "
+            "memory",
             flush=True,
         )
         os._exit(1)
@@ -84,7 +85,7 @@ def _watch() -> None:
 
 def _answer(prompt_tokens: int, completion: Any) -> dict[str, Any] | str:
     if completion.finish_reason not in ("stop", "length"):
-        return f"vLLM ended it: {completion.finish_reason}"
+        return f"vLLM ended the answer with finish_reason {completion.finish_reason!r}"
     return {
         "text": completion.text,
         "finish_reason": completion.finish_reason,

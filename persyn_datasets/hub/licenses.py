@@ -1,4 +1,4 @@
-"""Under what terms may the dataset be used? Worked out from the licences of the prompts and of
+"""The terms under which the dataset may be used, derived from the licences of the prompts and of
 every teacher.
 """
 
@@ -16,7 +16,7 @@ from persyn_datasets.config.teacher import Teacher
 from persyn_datasets.data.build import License, Sources
 from persyn_datasets.engines import facts_of
 
-TIMEOUT = 10.0  # seconds for one look at a card on the Hub
+TIMEOUT = 10.0  # seconds for reading one card on the Hub
 
 
 class Terms(NamedTuple):
@@ -134,12 +134,12 @@ def sources(
 
 
 def is_hub_id(name: str) -> bool:
-    """A repository's name on the Hub, and nothing that lies here."""
+    """Whether this is a repository's name on the Hub, and not a local path."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()
 
 
 class _Cards:
-    """Looks at cards on the Hub; after the Hub could not be reached once, it asks no more."""
+    """Reads cards on the Hub; stops asking once the Hub could not be reached."""
 
     def __init__(self) -> None:
         self.reachable = True
@@ -152,7 +152,7 @@ class _Cards:
             card = look(name, revision=revision, timeout=TIMEOUT).card_data
         except (
             HfHubHTTPError
-        ):  # not there, or not for us: its licence stays unknown, and the card says so
+        ):  # missing or private: its licence stays unknown, and the card says so
             return {}
         except (httpx.HTTPError, OfflineModeIsEnabled):
             self.reachable = False

@@ -1,11 +1,11 @@
 """Publish a build: a dataset and its router on the Hub, one commit and one tag for each version.
 
-A version is made by its tag on the dataset, which comes last: before it stand both commits, whole,
-and the router's tag. So whatever goes wrong on the way, every version there is is whole, and the
-same command goes on.
+The tag on the dataset makes the version, and is written last, after both commits and the router's
+tag. Whatever goes wrong on the way, every published version is complete, and the same command
+resumes.
 
-What differs is known before anything is written, as it decides whether there is a new version; so
-each commit is made of just that, on top of the commit that we looked at.
+The differences are worked out before anything is written, since they decide whether there is a new
+version. Each commit holds only them, on top of the commit that they were worked out from.
 """
 
 import json
@@ -44,8 +44,8 @@ DATASET_FILES = [*cards.PATTERNS, "figures/*.png", "recipe.yaml", STATS]
 
 @dataclass
 class Upload:
-    """What is to be published: files by their path in the repository, the cards' numbers, and the
-    cards so far.
+    """What to publish: files by their path in the repository, the cards' numbers, and the existing
+    cards.
     """
 
     dataset: dict[str, Path]
@@ -61,7 +61,7 @@ class Upload:
         paths are written anew without them, in `scratch`.
 
         Raises:
-            InputError: it holds nothing finished.
+            InputError: it holds no finished build or synthesis.
         """
         folder = output / "dataset" if (output / "dataset").is_dir() else output
         dataset, router = (
@@ -70,8 +70,8 @@ class Upload:
         )
         if STATS not in dataset:
             raise InputError(
-                f"{output} holds nothing finished (no stats.json); run persyn build or persyn "
-                "synthesize."
+                f"{output} holds no finished build or synthesis (no stats.json); run persyn build "
+                "or persyn synthesize first."
             )
         stats = json.loads(dataset[STATS].read_text())
         local, recipe = stats["local"], None
@@ -105,9 +105,9 @@ def _check_router(folder: Path, files: dict[str, Path], stats: Build) -> None:
         same_router = bool(stats.get("router")) and facts.get("metrics") == stats["router"]
     if not same_router:
         raise InputError(
-            f"{folder} is not the router that the build made: it was changed or removed since, "
-            "e.g. by add_teacher, and the card's numbers are not its own. Run the build again, "
-            "and keep another router in a folder of its own."
+            f"{folder} is not the router that the build made: it was changed or removed later, "
+            "e.g. by add_teacher, so the card's numbers do not describe it. Run the build again, "
+            "and keep the other router in a separate folder."
         )
 
 
@@ -126,7 +126,7 @@ def check(
     """
     _check_words(repo_id, version)
     if not get_token():
-        raise InputError("There is no token for the Hub: run `hf auth login`, or set HF_TOKEN.")
+        raise InputError("No Hub token found: run `hf auth login`, or set HF_TOKEN.")
     api = HfApi()
     with plainly(repo_id):
         build = [(repo_id, "dataset"), (f"{repo_id}-router", "model")]
@@ -154,7 +154,9 @@ def _check_words(repo_id: str, version: str | None) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise InputError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from error
+        raise InputError(
+            f"{repo_id!r} is not a valid repository name on the Hub: {error}"
+        ) from error
     if repo_id.count("/") != 1:
         raise InputError(
             f"{repo_id!r}: expected ORG/NAME, the organisation or user and the dataset's name."
@@ -175,8 +177,8 @@ def _check_namespace(who: dict[str, Any], namespace: str) -> None:
 def _check_version(version: str, tags: Iterable[str]) -> None:
     if (latest := in_order(tags)) and (numbers(version) or ()) <= (numbers(latest[-1]) or ()):
         raise InputError(
-            f"--version {version}: {latest[-1]} is published, and none is moved; take a later "
-            "number."
+            f"--version {version}: {latest[-1]} is already published, and published versions never "
+            "change; choose a later number."
         )
 
 
@@ -263,7 +265,7 @@ def _publish(
 
 
 def _what_changed(dataset: Repo, latest: str | None, build: Upload) -> str:
-    """Since the latest version, in words."""
+    """What changed since the latest version, as text."""
     old = dataset.stats(latest) if latest else None
     local = old["local"] if old else []
     before = public.values(dataset.recipe(latest), local) if latest else None
@@ -291,8 +293,8 @@ def _tag(version: str | None, latest: str | None, router: Repo | None, build: Up
             break
         if version:
             raise InputError(
-                f"--version {version}: {router.id} has {tag} with another content; take a later "
-                "number."
+                f"--version {version}: {router.id} already has {tag}, with other content; choose "
+                "a later number."
             )
         minor, patch = minor + 1, 0
     return f"v{major}.{minor}.{patch}"
@@ -311,7 +313,7 @@ def _changes(
     there = matching(repo.files, patterns)
     if there and cards.BEGIN not in repo.card:
         raise InputError(
-            f"{repo.id} has files that persyn did not put there, e.g. {there[0]}; give another "
+            f"{repo.id} has files that persyn did not put there, e.g. {there[0]}; choose another "
             "name."
         )
     stale = [] if build.appended else [path for path in there if path not in files]
@@ -350,12 +352,10 @@ def _appended(build: Upload, dataset: Repo, folder: Path) -> Upload:
     stats, recipe = dataset.stats(dataset.head), dataset.recipe(dataset.head)
     if build.recipe:
         raise InputError(
-            "--append adds the rows of a persyn synthesize, and this is a whole build; drop it."
+            "--append adds rows of persyn synthesize, and this is a build; leave it out."
         )
     if not stats or cards.BEGIN not in dataset.card:
-        raise InputError(
-            f"{dataset.id} is no dataset that persyn published, so --append has nothing to add to."
-        )
+        raise InputError(f"{dataset.id} was not published by persyn, so --append cannot add to it.")
     if strangers := [p for p in matching(dataset.files, cards.PATTERNS) if not cards.is_ours(p)]:
         raise InputError(
             f"{dataset.id} has {strangers[0]}, which persyn did not put there, among the files of "

@@ -1,4 +1,4 @@
-"""Repositories on the Hub as they are when we look, and the Hub's errors in words."""
+"""The state of repositories on the Hub, and the Hub's errors as messages for users."""
 
 import hashlib
 import json
@@ -91,25 +91,23 @@ def matching(paths: Iterable[str], patterns: list[str]) -> list[str]:
 
 @contextmanager
 def plainly(repo_id: str) -> Iterator[None]:
-    """The Hub's errors in words."""
-    again = "Every version that is there is whole; the same command goes on from here."
+    """Turns the Hub's errors into messages that say what to do."""
+    again = "Every published version is complete; run the same command again to resume."
     try:
         yield
     except InputError:
         raise
     except OfflineModeIsEnabled as error:
-        raise InputError(
-            f"{repo_id}: the Hub is switched off here (HF_HUB_OFFLINE); unset it to publish."
-        ) from error
+        raise InputError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to publish.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise InputError(
-                f"{repo_id}: the Hub does not let you write there ({error}). Check the token."
+                f"{repo_id}: you have no permission to write there ({error}). Check your token."
             ) from error
         if status in (409, 412):
             raise BuildError(
-                f"{repo_id}: somebody else published at the same time. {again}"
+                f"{repo_id}: someone else published at the same time. {again}"
             ) from error
         raise BuildError(f"{repo_id}: publishing failed: {error}. {again}") from error
     except (

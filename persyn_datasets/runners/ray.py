@@ -33,9 +33,9 @@ from persyn_datasets.engines.dispatch import ask_here, respond, side_by_side
 from persyn_datasets.store.journal import default_root, digest
 
 ROWS_PER_BLOCK = 512  # of local models
-TURNS_PER_BLOCK = 32  # of endpoints: requests that a block has for each that is in flight at once
+TURNS_PER_BLOCK = 32  # of endpoints: requests in a block for each concurrent request
 REMOTE = "remote"  # the group of all teachers that run elsewhere
-CPUS = 0.25  # of an actor, so that small nodes have room for those of the next stage
+CPUS = 0.25  # per actor, so that small nodes can also start the next stage's actors
 _REQUEST = Features(
     {
         "index": Value("int64"),
@@ -128,7 +128,7 @@ def _answers(requests: Sequence[Request], stage: str) -> Iterator[tuple[Request,
         blocks = max(actors, ceil(len(requests) / (TURNS_PER_BLOCK * in_flight)))
     else:
         actors, blocks = _actors(gpus, ceil(len(requests) / ROWS_PER_BLOCK))
-        # Outside of the actor's process a model is started anew for each block.
+        # A model that runs outside the actor's process is started again for each block.
         blocks = blocks if facts_of(first).in_process else actors
     rows = [
         {
@@ -158,8 +158,8 @@ def _blocks(
     """What actors make of the rows, block by block, in order. Raises their errors as they were."""
     bounds = [len(rows) * i // blocks for i in range(blocks + 1)]
     arrow = rows.with_format("arrow")
-    # No `repartition`: its tasks want a whole CPU, which a small node has not once the actors are
-    # there.
+    # No `repartition`: its tasks need a whole CPU, which a small node does not have once the actors
+    # run.
     data = ray.data.from_arrow([arrow[a:b] for a, b in pairwise(bounds) if a < b]).map_batches(
         actor,
         fn_constructor_args=arguments,
@@ -264,8 +264,8 @@ def _check_gpus(teacher: Teacher) -> None:
     if (needed := _gpus(teacher)) > most:
         raise InputError(
             f"Teacher {teacher.name!r} needs {needed:g} GPUs on one node, and the largest node of "
-            f"the Ray cluster has {most:g}; change its num_gpus or engine_args, or serve it "
-            "yourself and make it an endpoint."
+            f"the Ray cluster has {most:g}; change its num_gpus or engine_args, or serve the model "
+            "yourself and use engine: endpoint."
         )
 
 

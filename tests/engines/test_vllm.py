@@ -176,11 +176,8 @@ def test_a_child_that_cannot_load_or_dies_fails_the_rows_that_it_owes(
     )
     found = by_id(requests, engine.generate(requests, Account()))
     assert {r["error"] for (teacher, _), r in found.items() if teacher == "t"} == {""}
-    errors = {r["error"] for (teacher, _), r in found.items() if teacher == "u"}
-    assert (
-        errors == {"the vLLM process was ended by SIGKILL; was the memory short?"}
-        and len(found) == 6
-    )
+    [error] = {r["error"] for (teacher, _), r in found.items() if teacher == "u"}
+    assert "SIGKILL" in error and len(found) == 6
     assert all(gone(process) for _, process in loads())
 
 
