@@ -223,5 +223,5 @@ def test_where_we_may_not_publish_nothing_is_built(hub, chat_model, tmp_path, ca
 def test_a_failed_publish_says_so_last(hub, first, capsys):
     hub.count_again(lambda n, method, path: 500 if "/commit/" in path else None)
     assert main(["push", str(first), ORG]) == 1
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert ORG in last and "the same command" in last
+    said = capsys.readouterr().err
+    assert ORG in said and "same command" in said.strip().splitlines()[-1]
