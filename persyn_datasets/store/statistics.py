@@ -10,6 +10,7 @@ import numpy as np
 import scipy  # its parts are imported when they are used
 
 RESAMPLES = 9_999
+VALUES_AT_ONCE = 2**21  # of all resamples; one takes some 70 bytes
 
 
 class Interval(TypedDict):
@@ -29,7 +30,12 @@ def interval(values: np.ndarray, seed: int = 0) -> Interval:
     if len(values) < 2:
         return {"mean": float(values.mean()), "low": -np.inf, "high": np.inf}
     found = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed, batch=1000
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=seed,
+        batch=_resamples_at_once(len(values)),
     )
     low, high = found.confidence_interval
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
@@ -60,9 +66,13 @@ def paired(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Interval:
         permutation_type="samples",
         n_resamples=RESAMPLES,
         rng=seed,
-        batch=1000,
+        batch=_resamples_at_once(len(ours)),
     )
     return {**found, "p": float(test.pvalue)}
+
+
+def _resamples_at_once(size: int) -> int:
+    return max(1, VALUES_AT_ONCE // size)
 
 
 def usual_range(values: np.ndarray) -> tuple[float, float]:

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ from datasets import Dataset
 from persyn_datasets import Teacher
 from persyn_datasets.report import measure as report
 from persyn_datasets.report import text
-from persyn_datasets.report.summary import summary
+from persyn_datasets.report.summary import demo, summary
 from persyn_datasets.report.tables import TERMINAL, table
 from persyn_datasets.report.verdict import verdict
 
@@ -90,6 +91,24 @@ def test_a_terminal_of_80_columns_is_enough(done, models_folder):
     assert len(screen.splitlines()) < 25 and verdict(stats["router"]) in " ".join(screen.split())
     for name, of in stats["per_teacher"].items():
         assert f"{name:10} {of['routed']:>9}" in screen
+
+
+def test_the_demo_ends_in_twelve_lines_of_80_columns(done):
+    """Three rows, the verdict against both, the page, the next command."""
+    examples = [
+        {
+            "prompt": f"What is {i}? " * 9,
+            "chosen": "adder",
+            "answers": [{"teacher": "adder", "text": "It is\n" * 40}],
+        }
+        for i in range(3)
+    ]
+    shown = demo(done.stats, examples, Path("out"), Path("out/report/index.html"))
+    lines = shown.strip().splitlines()
+    assert len(lines) <= 12 and max(map(len, lines)) <= TERMINAL
+    assert sum("adder: It is" in line for line in lines) == 3
+    assert verdict(done.stats["router"]) in " ".join(shown.split())
+    assert "out/report/index.html" in shown and "persyn report out " in shown
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

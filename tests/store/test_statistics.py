@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -20,6 +21,16 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
     assert (found["low"], found["high"]) == pytest.approx(
         (values.mean() - half, values.mean() + half), abs=0.015
     )
+
+
+def test_an_interval_and_a_test_over_many_prompts_take_little_memory():
+    """All resamples at once would take 2 GiB."""
+    ours, theirs = RNG.normal(size=(2, 4_000))
+    tracemalloc.start()
+    paired(ours, theirs)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**28
 
 
 def test_the_paired_test_is_that_over_all_sign_flips():
