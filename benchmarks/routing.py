@@ -50,7 +50,8 @@ def speed(name: str, folder: str, texts: list[str], rounds: int, peers: dict[str
     from transformers import pipeline
 
     from persyn_datasets.report.tables import table
-    from persyn_datasets.router.model import TOKENS_PER_BATCH, Router
+    from persyn_datasets.router.model import Router
+    from persyn_datasets.store.memory import CPU_TOKENS
     from persyn_datasets.store.models import batches
 
     router = Router.from_pretrained(folder)
@@ -81,9 +82,7 @@ def speed(name: str, folder: str, texts: list[str], rounds: int, peers: dict[str
             least[peer] = routellm(python, folder, texts, scores)
     lengths = [len(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
     read = {
-        "persyn": sum(
-            max(lengths[i] for i in b) * len(b) for b in batches(lengths, TOKENS_PER_BATCH["cpu"])
-        )
+        "persyn": sum(max(lengths[i] for i in b) * len(b) for b in batches(lengths, CPU_TOKENS))
     }
     for size in BATCH_SIZES:
         parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]

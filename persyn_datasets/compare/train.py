@@ -3,7 +3,7 @@
 import json
 import shutil
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from persyn_datasets.signals.trained_text import ChatFormat
 from persyn_datasets.store import models
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest, replace_file
+from persyn_datasets.store.memory import in_passes
 
 
 def check(student: Student, training: Training, prompts: Dataset) -> None:
@@ -54,14 +55,22 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
     if (place / "student.json").exists():
         return place
     place.mkdir(parents=True, exist_ok=True)
-    trainer = _trainer(student, data, training, seed, place / "checkpoints")
-    done = [
-        c
-        for c in (place / "checkpoints").glob("checkpoint-*")
-        if (c / "trainer_state.json").exists()
-    ]
-    last = max(done, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
-    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    checkpoints = place / "checkpoints"
+
+    def trained(rows: int, passes: int) -> tuple[Any, Any]:
+        smaller = replace(
+            training, per_device_train_batch_size=rows, gradient_accumulation_steps=passes
+        )
+        trainer = _trainer(student, data, smaller, seed, checkpoints)
+        last = _last(checkpoints)
+        return trainer, trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+    trainer, result = in_passes(
+        trained,
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps,
+        "Lower training.max_length, set training.lora, or take a smaller student.",
+    )
     model = trainer.model.merge_and_unload() if training.lora else trainer.model
     model.to(models.dtype()).save_pretrained(place / "model")
     models.readable(place / "model")
@@ -78,19 +87,27 @@ def train(student: Student, data: Dataset, training: Training, seed: int, folder
         "seconds": result.metrics["train_runtime"],
     }
     replace_file(place / "student.json", json.dumps(record, indent=2).encode())
-    shutil.rmtree(place / "checkpoints")
+    shutil.rmtree(checkpoints)
     return place
+
+
+def _last(checkpoints: Path) -> Path | None:
+    """The last whole checkpoint, if there is one."""
+    done = [c for c in checkpoints.glob("checkpoint-*") if (c / "trainer_state.json").exists()]
+    return max(done, key=lambda c: int(c.name.rpartition("-")[2]), default=None)
 
 
 def _trainer(
     student: Student, data: Dataset, training: Training, seed: int, checkpoints: Path
 ) -> Any:
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
+
+    from persyn_datasets.compare.arguments import Arguments
 
     models.free()  # what scored or answered before: the student needs the memory
     on_gpu = torch.cuda.is_available()
-    config = SFTConfig(
+    config = Arguments(
         output_dir=str(checkpoints),
         **{key: value for key, value in asdict(training).items() if key != "lora"},
         seed=seed,

@@ -38,10 +38,10 @@ from persyn_datasets.router.metrics import compare
 from persyn_datasets.router.older_versions import save_config, save_router
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import content_hash
-from persyn_datasets.store.models import batches, load_classifier, load_tokenizer
+from persyn_datasets.store.memory import in_batches, token_budget
+from persyn_datasets.store.models import load_classifier, load_tokenizer
 
-# A CPU is quickest with what its cache holds.
-TOKENS_PER_BATCH = {"cuda": 16_384, "cpu": 1024}
+MOST_TOKENS = 16_384  # of a batch
 
 
 def router_text(messages: Sequence[Message]) -> str:
@@ -257,11 +257,20 @@ def _read_config(path: str, revision: str | None) -> Any:
 def forward(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> torch.Tensor:
-    """The classifier's outputs, float32 (texts, outputs). Batches hold texts of similar length."""
+    """The classifier's outputs, float32 (texts, outputs). Batches hold texts of similar length.
+
+    Raises:
+        BuildError: a text alone is too much for the device's memory.
+    """
     ids: Any = tokenizer(list(texts), truncation=True)["input_ids"]
-    rows: dict[int, torch.Tensor] = {}
-    for batch in batches([len(row) for row in ids], TOKENS_PER_BATCH[model.device.type]):
+
+    def outputs(batch: list[int]) -> list[tuple[int, torch.Tensor]]:
         encoded: Any = {"input_ids": [ids[i] for i in batch]}
         padded = tokenizer.pad(encoded, padding_side="right", return_tensors="pt")
-        rows.update(zip(batch, model(**padded.to(model.device)).logits.float().cpu(), strict=True))
+        logits = model(**padded.to(model.device)).logits.float().cpu()
+        return list(zip(batch, logits, strict=True))
+
+    tokens = min(MOST_TOKENS, token_budget(model))
+    parts = in_batches([len(row) for row in ids], tokens, outputs)
+    rows = dict(row for part in parts for row in part)
     return torch.stack([rows[i] for i in range(len(ids))])

@@ -36,6 +36,7 @@ from persyn_datasets.router.regression import Head, fit_rewards, rewards_of_pair
 from persyn_datasets.store import own
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.journal import digest
+from persyn_datasets.store.memory import OneDevice, in_passes
 from persyn_datasets.store.models import check_whole, device, dtype, free
 from persyn_datasets.store.progress import Bar
 
@@ -76,6 +77,8 @@ def train_router(
     Raises:
         InputError: there are no pairs, or they compare teachers that `teachers` does not name; the
             backbone cannot be a router.
+        BuildError: one prompt at a time is too much for the device's memory. Before that, passes
+            get smaller, and a step has more of them.
     """
     names = _names(pairs, teachers)
     prompts, prefer = preferences(pairs, names)
@@ -104,13 +107,22 @@ def train_router(
         return Router.from_pretrained(folder)
 
     free()  # what answered or scored before: the router needs the memory
-    set_seed(seed)
-    model, tokenizer = open_backbone(backbone, names, revision, max_length)
     texts = [router_text(m) for m in prompts]
+
+    def fine_tuned(rows: int, passes: int) -> tuple[Any, Any]:
+        set_seed(seed)
+        model, tokenizer = open_backbone(backbone, names, revision, max_length)
+        smaller = steps | {"batch_size": rows, "gradient_accumulation_steps": passes}
+        _fine_tune(model, tokenizer, texts, prefer, _arguments(folder, seed, **smaller))
+        return model, tokenizer
+
     if rewards is not None:
+        set_seed(seed)
+        model, tokenizer = open_backbone(backbone, names, revision, max_length)
         training |= _fit_head(model, tokenizer, texts, rewards).facts
     else:
-        _fine_tune(model, tokenizer, texts, prefer, _arguments(folder, seed, **steps))
+        remedy = "Lower router.max_length, set router.freeze_backbone, or take a smaller backbone."
+        model, tokenizer = in_passes(fine_tuned, batch_size, gradient_accumulation_steps, remedy)
     training |= {"prompts": len(prompts), "digest": address}
     model.config.persyn = {"teachers": specifications, "training": training}
     save_router(model, tokenizer, folder)
@@ -134,7 +146,7 @@ def _arguments(
     batch_size: int,
     gradient_accumulation_steps: int,
 ) -> TrainingArguments:
-    return _OneDevice(
+    return _Arguments(
         output_dir=folder,
         num_train_epochs=epochs,
         learning_rate=learning_rate,
@@ -267,16 +279,8 @@ def _fit_head(model: Any, tokenizer: Any, texts: Sequence[str], rewards: np.ndar
     return head
 
 
-class _OneDevice(TrainingArguments):
-    """Trains on one GPU, however many there are.
-
-    A Trainer that sees several multiplies the batch by their number, and the same recipe would give
-    another router.
-    """
-
-    @property
-    def n_gpu(self) -> int:
-        return min(1, super().n_gpu)
+class _Arguments(OneDevice, TrainingArguments):
+    pass
 
 
 class _BradleyTerryTrainer(Trainer):

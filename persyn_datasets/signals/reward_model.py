@@ -6,7 +6,7 @@ conversation, by its own chat template (paper §3, r_q for instructions: Skywork
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +14,14 @@ from persyn_datasets.config.errors import InputError
 from persyn_datasets.config.teacher import Message
 from persyn_datasets.signals import Facts, reward_server
 from persyn_datasets.store.identity import weights_of
-from persyn_datasets.store.models import (
-    batches,
-    context_length,
-    load_classifier,
-    load_tokenizer,
-)
+from persyn_datasets.store.models import context_length, load_classifier, load_tokenizer
 from persyn_datasets.store.templates import TEMPLATE_DATE, at_date, writes_date
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the identity of a model needs none
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FACTS = Facts(keys=("reward_model", "revision", "trust_remote_code", "base_url", "api_key_env"))
-TOKENS_PER_BATCH = 16_384
-TOKENS_PER_BATCH_ON_CPU = 1024  # which wants its cache
+MOST_TOKENS = 16_384  # of a batch
 _logger = logging.getLogger(__name__)
 
 
@@ -47,6 +41,7 @@ def score(
 
     Raises:
         InputError: the model cannot be loaded, has not one label, or no chat template.
+        BuildError: a conversation alone is too much for the device's memory.
     """
     if base_url:
         conversations = [[*messages, _assistant(text)] for messages, text in rows]
@@ -65,29 +60,35 @@ def score(
             limit,
             reward_model,
         )
-    # The model's own padding, not the tokenizer's: it scores the last token that is not this.
-    # Without it, row by row.
-    pad = loaded.config.get_text_config().pad_token_id
-    lengths = [len(ids[i]) for i in fits]
-    on_cpu = loaded.device.type == "cpu"
-    tokens = TOKENS_PER_BATCH_ON_CPU if on_cpu else TOKENS_PER_BATCH
-    for batch in batches(lengths, tokens, rows=1 if pad is None else None):
-        for b, value in zip(batch, _forward(loaded, [ids[fits[b]] for b in batch]), strict=True):
-            scores[fits[b]] = value
+    for place, value in _forward(loaded, [ids[i] for i in fits]):
+        scores[fits[place]] = value
     return scores
 
 
-def _forward(model: PreTrainedModel, ids: Sequence[list[int]]) -> list[float]:
-    """One batch, longest row first."""
+def _forward(model: PreTrainedModel, ids: Sequence[list[int]]) -> Iterator[tuple[int, float]]:
+    """(index of the row, its reward), longest rows first."""
     import torch
 
-    pad, width = model.config.get_text_config().pad_token_id, len(ids[0])
-    padded = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=model.device)
-    lengths = torch.tensor([[len(row)] for row in ids], device=model.device)
-    mask = (torch.arange(width, device=model.device) < lengths).long()
-    with torch.inference_mode():
-        found: list[float] = model(padded, attention_mask=mask).logits[:, 0].float().tolist()
-    return found
+    from persyn_datasets.store.memory import in_batches, token_budget
+
+    # The model's own padding, not the tokenizer's: it scores the last token that is not this.
+    # Without it, row by row.
+    pad = model.config.get_text_config().pad_token_id
+
+    def values(batch: list[int]) -> list[tuple[int, float]]:
+        width = len(ids[batch[0]])
+        rows = [ids[i] + [pad] * (width - len(ids[i])) for i in batch]
+        padded = torch.tensor(rows, device=model.device)
+        lengths = torch.tensor([[len(ids[i])] for i in batch], device=model.device)
+        mask = (torch.arange(width, device=model.device) < lengths).long()
+        with torch.inference_mode():
+            found: list[float] = model(padded, attention_mask=mask).logits[:, 0].float().tolist()
+        return list(zip(batch, found, strict=True))
+
+    tokens = min(MOST_TOKENS, token_budget(model))
+    one = 1 if pad is None else None
+    for part in in_batches([len(row) for row in ids], tokens, values, rows=one):
+        yield from part
 
 
 def check(spec: Mapping[str, Any], prompts: Any) -> None:

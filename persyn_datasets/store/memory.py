@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from persyn_datasets.config.errors import BuildError
-from persyn_datasets.store.models import batches
+from persyn_datasets.store.models import batches, free
 
 if TYPE_CHECKING:  # its import takes seconds, and no annotation needs it at run time
     from transformers import PreTrainedModel
@@ -43,6 +43,46 @@ def bytes_per_token(model: PreTrainedModel) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     values = 4 * config.num_hidden_layers * heads * size + 8 * config.hidden_size + 3 * inner
     return int(values * model.dtype.itemsize)
+
+
+class OneDevice:
+    """Beside a `TrainingArguments`: trains on one GPU, however many there are.
+
+    A Trainer that sees several multiplies the batch by their number, and the same recipe would give
+    another model.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        found: int = super().n_gpu  # type: ignore[misc]
+        return min(1, found)
+
+
+def in_passes(work: Callable[[int, int], T], batch_size: int, accumulation: int, remedy: str) -> T:
+    """`work(rows of a pass, passes of a step)`; where the device's memory is too small, anew with
+    half the rows in a pass and twice the passes: the same steps on the same rows.
+
+    Transformers' `auto_find_batch_size` halves the rows alone, which are then other steps.
+
+    Args:
+        remedy: what helps where one row alone is too much.
+
+    Raises:
+        BuildError: one row alone is too much.
+    """
+    while True:
+        try:
+            return work(batch_size, accumulation)
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise BuildError(
+                    "Training on one row at a time does not fit into the device's memory. "
+                    f"{remedy} All answers are kept: run the same command again."
+                ) from error
+        free()  # out of the handler, whose traceback holds the model
+        half = 1 if batch_size % 2 else batch_size // 2
+        batch_size, accumulation = half, accumulation * (batch_size // half)
+        logger.warning("Out of memory: trained anew, with %d rows in a pass.", batch_size)
 
 
 def in_batches(

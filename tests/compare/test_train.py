@@ -7,7 +7,12 @@ import torch
 from conftest import make_tokenizer, save_model
 from datasets import Dataset
 from pool import answer, problems
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaModel,
+    TrainingArguments,
+)
 
 from persyn_datasets import InputError, Student
 from persyn_datasets.compare.train import _trainer, train
@@ -149,3 +154,40 @@ def test_switches_of_the_template_reach_the_trainer_and_the_trained_student(tmp_
     own = AutoTokenizer.from_pretrained(place / "model")
     assert own.apply_chat_template(data["prompt"][0], tokenize=False).endswith(" loud")
     assert place != train(Student(folder), data, training, 0, tmp_path)
+
+
+def test_two_gpus_train_the_student_that_one_trains(chat_model, data, tmp_path, monkeypatch):
+    """A plain Trainer takes a batch for each of them."""
+    student, training = Student(chat_model), Training(**QUICK, num_train_epochs=1)
+    one = train(student, data, training, 0, tmp_path / "one")
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    two = train(student, data, training, 0, tmp_path / "two")
+    steps = [json.loads((place / "student.json").read_text())["steps"] for place in (one, two)]
+    assert steps == [6, 6]
+    assert_same_weights(one, two)
+
+
+def test_a_training_that_is_out_of_memory_takes_the_same_steps_in_smaller_passes(
+    chat_model, data, tmp_path, monkeypatch
+):
+    student, training = Student(chat_model), Training(**QUICK, num_train_epochs=1)
+    whole = train(student, data, training, 0, tmp_path / "whole")
+    forward, sizes = LlamaModel.forward, []
+
+    def small(self, input_ids=None, *args, **kwargs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", small)
+    parts = train(student, data, training, 0, tmp_path / "parts")
+    assert sizes == [4, 2] + [1] * 24
+    facts = [json.loads((place / "student.json").read_text()) for place in (whole, parts)]
+    assert [f["steps"] for f in facts] == [6, 6] and facts[0]["training"] == facts[1]["training"]
+    assert_same_weights(whole, parts)
+
+
+def assert_same_weights(one, two):
+    a, b = (AutoModelForCausalLM.from_pretrained(p / "model").state_dict() for p in (one, two))
+    assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a)

@@ -7,10 +7,15 @@ import torch
 from conftest import save_model
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+)
 
 from persyn_datasets import InputError
 from persyn_datasets.signals import reward_model as signal
+from persyn_datasets.store import memory
 
 
 def conversation(i):
@@ -41,7 +46,7 @@ def one_at_a_time(path):
 @pytest.mark.parametrize("tokens_per_batch", [1, 300, 10_000])
 @pytest.mark.parametrize("kind", ["Llama", "Bert"])
 def test_scores_do_not_depend_on_the_batch(kind, tmp_path, monkeypatch, tokens_per_batch):
-    monkeypatch.setattr(signal, "TOKENS_PER_BATCH_ON_CPU", tokens_per_batch)
+    monkeypatch.setattr(memory, "CPU_TOKENS", tokens_per_batch)
     model = save_model(tmp_path, kind, head="SequenceClassification", num_labels=1)
     alone = one_at_a_time(model)
     assert scores(model) == pytest.approx(alone, abs=1e-4)
@@ -156,3 +161,20 @@ def test_the_identity_follows_the_weights(reward_model, tmp_path):
     after = signal.identity({"reward_model": str(tmp_path / "m")})
     assert before["weights"] != after["weights"]
     assert json.loads(json.dumps(after)) == after
+
+
+def test_too_little_memory_halves_the_batches(reward_model, monkeypatch):
+    monkeypatch.setattr(memory, "CPU_TOKENS", 10_000)
+    spec = {"reward_model": reward_model}
+    expected = signal.score(ROWS, {}, **spec)
+    sizes, forward = [], LlamaForSequenceClassification.forward
+
+    def small(self, input_ids=None, *args, **kwargs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForSequenceClassification, "forward", small)
+    assert signal.score(ROWS, {}, **spec) == pytest.approx(expected, abs=1e-4)
+    assert max(sizes) == len(ROWS) and sizes.count(1) == len(ROWS)
