@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets import Dataset, DownloadMode, load_dataset
 from huggingface_hub.constants import HF_HOME
 
-from persyn_datasets import __version__, first_row, plan, routing
+from persyn_datasets import __version__, routing
 from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.reasoning import as_trained
 from persyn_datasets.config.recipe import Recipe
@@ -35,6 +35,7 @@ from persyn_datasets.data.tools import offered, to_calls
 from persyn_datasets.engines.account import Account
 from persyn_datasets.hub import cards, licenses
 from persyn_datasets.inputs import build_id, check_folder
+from persyn_datasets.plan import checks, cost, first_row
 from persyn_datasets.report import figures, measure
 from persyn_datasets.report.question import order_left, without_question
 from persyn_datasets.router.model import Router
@@ -122,7 +123,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
         if known and done and known["build"] == build_id(self.recipe, prompts):
             self._rewrite_recipe()
             return
-        self._prompts = plan.check(self.recipe)
+        self._prompts = checks.check(self.recipe)
         build = build_id(self.recipe, prompts)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / STATS).unlink(missing_ok=True)
@@ -232,9 +233,9 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             "name": recipe.title,
             "strategy": recipe.strategy,
             "student": recipe.student.model,
-            "contamination": plan.contamination(recipe)[1],
+            "contamination": checks.contamination(recipe)[1],
             "second_opinions": second,
-            "estimate": plan.estimate(recipe, prompts),
+            "estimate": cost.estimate(recipe, prompts),
             "account": account.to_list(),
             "versions": measure.versions(),
             "cost": measure.cost(account.to_list(), len(prompts)),
@@ -244,7 +245,7 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             **learned,
             **measure.measure(ranked, answered, names),
             "preferences": (self.folder / "preferences").exists(),
-            **plan.plan(recipe, len(prompts)),
+            **cost.plan(recipe, len(prompts)),
             **self._sources(),
         }
         if judged := account.notes.get("judge"):
@@ -262,12 +263,12 @@ class PersynBuilder(datasets.ArrowBasedBuilder):
             InputError: before anything is spent.
             BuildError: `max_failed` or `max_cost` is passed.
         """
-        self._prompts = plan.check(self.recipe)
+        self._prompts = checks.check(self.recipe)
         return self._calibrate(Account(self.recipe.max_cost))
 
     def _calibrate(self, account: Account) -> Dataset:
         """The calibration prompts, answered by all teachers, scored and ranked."""
-        recipe, prompts = self.recipe, plan.calibration(self.recipe, self._prompts)
+        recipe, prompts = self.recipe, checks.calibration(self.recipe, self._prompts)
         first_row.check(recipe, prompts, self.runner)
         samples = recipe.calibration.samples
         generate = Generate(recipe.teachers, recipe.max_failed, account, samples=samples)

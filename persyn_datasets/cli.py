@@ -119,9 +119,9 @@ def _plan(options: argparse.Namespace, recipe: Any, output: Path) -> None:
     if options.whole_process and not options.push_to_hub and not _runs_code(recipe):
         _transformers_without_torch()
 
-    from persyn_datasets import plan
     from persyn_datasets.data.build import read
     from persyn_datasets.inputs import check_folder
+    from persyn_datasets.plan import checks, cost
     from persyn_datasets.runners import check
 
     check(options.runner)
@@ -130,7 +130,7 @@ def _plan(options: argparse.Namespace, recipe: Any, output: Path) -> None:
     _check_hub(options, bool(build))
     _quieten(options)
     measured = build["account"] if build else ()
-    print(plan.describe(recipe, plan.check(recipe), measured))
+    print(cost.describe(recipe, checks.check(recipe), measured))
 
 
 def _transformers_without_torch() -> None:

@@ -17,7 +17,7 @@ FLOORS = [
     {"signals", "strategies"},
     {"stages", "tasks"},
     {"runners", "report", "designer"},
-    {"hub", "inputs", "plan", "routing", "first_row"},
+    {"hub", "inputs", "plan", "routing"},
     {"builder", "reuse"},
     {"compare", "options", "quickstart"},
     {"cli"},

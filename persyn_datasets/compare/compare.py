@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_dataset
 
-from persyn_datasets import first_row, plan
 from persyn_datasets.builder import PersynBuilder
 from persyn_datasets.compare import harness, tournament
 from persyn_datasets.compare import report as comparison
@@ -25,6 +24,7 @@ from persyn_datasets.config.errors import BuildError, InputError
 from persyn_datasets.config.recipe import Recipe
 from persyn_datasets.data import sources
 from persyn_datasets.data.tools import offered
+from persyn_datasets.plan import checks, first_row
 from persyn_datasets.store.journal import replace_file
 from persyn_datasets.store.statistics import holm, interval, paired
 from persyn_datasets.strategies import baselines as strategies
@@ -131,7 +131,7 @@ def check(recipe: Recipe, builders: Sequence[PersynBuilder], seeds: int, per_tea
             "persyn."
         )
     for builder in builders:
-        prompts = plan.check(builder.recipe)
+        prompts = checks.check(builder.recipe)
     if any(offered(prompts)):
         raise InputError(
             "The prompts have a column 'tools', and students are compared without functions to "

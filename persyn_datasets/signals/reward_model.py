@@ -15,7 +15,7 @@ from persyn_datasets.config.teacher import Message
 from persyn_datasets.signals import Facts, reward_server
 from persyn_datasets.store.identity import weights_of
 from persyn_datasets.store.models import context_length, load_classifier, load_tokenizer
-from persyn_datasets.store.templates import TEMPLATE_DATE, at_date, writes_date
+from persyn_datasets.store.templates import TEMPLATE_DATE, at_date, model_writes_date
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the identity of a model needs none
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,18 +141,8 @@ def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
         weights = {"weights": weights_of(spec["reward_model"], spec.get("revision"))}
     except InputError as error:
         raise InputError(f"quality.reward_model: {error}") from error
-    return weights | _date(spec)
-
-
-def _date(spec: Mapping[str, Any]) -> dict[str, str]:
-    try:
-        tokenizer = load_tokenizer(
-            spec["reward_model"], spec.get("revision"), bool(spec.get("trust_remote_code", False))
-        )
-    except (OSError, ValueError, KeyError):
-        return {}  # no tokenizer that loads: `check` says so
-    dated = writes_date(str(tokenizer.chat_template or ""))
-    return {"date": TEMPLATE_DATE.isoformat()} if dated else {}
+    dated = model_writes_date(spec["reward_model"], spec.get("revision"))
+    return weights | ({"date": TEMPLATE_DATE.isoformat()} if dated else {})
 
 
 def resolved(spec: Mapping[str, Any]) -> Mapping[str, Any]:

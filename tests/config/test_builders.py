@@ -10,10 +10,11 @@ import yaml
 from datasets import Dataset
 from pool import problems
 
-from persyn_datasets import InputError, Recipe, plan
+from persyn_datasets import InputError, Recipe
 from persyn_datasets.cli import main
 from persyn_datasets.config.strategy import STRATEGIES
 from persyn_datasets.options import parser
+from persyn_datasets.plan import cost
 from persyn_datasets.strategies.baselines import teachers_of
 
 BUILDERS = Path(__file__).parents[2] / "builders"
@@ -51,7 +52,7 @@ def test_each_student_in_each_setting(setting, command):
     recipe = Recipe.load(options.recipe, options.set)
     math, recorded = "math" in setting, setting in RECORDED
     n, m = 10_000 if setting == "math" else 50_000, 15 if math else 19
-    counts = plan.plan(recipe, n)
+    counts = cost.plan(recipe, n)
     assert len({t.name for t in recipe.teachers}) == m and recipe.student.model in STUDENTS
     assert recipe.student.model.partition("/")[2].lower() in recipe.name
     assert recipe.name.endswith(setting)
@@ -118,8 +119,8 @@ def test_the_plan_without_the_hub(setting, hub, capsys, monkeypatch):
             for i, (p, _) in enumerate(problems())
         ]
     )
-    monkeypatch.setattr(plan, "contamination", lambda recipe: (prompts, None))
-    text = " ".join(plan.describe(recipe, prompts.select([i % 24 for i in range(50_000)])).split())
+    monkeypatch.setattr(cost, "contamination", lambda recipe: (prompts, None))
+    text = " ".join(cost.describe(recipe, prompts.select([i % 24 for i in range(50_000)])).split())
     m = len(recipe.teachers)
     assert (
         f"{2500 * m + 47_500:,} generations in all; generate-then-select needs {50_000 * m:,}"

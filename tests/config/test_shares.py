@@ -8,8 +8,9 @@ from chat_server import ChatServer, echo
 from datasets import Dataset
 from pool import make_recipe
 
-from persyn_datasets import BuildError, Generate, Recipe, Sampling, Teacher, plan
+from persyn_datasets import BuildError, Generate, Recipe, Sampling, Teacher
 from persyn_datasets.config.shares import part_of
+from persyn_datasets.plan import cost
 from persyn_datasets.strategies.second_opinion import Room, least_sure
 
 SHARES = [0.07, 0.14, 0.28, 0.29, 0.55, 0.57, 0.58, 0.999, 0.0, 1.0]  # × 100 is below, of most
@@ -27,7 +28,7 @@ def test_plan_and_second_opinions_ask_the_same_number(share, chat_model, tmp_pat
     routed = Dataset.from_dict({"router_scores": scores.tolist(), "teacher": ["a"] * 100})
     room = Room(np.array([100, 100]), np.zeros((100, 2)), np.inf)
     recipe = Recipe.from_dict(make_recipe(tmp_path, chat_model, second_opinion=share))
-    planned = plan.plan(recipe, 100)["asked_twice"]
+    planned = cost.plan(recipe, 100)["asked_twice"]
     assert planned == Fraction(str(share)) * 100 // 1
     assert len(least_sure(routed, ["a", "b"], share)[0]) == planned
     assert len(least_sure(routed, ["a", "b"], share, room)[0]) == planned

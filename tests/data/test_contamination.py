@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 from pool import make_recipe, problems, write_lines
 
-from persyn_datasets import InputError, PersynBuilder, Recipe, plan
+from persyn_datasets import InputError, PersynBuilder, Recipe
 from persyn_datasets.config.overrides import apply_overrides
 from persyn_datasets.data import contamination
 from persyn_datasets.data.contamination import (
@@ -13,6 +13,7 @@ from persyn_datasets.data.contamination import (
     overlaps,
     runs,
 )
+from persyn_datasets.plan import checks, cost
 from persyn_datasets.report import text as report
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -100,7 +101,7 @@ def test_in_a_build(chat_model, tmp_path, drop):
     words = (
         "2 of 24 prompts share 13 words in a row with a benchmark (2 with bench.jsonl), and are "
     )
-    assert words in " ".join(plan.describe(recipe, plan.check(recipe)).split())
+    assert words in " ".join(cost.describe(recipe, checks.check(recipe)).split())
     builder = PersynBuilder(recipe, tmp_path / "out", strategy="random")
     builder.download_and_prepare()
     asked = [row["prompt"][0]["content"] for row in builder.as_dataset(split="train")]

@@ -173,22 +173,22 @@ def test_bad_targets_are_refused(tmp_path, row, options, found):
 
 
 def test_a_recipe_says_so_before_anything_is_spent(tmp_path, chat_model, target):
-    from persyn_datasets import plan
+    from persyn_datasets.plan import checks, cost
 
     values = make_recipe(tmp_path, chat_model, reward={"learnability": "target"})
     with pytest.raises(InputError, match="target"):
         Recipe.from_dict(values)
     spec = {"path": target.path, "response_column": "solution"}
     recipe = Recipe.from_dict(values | {"target": spec})
-    prompts = plan.check(recipe)
+    prompts = checks.check(recipe)
     assert len(prompts) == 24
-    made = plan.describe(recipe, prompts)
+    made = cost.describe(recipe, prompts)
     assert "12 reference answers" in made and "20 steps" in made
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))).target == recipe.target
     rows = [{"prompt": "3 times 4?", "solution": "12"}]
     leaky = spec | {"path": write_lines(tmp_path / "leaky.jsonl", rows)}
     with pytest.raises(InputError, match="among the prompts"):
-        plan.check(Recipe.from_dict(values | {"target": leaky}))
+        checks.check(Recipe.from_dict(values | {"target": leaky}))
 
 
 def test_a_build_by_the_target_says_so(tmp_path, chat_model, target):

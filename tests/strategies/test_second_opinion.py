@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset, Features, load_dataset
 from pool import answer, make_recipe, write_lines
 
-from persyn_datasets import InputError, PersynBuilder, Rank, Recipe, plan
+from persyn_datasets import InputError, PersynBuilder, Rank, Recipe
 from persyn_datasets.data.schema import SYNTHESIZED
 from persyn_datasets.data.sources import load
+from persyn_datasets.plan import checks
 from persyn_datasets.stages.rank import combined_reward
 from persyn_datasets.strategies.second_opinion import (
     RankTwo,
@@ -131,7 +132,7 @@ def test_without_it_nothing_of_it_stays(built, tmp_path):
 
 def test_what_cannot_be_judged_is_refused_before(tmp_path, chat_model):
     values = make_recipe(tmp_path, chat_model, second_opinion=0.5)
-    prompts = plan.calibration(Recipe.from_dict(values), load(Recipe.from_dict(values).prompts))
+    prompts = checks.calibration(Recipe.from_dict(values), load(Recipe.from_dict(values).prompts))
     asked = {messages[0]["content"] for messages in prompts["messages"]}
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     write_lines(
@@ -139,8 +140,8 @@ def test_what_cannot_be_judged_is_refused_before(tmp_path, chat_model):
         [r if r["prompt"] in asked else r | {"answer": ""} for r in rows],
     )
     with pytest.raises(InputError, match="answer ''"):
-        plan.check(Recipe.from_dict(values))
-    plan.check(Recipe.from_dict(values | {"second_opinion": 0.0}))
+        checks.check(Recipe.from_dict(values))
+    checks.check(Recipe.from_dict(values | {"second_opinion": 0.0}))
     with pytest.raises(InputError, match=r"second_opinion is 1\.5"):
         Recipe.from_dict(values | {"second_opinion": 1.5})
 

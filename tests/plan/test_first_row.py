@@ -14,7 +14,8 @@ from conftest import make_tokenizer, save_model
 from pool import answer, build, counting, make_recipe
 from safetensors.torch import load_file, save_file
 
-from persyn_datasets import InputError, PersynBuilder, Recipe, plan
+from persyn_datasets import InputError, PersynBuilder, Recipe
+from persyn_datasets.plan import checks
 from persyn_datasets.store import models
 
 FILE = "model.safetensors"
@@ -80,7 +81,7 @@ def test_a_plan_sees_that_weights_are_missing(key, broken, chat_model, tmp_path)
     part, name = key.split(".")
     values[part][name] = broken
     with pytest.raises(InputError, match=f"{key}.*safetensors"):
-        plan.check(Recipe.from_dict(values))
+        checks.check(Recipe.from_dict(values))
 
 
 def mamba(folder):
@@ -91,9 +92,9 @@ def test_a_backbone_that_is_no_classifier_is_refused_by_the_plan(chat_model, tmp
     values = make_recipe(tmp_path, chat_model)
     values["router"]["backbone"] = mamba(tmp_path / "mamba")
     with pytest.raises(InputError, match=r"router\.backbone.*mamba"):
-        plan.check(Recipe.from_dict(values))
+        checks.check(Recipe.from_dict(values))
     values["router"]["backbone"] = chat_model
-    plan.check(Recipe.from_dict(values))
+    checks.check(Recipe.from_dict(values))
 
 
 def test_a_backbone_without_a_token_to_pad_with_is_refused_before_a_teacher_is_asked(
@@ -149,7 +150,7 @@ def own_code(chat_model, tmp_path):
 def test_a_student_with_code_of_its_own_passes_where_it_is_allowed(own_code, chat_model, tmp_path):
     values = make_recipe(tmp_path, chat_model, student={"model": own_code})
     with pytest.raises(InputError, match=r"student\.model"):
-        plan.check(Recipe.from_dict(values))
+        checks.check(Recipe.from_dict(values))
     values["student"]["trust_remote_code"] = True
     ranked = PersynBuilder(Recipe.from_dict(values), tmp_path / "out").calibrate()
     assert all(r["learnability"] < 0 for row in ranked["responses"] for r in row)
