@@ -125,5 +125,5 @@ def test_a_recipe_of_others_does_not_run_code_here(hub, tmp_path, chat_model):
     recipe = make_recipe(tmp_path, chat_model, quality="code-tests")
     recipe["prompts"]["path"] = "org/prompts"
     hub.put("org/theirs", {"recipe.yaml": yaml.safe_dump(recipe)})
-    with pytest.raises(InputError, match="sets quality to 'code-tests', which runs code here"):
+    with pytest.raises(InputError, match="quality to 'code-tests'.* runs code here"):
         Recipe.load("org/theirs", ["student.model=org/s", "router.backbone=org/s"])
