@@ -116,6 +116,7 @@ study-gsm8k: .venv/installed  ## which signal predicts a student's gain: ZEROEVA
 	$(STUDY).measure outputs/gsm8k-data $(STUDENT) outputs/gsm8k
 	$(STUDY).students outputs/gsm8k-data $(STUDENT) outputs/gsm8k 3
 	$(STUDY).analyse outputs/gsm8k-data $(STUDENT) outputs/gsm8k
+	$(STUDY).luck outputs/gsm8k-data $(STUDENT) outputs/gsm8k
 
 # Both repositories are public clones; ENCODER is the Hub's, or a folder.
 ENCODER := sentence-transformers/all-MiniLM-L6-v2

@@ -47,7 +47,7 @@ def demo(stats: Build, examples: Sequence[dict[str, Any]], output: Path, page: P
         lines += [fill(_against_random(router)), fill(verdict(router))]
     lines += [
         f"Page  {page}",
-        f"Next  persyn report {output}   (or your own recipe: persyn build recipe.yaml)",
+        f"Next  persyn report {output}; your own: persyn build recipe.yaml",
     ]
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ _stages: list[str] = []  # of the build that is running, in their order
 _unseen: list[bool] = []  # while it holds something, no stage is shown
 _hidden: set[str] = set()  # whose bars `hide_internals` has hidden
 
+EARLY = 0.02  # of all rows; until then no time left is shown
 FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} · {speed} · {left} left{postfix}"
 
 
@@ -129,7 +130,9 @@ class Bar(tqdm):
         rate = values["rate"]
         if rate is None and values["elapsed"]:
             rate = (values["n"] - values["initial"]) / values["elapsed"]
-        left = (values["total"] - values["n"]) / rate if rate else None
+        done, rest = values["n"] - values["initial"], values["total"] - values["n"]
+        # The first rows also wait for the model: what they take says nothing of the others.
+        left = rest / rate if rate and done >= EARLY * values["total"] else None
         return values | {
             "speed": f"{rate:.1f}/s" if rate else "–/s",
             "left": "–" if left is None else self.format_interval(left),

@@ -103,12 +103,13 @@ def test_the_demo_ends_in_twelve_lines_of_80_columns(done):
         }
         for i in range(3)
     ]
-    shown = demo(done.stats, examples, Path("out"), Path("out/report/index.html"))
+    output = Path("outputs/quickstart")
+    shown = demo(done.stats, examples, output, output / "report/index.html")
     lines = shown.strip().splitlines()
     assert len(lines) <= 12 and max(map(len, lines)) <= TERMINAL
     assert sum("adder: It is" in line for line in lines) == 3
     assert verdict(done.stats["router"]) in " ".join(shown.split())
-    assert "out/report/index.html" in shown and "persyn report out " in shown
+    assert str(output / "report/index.html") in shown and f"persyn report {output}" in shown
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

@@ -64,3 +64,14 @@ def test_outside_of_a_build_a_stage_has_no_number(monkeypatch):
 )
 def test_small_amounts_are_not_nothing(amount, shown):
     assert progress.usd(amount) == shown
+
+
+def test_the_first_rows_promise_no_time(monkeypatch):
+    """They wait for the model to load: 384 answers would take hours by the first."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.Bar("Generate", 384) as bar:
+        bar.start_t -= 60
+        bar.update()
+        assert bar.format_dict["left"] == "–"
+        bar.update(63)
+        assert bar.format_dict["left"] != "–"
