@@ -120,7 +120,7 @@ class Bar(tqdm):
             desc=title(stage),
             bar_format=FORMAT,
             dynamic_ncols=True,
-            disable=not is_watched() or bool(_unseen),
+            disable=not is_watched() or bool(_unseen) or not total,
         )
 
     @property
