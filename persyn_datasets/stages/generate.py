@@ -22,9 +22,8 @@ class Generate(Asking):
 
     `batch_size=None` lets the engines see all prompts at once and fill their batches best.
     Responses are kept in the journal as they arrive; a second run generates only what is missing. A
-    response that failed stays in its place with `error` set and is asked for again the next time
-    (`map` keeps its own cache of file-backed
-    datasets: pass `load_from_cache_file=False` to retry failures).
+    response that failed stays in its place with its `error`, and is asked for again the next time.
+    Since `map` has a cache of its own, pass `load_from_cache_file=False` to ask again.
 
     Args:
         teachers, max_failed, account, ask: see `Asking`.
