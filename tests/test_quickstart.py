@@ -2,7 +2,9 @@ import re
 from collections import Counter
 
 import pytest
+from conftest import save_model
 
+from persyn_datasets import quickstart
 from persyn_datasets.quickstart import PROBLEMS, problems
 
 SIZES = {
@@ -68,3 +70,13 @@ def test_they_are_distinct_seeded_and_balanced():
     assert rows == problems(PROBLEMS) != problems(PROBLEMS, seed=1)
     assert set(Counter(row["family"] for row in rows).values()) == {PROBLEMS // 6}
     assert [row["family"] for row in rows[:6]] != [row["family"] for row in rows[6:12]]  # shuffled
+
+
+def test_what_is_unpacked_needs_no_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "find_spec", lambda name: None)
+    for name in quickstart.MODELS:
+        save_model(tmp_path / quickstart.FOLDER / name)
+    assert quickstart.main() == 0
+    (tmp_path / quickstart.FOLDER / quickstart.MODELS[0] / "config.json").unlink()
+    assert quickstart.main() == 1
