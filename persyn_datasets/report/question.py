@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from persyn_datasets.data import schema
+from persyn_datasets.data.responses import one_row_each
 from persyn_datasets.data.tools import COLUMN as TOOLS
 
 # Prompts whose answers are scored once more: enough for a first digit, at little cost.
@@ -16,10 +17,10 @@ NOTHING = "?"  # in place of the question; an empty turn is refused by some temp
 
 
 def without_question(ranked: Dataset) -> Dataset:
-    """The first `PROMPTS` rows of a calibration with `NOTHING` for the last turn of their prompts,
-    to be scored again.
+    """The first `PROMPTS` prompts of a calibration with `NOTHING` for their last turn, to be scored
+    again.
     """
-    first = ranked.select(range(min(PROMPTS, len(ranked))))
+    first = _first(ranked)
     tools = {TOOLS: Value("string")} if TOOLS in ranked.column_names else {}
 
     def blank(row: dict[str, Any]) -> dict[str, Any]:
@@ -38,14 +39,20 @@ def without_question(ranked: Dataset) -> Dataset:
     )
 
 
+def _first(ranked: Dataset) -> Dataset:
+    """One row of each."""
+    prompts = one_row_each(ranked)
+    return prompts.select(range(min(PROMPTS, len(prompts))))
+
+
 def order_left(ranked: Dataset, blank: Dataset) -> float | None:
     """The rank correlation (Spearman) of a prompt's answers by learnability with and without its
-    question, mean over the rows of `blank`.
+    question, mean over the prompts of `blank`, which is `without_question` of `ranked`, scored.
 
     1: the question changes nothing, so what the student finds likely is the answers' manner alone.
     0: the order is all about the question. None: no prompt has two answers that differ.
     """
-    pairs = zip(ranked.select(range(len(blank)))["responses"], blank["responses"], strict=True)
+    pairs = zip(_first(ranked)["responses"], blank["responses"], strict=True)
     found = [_spearman(*_learnability(asked, unasked)) for asked, unasked in pairs]
     known = [rho for rho in found if rho is not None]
     return float(np.mean(known)) if known else None
@@ -66,4 +73,4 @@ def _learnability(
 def _spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     if len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(spearmanr(x, y).statistic)

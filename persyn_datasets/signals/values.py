@@ -50,7 +50,8 @@ def first_value(text: str, at_start: bool = False) -> str:
         return ""
     match = min(found, key=lambda m: m.start())
     if at_start and not re.fullmatch(
-        r"(?:about|approximately|around|exactly|simply|just|only|that|x|y|n|[a-z]\s*=|[\s:=~≈*_(])*",
+        r"(?:about|approximately|around|exactly|simply|just|only|that|x|y|n|[a-z]\s*="
+        r"|[\s:=~≈*_(])*",
         text[: match.start()],
         re.IGNORECASE,
     ):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -38,16 +39,16 @@ OF_RESPONSES = (
 )
 
 
-class KnownByContent:
+class KnownByContent(ABC):
     """A stage that a hash of its pickle identifies, by what it reads rather than by where it lies.
 
     `datasets` finds the rows that `map` made before by such a hash. Of a stage that holds a path,
     it would be the same after the model at that path was trained on.
     """
 
+    @abstractmethod
     def content(self) -> Any:
         """What the names in the stage stand for now, as values that can be pickled."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"content": self.content()}

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from scipy.stats import spearmanr
 
 from persyn_datasets import Score
@@ -36,8 +36,18 @@ def test_only_the_last_turn_of_some_prompts_is_replaced():
 def test_the_order_that_is_left_is_the_mean_rank_correlation_within_prompts():
     draw = np.random.default_rng(0)
     asked, unasked = draw.normal(size=(2, 6, 5))
-    expected = np.mean([spearmanr(a, b).statistic for a, b in zip(asked, unasked, strict=True)])
+    places = (np.argsort(np.argsort(values)) for values in (asked, unasked))
+    # 1 − 6 Σ d² / (n (n² − 1)), where no two are equal
+    expected = np.mean([1 - ((a - b) ** 2).sum() / 20 for a, b in zip(*places, strict=True)])
     assert order_left(rows(asked), rows(unasked)) == pytest.approx(expected)
+
+
+def test_a_prompt_in_several_rows_is_one_prompt():
+    once = rows(np.random.default_rng(1).normal(size=(5, 4)))
+    again = concatenate_datasets([once.select([0]), once])
+    assert without_question(again)["prompt_id"][:] == without_question(once)["prompt_id"][:]
+    blank = rows(np.random.default_rng(2).normal(size=(5, 4)))
+    assert order_left(again, blank) == order_left(once, blank)
 
 
 def test_answers_without_a_score_and_prompts_without_an_order_do_not_count():
