@@ -27,9 +27,8 @@ def without_question(ranked: Dataset) -> Dataset:
         *before, last = row["messages"]
         # Without what the calibration has added to them.
         responses = [{key: r[key] for key in schema.RESPONSE} for r in row["responses"]]
-        return {"messages": [*before, last | {"content": NOTHING}], "responses": responses} | {
-            key: row[key] for key in tools
-        }
+        asked = {"messages": [*before, last | {"content": NOTHING}], "responses": responses}
+        return asked | {key: row[key] for key in ("prompt_id", *tools)}
 
     return first.map(
         blank,
